@@ -1,0 +1,61 @@
+"""What processes use, read from /proc: CPU seconds and resident memory."""
+
+import os
+import time
+from pathlib import Path
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def busy_cores(seconds: float = 1.0) -> float:
+    """How many cores the whole machine uses right now, time stolen by a hypervisor included."""
+
+    def counted() -> tuple[int, int]:
+        fields = [int(text) for text in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+        idle, waiting = fields[3:5]
+        return sum(fields), idle + waiting
+
+    total_before, idle_before = counted()
+    time.sleep(seconds)
+    total, idle = counted()
+    return (1 - (idle - idle_before) / (total - total_before)) * (os.cpu_count() or 1)
+
+
+def tree(pid: int) -> list[int]:
+    """``pid`` and its descendants, parents first."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+    found = [pid]
+    for parent in found:
+        found.extend(sorted(children.get(parent, [])))
+    return found
+
+
+def cpu_seconds(pid: int) -> float:
+    """User and system time of one process so far, its threads included."""
+    fields = _stat(pid)
+    return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
+
+
+def resident_mib(pid: int, *, peak: bool = False) -> float:
+    """Resident memory of one process: now, or the most it ever was."""
+    wanted = "VmHWM:" if peak else "VmRSS:"
+    try:
+        status = Path(f"/proc/{pid}/status").read_text()
+    except OSError:
+        return 0.0
+    for line in status.splitlines():
+        if line.startswith(wanted):
+            return int(line.split()[1]) / 1024
+    return 0.0
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat after the name, which may itself hold spaces: state, ppid, …"""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()

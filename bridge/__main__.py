@@ -1,0 +1,7 @@
+"""`python -m bridge` is `python run.py`."""
+
+import sys
+
+from .cli import main
+
+sys.exit(main())

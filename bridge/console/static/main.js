@@ -1,0 +1,183 @@
+// The page: what is shown when, in which language and theme.
+
+import { follow, storeKey, storedKey } from "./bridge.js";
+import { DeviceView } from "./device.js";
+import { byId, make } from "./dom.js";
+import { Plots } from "./plots.js";
+import { Requests } from "./requests.js";
+import { count, currentLanguage, span, speak, word } from "./words.js";
+
+const LANGUAGE = "bridge-console-language";
+const THEME = "bridge-console-theme";
+const root = document.documentElement;
+const systemDark = matchMedia("(prefers-color-scheme: dark)");
+
+let stop = null;
+let latest = null;
+let lost = false;
+
+const plots = new Plots({
+  rate: byId("plot-rate"), errors: byId("plot-errors"), latency: byId("plot-latency"),
+});
+const device = new DeviceView(byId("device"));
+const requests = new Requests({
+  body: byId("requests"),
+  empty: byId("no-requests"),
+  pause: byId("pause"),
+  onlyErrors: byId("only-errors"),
+  onDevice(uuid) {
+    byId("uuid").value = uuid;
+    device.lookUp(uuid);
+    byId("device-title").scrollIntoView({ block: "nearest" });
+  },
+});
+
+// ---- what the bridge tells ---------------------------------------------------------------------
+
+function connect() {
+  stop?.();
+  stop = follow({
+    history(news) {
+      plots.forget();
+      requests.forget();
+      byId("hail").hidden = true;
+      byId("key-form").hidden = true;
+      byId("all").hidden = false;
+      byId("forget-key").hidden = !storedKey();
+      show(news);
+    },
+    second: show,
+    refused: askForKey,
+    lost(detail) {
+      lost = true;
+      showState();
+      byId("hail").textContent = detail ?? word("noAnswer");
+    },
+  });
+}
+
+function show(news) {
+  latest = news;
+  lost = false;
+  plots.show(news);
+  requests.add(news.requests);
+  showState();
+}
+
+function showState() {
+  if (!latest) return;
+  const { health, workers, instance } = latest;
+  showPeer("mqtt", !lost && health.mqtt);
+  showPeer("database", !lost && health.database);
+  fact("in-flight", lost ? word("noneYet") : count(health.in_flight));
+  fact("uptime", lost ? word("noneYet") : span(Math.floor(health.uptime_seconds)));
+  byId("build").textContent = health.version;
+  const name = verdict(health);
+  const place = byId("verdict");
+  // Said again only when it changes, or readers of the screen would hear it every second.
+  if (place.textContent !== word(name)) place.textContent = word(name);
+  place.className = `verdict ${name === "allWell" ? "good" : "bad"}`;
+  byId("worker").hidden = workers === 1;
+  byId("worker").textContent = word("workerNote", { workers, instance });
+}
+
+function verdict(health) {
+  if (lost) return "bridgeGone";
+  if (health.mqtt && health.database) return "allWell";
+  if (health.database) return "brokerGone";
+  return health.mqtt ? "databaseGone" : "bothGone";
+}
+
+function showPeer(peer, connected) {
+  const level = lost ? "idle" : connected ? "good" : "bad";
+  const text = lost ? word("noneYet") : word(connected ? "connected" : "disconnected");
+  byId(`peer-${peer}`).querySelector("dd").replaceChildren(
+    make("span", { class: `dot ${level}` }), text,
+  );
+}
+
+function fact(name, text) {
+  byId(`peer-${name}`).querySelector("dd").textContent = text;
+}
+
+// ---- the key -----------------------------------------------------------------------------------
+
+function askForKey() {
+  const tried = storedKey();
+  storeKey(null);
+  latest = null;
+  plots.forget();
+  requests.forget();
+  requests.draw();
+  device.forget();
+  byId("build").textContent = "";
+  byId("all").hidden = byId("hail").hidden = true;
+  byId("forget-key").hidden = true;
+  byId("key-form").hidden = false;
+  byId("key-fault").textContent = tried ? word("keyWrong") : "";
+  byId("key").value = "";
+  byId("key").focus();
+}
+
+byId("key-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  storeKey(byId("key").value.trim());
+  connect();
+});
+
+byId("forget-key").addEventListener("click", () => {
+  storeKey(null);
+  connect();
+});
+
+// ---- the device --------------------------------------------------------------------------------
+
+byId("device-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  const uuid = byId("uuid").value.trim();
+  if (uuid) device.lookUp(uuid);
+});
+
+// ---- language and theme ------------------------------------------------------------------------
+
+function setLanguage(language) {
+  speak(language);
+  byId("language").textContent = word("otherLanguage");
+  byId("language").setAttribute("aria-label", word("otherLanguageLabel"));
+  byId("language").lang = language === "zh" ? "en" : "zh-CN";
+  showTheme();
+  showState();
+  plots.draw();
+  requests.draw();
+  device.draw();
+}
+
+byId("language").addEventListener("click", () => {
+  const other = currentLanguage() === "zh" ? "en" : "zh";
+  localStorage.setItem(LANGUAGE, other);
+  setLanguage(other);
+});
+
+// Only a choice against the system's is kept: back with it, the page follows the system again.
+function isDark() {
+  const chosen = localStorage.getItem(THEME);
+  return chosen ? chosen === "dark" : systemDark.matches;
+}
+
+function showTheme() {
+  const dark = isDark();
+  root.dataset.theme = dark ? "dark" : "light";
+  byId("theme").textContent = word(dark ? "toLight" : "toDark");
+}
+
+byId("theme").addEventListener("click", () => {
+  const dark = !isDark();
+  if (dark === systemDark.matches) localStorage.removeItem(THEME);
+  else localStorage.setItem(THEME, dark ? "dark" : "light");
+  showTheme();
+});
+
+systemDark.addEventListener("change", showTheme);
+setLanguage(localStorage.getItem(LANGUAGE) ?? root.lang);
+byId("hail").textContent = word("connecting");
+connect();

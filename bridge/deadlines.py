@@ -1,0 +1,85 @@
+"""Time limits that cost next to nothing: one timer looks after all of them.
+
+A timer of its own costs a request more than reading a sensor does (uvloop arms and disarms one in
+the kernel's queue), and hardly any ever fires. Limits kept here end within `RESOLUTION` seconds
+after their time, which is fine for limits of seconds.
+"""
+
+import asyncio
+from collections.abc import Callable
+from types import TracebackType
+
+RESOLUTION = 0.05
+
+
+class Deadlines:
+    """Calls what is overdue; one for each event loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._entries: dict[int, tuple[float, Callable[[], None]]] = {}
+        self._last_entry = 0
+        self._ticking = False
+
+    def call_at(self, when: float, overdue: Callable[[], None]) -> int:
+        """Call `overdue` once the loop's clock has passed `when`; the entry is for `cancel`."""
+        self._last_entry += 1
+        self._entries[self._last_entry] = (when, overdue)
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(RESOLUTION, self._tick)
+        return self._last_entry
+
+    def cancel(self, entry: int) -> None:
+        """Forget an entry; one that has been called is forgotten already."""
+        self._entries.pop(entry, None)
+
+    def until(self, when: float) -> "Limit":
+        """`with deadlines.until(when):` raises TimeoutError where the body would wait past it."""
+        return Limit(self, when)
+
+    def _tick(self) -> None:
+        now = self._loop.time()
+        overdue = [entry for entry, (when, _) in self._entries.items() if when <= now]
+        for entry in overdue:
+            _, call = self._entries.pop(entry)
+            call()
+        self._ticking = bool(self._entries)
+        if self._ticking:
+            self._loop.call_later(RESOLUTION, self._tick)
+
+
+class Limit:
+    """A time limit for the body of one `with`, in one task; after `asyncio.Timeout`'s semantics."""
+
+    __slots__ = ("_cancelling", "_deadlines", "_entry", "_expired", "_task", "_when")
+
+    def __init__(self, deadlines: Deadlines, when: float) -> None:
+        self._deadlines = deadlines
+        self._when = when
+        self._expired = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a time limit needs a task")
+        self._task = task
+        self._cancelling = task.cancelling()
+        self._entry = self._deadlines.call_at(self._when, self._expire)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._deadlines.cancel(self._entry)
+        if not self._expired:
+            return
+        # Others may have cancelled the task besides; then it is theirs that counts.
+        if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def _expire(self) -> None:
+        self._expired = True
+        self._task.cancel()

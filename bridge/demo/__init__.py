@@ -1,0 +1,150 @@
+"""`python run.py demo`: the bridge with everything around it, on this machine alone.
+
+A broker in a child process, SQLite in memory, two simulated boards, and a stand-in for the
+platform's service that writes what boards report into the tables. The bridge itself is the real
+one. Nothing has to be installed beside `requirements.txt`, and nothing is left behind, not even
+after a SIGKILL: the broker ends when its stdin closes, and its file is gone once it has started.
+"""
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+from collections.abc import Callable
+
+from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
+
+from ..app import Bridge
+from ..http import PortTakenError
+from ..metrics import Metrics
+from ..settings import Settings
+from .boards import Board
+from .broker import BrokerError, embedded_broker
+from .devices import demo_devices
+from .front_door import front_door
+from .guide import guide
+from .loopback import LOOPBACK, NoFreePortError, free_port, wanted_port
+from .platform import Platform
+from .sqlite import SqliteBackend, open_database
+from .terminal import Terminal
+
+_USUAL_HTTP_PORT = 9001
+_READY_WITHIN_SECONDS = 15.0
+
+
+async def run_demo(settings: Settings, *, http_port: int | None) -> int:
+    """Run the demo until SIGINT or SIGTERM; the exit status.
+
+    Args:
+        settings: only language and logging are taken from them.
+        http_port: instead of 9001, or of a free port when that is taken.
+    """
+    if http_port is not None and not 1 <= http_port <= 65535:
+        return _complain("--http-port must be a number from 1 to 65535", status=2)
+    starting = asyncio.current_task()
+    assert starting is not None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        with contextlib.suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
+    try:
+        with embedded_broker() as broker_port:
+            async with front_door(broker_port) as mqtt_port:
+                return await _run(_demo_settings(settings, mqtt_port, http_port))
+    except (NoFreePortError, BrokerError) as error:
+        return _complain(str(error))
+    except asyncio.CancelledError:
+        # Told to stop while starting. Once ready, `Bridge.run` listens to the signals instead.
+        return 0
+
+
+async def _run(settings: Settings) -> int:
+    """Build a world around a bridge, and end it after the bridge."""
+    terminal = Terminal()
+    devices = demo_devices(settings.language)
+    async with open_database(devices) as database, asyncio.TaskGroup() as world:
+        platform = Platform(database, devices, settings.timezone)
+        lives = [world.create_task(platform.run(settings.mqtt_port), name="platform")]
+        try:
+            await platform.listening.wait()
+            for device in devices:
+                life = Board(device, terminal).run(settings.mqtt_port)
+                lives.append(world.create_task(life, name=device.uuid))
+            await platform.heard_all.wait()
+            return await _serve(
+                _bridge(settings, database),
+                on_ready=lambda: terminal.say(guide(settings, devices)),
+            )
+        finally:
+            for task in lives:
+                task.cancel()
+
+
+def _bridge(settings: Settings, database: SqliteBackend) -> Bridge:
+    _silence_what_does_not_matter_here()
+    metrics = Metrics()
+    metrics.connected("database", True)
+    return Bridge(settings, backend=database, metrics=metrics)
+
+
+async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
+    try:
+        await bridge.start()
+        async with asyncio.timeout(_READY_WITHIN_SECONDS):
+            while not bridge.is_ready():  # noqa: ASYNC110  it tells, but does not call
+                await asyncio.sleep(0.02)
+    except PortTakenError as error:
+        return _complain(str(error))
+    except TimeoutError:
+        await bridge.stop()
+        return _complain("the bridge did not become ready; the lines above may say why")
+    except asyncio.CancelledError:
+        await bridge.stop()
+        raise
+    on_ready()
+    return 0 if await bridge.run() else 1
+
+
+class _OwnSettings(Settings):
+    """Settings from the arguments alone: what the environment or `.env` names is never touched."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Nothing but the arguments."""
+        del settings_cls, env_settings, dotenv_settings, file_secret_settings
+        return (init_settings,)
+
+
+def _demo_settings(given: Settings, mqtt_port: int, http_port: int | None) -> Settings:
+    return _OwnSettings(
+        mqtt_broker=LOOPBACK,
+        mqtt_port=mqtt_port,
+        mqtt_instance="demo",
+        # The embedded broker keeps no sessions.
+        mqtt_session_expiry=0,
+        service_host=LOOPBACK,
+        service_port=free_port(_USUAL_HTTP_PORT) if http_port is None else wanted_port(http_port),
+        language=given.language,
+        log_level=given.log_level,
+        log_format=given.log_format,
+    )
+
+
+def _silence_what_does_not_matter_here() -> None:
+    # The warning that HTTP is open to everyone who reaches it: that is this machine alone.
+    logging.getLogger("bridge.app").setLevel(logging.ERROR)
+    # rumqttd acknowledges each filter of an UNSUBSCRIBE by itself, and aiomqtt, which expects one
+    # UNSUBACK, complains of the second.
+    logging.getLogger("mqtt").setLevel(logging.CRITICAL)
+
+
+def _complain(words: str, status: int = 1) -> int:
+    print(f"demo: {words}", file=sys.stderr)
+    return status

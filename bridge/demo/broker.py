@@ -1,0 +1,84 @@
+"""The embedded broker: iotcore, which is rumqttd in a child process."""
+
+import asyncio
+import tempfile
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import aiomqtt
+from iotcore import Broker
+
+from .loopback import LOOPBACK, free_port
+
+_USUAL_PORT = 1884
+_RECONNECT_SECONDS = 1.0
+
+# No listener for MQTT 3.1.1: see `front_door`.
+_CONFIG = """
+id = 0
+
+[router]
+id = 0
+max_connections = 1000
+max_outgoing_packet_count = 200
+max_segment_size = 1048576
+max_segment_count = 10
+
+[v5.1]
+name = "v5"
+listen = "{host}:{port}"
+next_connection_delay_ms = 1
+
+[v5.1.connections]
+connection_timeout_ms = 60000
+max_payload_size = 1048576
+max_inflight_count = 100
+dynamic_filters = true
+"""
+
+
+class BrokerError(Exception):
+    """The broker did not start."""
+
+
+@contextmanager
+def embedded_broker() -> Iterator[int]:
+    """A broker for this machine alone, as long as the context lasts; its port, for MQTT 5.
+
+    Starting takes a fifth of a second and blocks, so that nothing can come between the child's
+    start and its owner's knowing of it.
+
+    Raises:
+        NoFreePortError: no port is left for it.
+        BrokerError: it did not start.
+    """
+    port = free_port(_USUAL_PORT)
+    with tempfile.TemporaryDirectory(prefix="bridge-demo-") as folder:
+        config = Path(folder, "broker.toml")
+        config.write_text(_CONFIG.format(host=LOOPBACK, port=port))
+        broker = Broker(config_path=str(config))
+        try:
+            # It listens, and so has read its file, when this returns.
+            broker.start()
+        except (OSError, RuntimeError) as error:
+            raise BrokerError(f"the broker did not start: {error}") from None
+    try:
+        yield port
+    finally:
+        broker.stop()
+
+
+async def stay_connected(
+    port: int, identifier: str, live: Callable[[aiomqtt.Client], Awaitable[None]]
+) -> None:
+    """Run `live` on a connection of MQTT 3.1.1, and again on a new one when that is lost."""
+    while True:
+        try:
+            async with aiomqtt.Client(
+                LOOPBACK, port, identifier=identifier, protocol=aiomqtt.ProtocolVersion.V311
+            ) as client:
+                await live(client)
+        except* aiomqtt.MqttError:
+            # The bridge says so too, and louder.
+            await asyncio.sleep(_RECONNECT_SECONDS)

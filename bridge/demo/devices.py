@@ -1,0 +1,118 @@
+"""The demo's two devices: what the platform's tables would say of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import Language, Text
+from ..models import JsonObject
+from .simulation import Dht11, Ds18b20, RainSensor, Sensor
+
+SEQUENCE = "class_begin"
+ALIAS = Text("客厅灯", "living room light")
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A device, its product and its board."""
+
+    uuid: str
+    name: str
+    language: Language
+    sensors: tuple[Sensor, ...]
+    # How many ports of each type it has.
+    ports: Mapping[str, int]
+    # What people named: as in `device_control_config`, and in `device_settings`.
+    control_config: JsonObject
+    presets: tuple[JsonObject, ...] = ()
+
+    def sensor_types(self) -> JsonObject:
+        """As in the product's column of that name."""
+        return {
+            f"{sensor.type}_{field}": {
+                "name": name.in_(self.language),
+                "type": sensor.type,
+                "unit": "",
+                "data_field": field,
+                "enabled": True,
+            }
+            for sensor in self.sensors
+            for field, name in sensor.fields.items()
+        }
+
+    def control_ports(self) -> JsonObject:
+        """As in the product's column of that name."""
+        return {
+            f"{kind}_{number}": {
+                "name": f"{kind.upper()}{number}",
+                "type": kind.upper(),
+                "device_id": number,
+                "enabled": True,
+            }
+            for kind, count in self.ports.items()
+            for number in range(1, count + 1)
+        }
+
+
+def demo_devices(language: Language) -> tuple[Device, ...]:
+    """The devices, named in one language; their sensors begin anew."""
+
+    def say(zh: str, en: str) -> str:
+        return Text(zh, en).in_(language)
+
+    return (
+        Device(
+            uuid="demo-board-1",
+            name=say("演示板一", "demo one"),
+            language=language,
+            sensors=(Dht11(), RainSensor()),
+            ports={"led": 4, "relay": 1, "servo": 1, "pwm": 1},
+            control_config={
+                "led_1": {"alias": ALIAS.in_(language)},
+                "led_2": {"alias": say("卧室灯", "bedroom light")},
+                "relay_1": {"alias": say("风扇", "fan")},
+                "servo_1": {"alias": say("窗户", "window")},
+            },
+            presets=(
+                _sequence(SEQUENCE, say("上课模式", "class begins")),
+                {
+                    "preset_key": "blink_led_1",
+                    "name": say("客厅灯闪烁", "blink the living room light"),
+                    "device_type": "led",
+                    "device_id": 1,
+                    "preset_type": "blink",
+                    "parameters": {"count": 3, "on_time": 500, "off_time": 500},
+                },
+            ),
+        ),
+        Device(
+            uuid="demo-board-2",
+            name=say("演示板二", "demo two"),
+            language=language,
+            sensors=(Ds18b20(),),
+            ports={"led": 1},
+            control_config={},
+        ),
+    )
+
+
+def _sequence(key: str, name: str) -> JsonObject:
+    # In the words in which the platform stores steps, which are not the firmware's.
+    return {
+        "preset_key": key,
+        "name": name,
+        "type": "sequence",
+        "preset_type": "sequence",
+        "steps": [
+            _step("led", 1, delay=0.5, value=1),
+            _step("led", 2, delay=0.5, value=1),
+            _step("relay", 1, delay=0.5, value=1),
+            _step("servo", 1, delay=0.5, angle=90),
+            _step("pwm", 1, delay=0, frequency=5000, duty=60),
+        ],
+    }
+
+
+def _step(kind: str, number: int, *, delay: float, **values: Any) -> JsonObject:
+    command = {"cmd": kind, "device_id": number, "device_type": kind, **values}
+    return {"command": command, "delay": delay}

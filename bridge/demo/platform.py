@@ -1,0 +1,67 @@
+"""A stand-in for the platform's own service: what boards report goes into the tables."""
+
+import asyncio
+import re
+from collections.abc import Iterable
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+import aiomqtt
+import orjson
+
+from .broker import stay_connected
+from .devices import Device
+from .sqlite import SqliteBackend
+
+_SENSOR_NAME = re.compile(r"[a-z_][a-z0-9_]*")
+
+
+class Platform:
+    """Writes device rows and sensor rows as the real one does: values are always text."""
+
+    def __init__(
+        self, database: SqliteBackend, devices: Iterable[Device], timezone: ZoneInfo
+    ) -> None:
+        self._database = database
+        self._timezone = timezone
+        self._unheard = {
+            (device.uuid, sensor.type) for device in devices for sensor in device.sensors
+        }
+        self.listening = asyncio.Event()
+        # Set when every sensor of every device has a value.
+        self.heard_all = asyncio.Event()
+
+    async def run(self, port: int) -> None:
+        """Listen on the broker at that port, until cancelled."""
+        await stay_connected(port, "demo-platform", self._listen)
+
+    async def _listen(self, client: aiomqtt.Client) -> None:
+        await client.subscribe([("devices/+/data", 1), ("devices/+/heartbeat", 1)])
+        self.listening.set()
+        async for message in client.messages:
+            assert isinstance(message.payload, bytes)
+            _, uuid, kind = str(message.topic).split("/")
+            await self._database.mark_seen(uuid, self._now())
+            if kind == "data":
+                await self._store(uuid, message.payload)
+
+    async def _store(self, uuid: str, payload: bytes) -> None:
+        try:
+            report = orjson.loads(payload)
+        except orjson.JSONDecodeError:
+            return
+        if not isinstance(report, dict):
+            return
+        sensor_type = str(report.pop("sensor", ""))
+        # Python's words for booleans, `True` and `False`, as in the real tables.
+        values = {
+            name: str(value) for name, value in report.items() if _SENSOR_NAME.fullmatch(name)
+        }
+        await self._database.store_readings(uuid, sensor_type, values, self._now())
+        self._unheard.discard((uuid, sensor_type))
+        if not self._unheard:
+            self.heard_all.set()
+
+    def _now(self) -> datetime:
+        """The time as the tables hold it: naive, in the platform's zone, in whole seconds."""
+        return datetime.now(self._timezone).replace(tzinfo=None, microsecond=0)

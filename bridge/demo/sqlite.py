@@ -1,0 +1,143 @@
+"""The platform's tables in SQLite: every column that we read, and what writes them here."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+
+import aiosqlite
+import orjson
+
+from ..models import DeviceProfile, DeviceReadings
+from ..store import PROFILES, READINGS, key_of, profiles_of, readings_of
+from .devices import Device
+
+# NOCASE, for the platform's collation ignores case.
+_TABLES = """
+CREATE TABLE device_products (
+    id            INTEGER PRIMARY KEY,
+    sensor_types  TEXT,
+    control_ports TEXT
+);
+CREATE TABLE device_main (
+    uuid                  TEXT PRIMARY KEY COLLATE NOCASE,
+    product_id            INTEGER REFERENCES device_products (id),
+    name                  TEXT NOT NULL,
+    is_online             INTEGER NOT NULL DEFAULT 0,
+    last_seen             TEXT,
+    device_control_config TEXT,
+    device_settings       TEXT
+);
+CREATE TABLE device_sensors (
+    device_uuid  TEXT COLLATE NOCASE REFERENCES device_main (uuid),
+    sensor_name  TEXT COLLATE NOCASE,
+    sensor_value TEXT,
+    sensor_unit  TEXT,
+    sensor_type  TEXT,
+    timestamp    TEXT,
+    PRIMARY KEY (device_uuid, sensor_name)
+);
+"""
+_ADD_PRODUCT = "INSERT INTO device_products (id, sensor_types, control_ports) VALUES (?, ?, ?)"
+_ADD_DEVICE = """
+INSERT INTO device_main (uuid, product_id, name, device_control_config, device_settings)
+VALUES (?, ?, ?, ?, ?)
+"""
+_MARK_SEEN = "UPDATE device_main SET is_online = 1, last_seen = ? WHERE uuid = ?"
+# Of devices that there are; anyone may publish under any uuid.
+_STORE_READING = """
+INSERT OR REPLACE INTO device_sensors
+SELECT uuid, ?, ?, '', ?, ? FROM device_main WHERE uuid = ?
+"""
+
+# The bridge's own statements; a list of keys comes as one JSON parameter.
+_KEYS = "(SELECT value FROM json_each(?))"
+_READINGS = READINGS.replace("%s", _KEYS)
+_PROFILES = PROFILES.replace("%s", _KEYS)
+
+
+class SqliteBackend:
+    """Store and backend in one; whoever opened the connection closes it."""
+
+    available = True
+
+    def __init__(self, connection: aiosqlite.Connection) -> None:
+        self._connection = connection
+
+    # ---- as a backend ---------------------------------------------------------------------------
+
+    @property
+    def store(self) -> "SqliteBackend":
+        return self
+
+    async def watch(self) -> None:
+        """Nothing can happen to it."""
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        """Leave it open: the platform goes on writing when the bridge has ended."""
+
+    # ---- as a store -----------------------------------------------------------------------------
+
+    async def sensors(self, wanted: Sequence[tuple[str, str]]) -> list[DeviceReadings | None]:
+        """See `Store.sensors`; all that a device has, which is as good and simpler."""
+        return [await self.readings(device_uuid) for device_uuid, _ in wanted]
+
+    async def readings(self, device_uuid: str) -> DeviceReadings | None:
+        """See `Store.readings`."""
+        key = key_of(device_uuid)
+        keys = _json([key])
+        rows = await self._connection.execute_fetchall(_READINGS, (keys, keys))
+        return readings_of(_with_times(row) for row in rows).get(key)
+
+    async def profile(self, device_uuid: str) -> DeviceProfile | None:
+        """See `Store.profile`."""
+        key = key_of(device_uuid)
+        rows = await self._connection.execute_fetchall(_PROFILES, (_json([key]),))
+        return profiles_of(tuple(row) for row in rows).get(key)
+
+    # ---- what the platform writes ---------------------------------------------------------------
+
+    async def mark_seen(self, device_uuid: str, now: datetime) -> None:
+        """A device is there."""
+        await self._connection.execute(_MARK_SEEN, (now.isoformat(" "), device_uuid))
+
+    async def store_readings(
+        self, device_uuid: str, sensor_type: str, values: Mapping[str, str], now: datetime
+    ) -> None:
+        """The latest values of a device's sensors, by name."""
+        await self._connection.executemany(
+            _STORE_READING,
+            [
+                (name, value, sensor_type, now.isoformat(" "), device_uuid)
+                for name, value in values.items()
+            ],
+        )
+
+
+@asynccontextmanager
+async def open_database(devices: Iterable[Device]) -> AsyncIterator[SqliteBackend]:
+    """A database in memory that knows these devices, all of them not seen yet."""
+    async with aiosqlite.connect(":memory:", isolation_level=None) as connection:
+        await connection.executescript(_TABLES)
+        for number, device in enumerate(devices, start=1):
+            types, ports = device.sensor_types(), device.control_ports()
+            await connection.execute(_ADD_PRODUCT, (number, _json(types), _json(ports)))
+            config, settings = device.control_config, {"preset_commands": device.presets}
+            await connection.execute(
+                _ADD_DEVICE, (device.uuid, number, device.name, _json(config), _json(settings))
+            )
+        yield SqliteBackend(connection)
+
+
+def _with_times(row: Iterable[object]) -> tuple[object, ...]:
+    """A row of `READINGS` with its two times as such: SQLite has no type for them."""
+    columns = list(row)
+    for index in (3, 9):
+        text = columns[index]
+        columns[index] = datetime.fromisoformat(text) if isinstance(text, str) else None
+    return tuple(columns)
+
+
+def _json(value: object) -> str:
+    return orjson.dumps(value).decode()

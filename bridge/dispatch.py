@@ -1,0 +1,348 @@
+"""`answer(request) -> reply`: a request's whole life, the same for every transport."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import orjson
+from pydantic import ValidationError
+
+from .access import Grant
+from .calls import Call, Item, Services
+from .deadlines import Deadlines
+from .envelope import Envelope, open_fields
+from .errors import (
+    Busy,
+    Draining,
+    Expired,
+    FieldError,
+    OperationNotFound,
+    RequestTimeout,
+    ValidationFailed,
+)
+from .logs import printable
+from .metrics import UNKNOWN, Metrics
+from .models import Fields, Health, JsonObject
+from .once import Once, fingerprint_of
+from .once import key_of as once_key
+from .operations import OPERATION_NAMES, OPERATIONS, Operation
+from .replies import Reply, reply_to_error
+from .store import key_of as device_key
+
+logger = logging.getLogger(__name__)
+audit = logging.getLogger("bridge.commands")
+
+
+@dataclass(slots=True)
+class Request:
+    """A request as a transport read it. Times are on the monotonic clock, which is the loop's."""
+
+    transport: str
+    operation: str
+    envelope: Envelope
+    received: float
+    # Who asked: the API key's name, else the client level, else the reply topic, else "http" or
+    # "mcp".
+    requester: str
+    # The id for at-most-once: Idempotency-Key or `request_id`, else Correlation Data.
+    once_id: str | bytes | None = None
+    # From Message Expiry.
+    expires: float | None = None
+    # What the API key may do; None where the broker guards, or there are no keys.
+    grant: Grant | None = None
+    # Called when a sequence's first step has left.
+    on_begun: Callable[[], None] | None = None
+    traceparent: str | None = None
+
+
+class Observation(NamedTuple):
+    """One request answered, for logs, metrics and the console."""
+
+    operation: str
+    transport: str
+    device_uuid: str | None
+    code: int
+    outcome: str
+    seconds: float
+
+
+class Dispatcher:
+    """Answers requests, whoever carried them here."""
+
+    def __init__(self, services: Services, once: Once, metrics: Metrics) -> None:
+        self._services = services
+        self._once = once
+        self._metrics = metrics
+        self._in_hand = 0
+        self._when_idle: asyncio.Future[None] | None = None
+        self.observers: list[Callable[[Observation], None]] = []
+
+    @property
+    def in_flight(self) -> int:
+        """How many requests are in hand."""
+        return self._in_hand
+
+    def health(self) -> Health:
+        """Our state; never waits."""
+        return self._services.health()
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """For what a transport waits for before it has a request."""
+        return self._services.deadlines
+
+    async def idle(self) -> None:
+        """Wait until nothing is in hand."""
+        if self._in_hand:
+            self._when_idle = asyncio.get_running_loop().create_future()
+            await self._when_idle
+
+    async def answer(self, request: Request) -> Reply:
+        """The reply to a request; whatever goes wrong becomes one, except a cancellation."""
+        row = OPERATIONS.get(request.operation)
+        if row is not None and request.transport == "mqtt" and not row.over_mqtt:
+            row = None
+        try:
+            reply = await self._answer(row, request)
+        except Exception as error:
+            reply = reply_to_error(error, self._services.settings.language)
+        if reply.property_name is not None and reply.property_value is None:
+            value = request.envelope.fields.get(reply.property_name)
+            if isinstance(value, str | int | float):
+                reply.property_value = str(value)
+        self._observe(row, request, reply)
+        return reply
+
+    async def _answer(self, row: Operation | None, request: Request) -> Reply:
+        envelope = request.envelope
+        if envelope.refusal is not None:
+            raise envelope.refusal
+        if row is None:
+            raise OperationNotFound(operations=", ".join(OPERATION_NAMES))
+        if self._services.drain.begun.is_set() and request.transport != "mqtt" and not row.always:
+            raise Draining()
+        settings = self._services.settings
+        deadline = request.received + (
+            settings.preset_timeout if row.slow else settings.request_timeout
+        )
+        if request.expires is not None:
+            deadline = min(deadline, request.expires)
+        call = Call(self._services, deadline, self, request, request.on_begun)
+        # What is always answered does no work that could pile up.
+        fields = _checked(row, envelope, request.grant, call)
+        return await self._perform(row, fields, request, call, counted=not row.always)
+
+    async def _perform(
+        self, row: Operation, fields: Any, request: Request, call: Call, *, counted: bool
+    ) -> Reply:
+        if row.commands:
+            return await self._command(row, fields, request, call, counted=counted)
+        return await self._run(row, fields, call, counted=counted)
+
+    async def _command(
+        self, row: Operation, fields: Any, request: Request, call: Call, *, counted: bool
+    ) -> Reply:
+        """Run what sends commands: in its device's order, and once under one id."""
+
+        async def execute() -> Reply:
+            try:
+                return await self._run(row, fields, call, counted=counted)
+            except Exception as error:
+                return reply_to_error(error, self._services.settings.language)
+
+        with self._services.lines.place(device_key(fields.device_uuid)) as call.turn:
+            if request.once_id is None:
+                reply = await execute()
+            else:
+                key = once_key(request.requester, request.once_id)
+                reply = await self._once.answer(
+                    key, fingerprint_of(row.name, fields), call, execute
+                )
+        self._audit(row, fields, request, reply)
+        return reply
+
+    async def _run(self, row: Operation, fields: Fields, call: Call, *, counted: bool) -> Reply:
+        """Run the handler, within the capacity if it counts, and until the deadline."""
+        if counted:
+            self._take_in_hand()
+        try:
+            if row.keeps_time or (row.reads and call.unhurried):
+                return Reply(200, await row.handle(fields, call))
+            with call.in_time():
+                return Reply(200, await row.handle(fields, call))
+        finally:
+            if counted:
+                self._let_go()
+
+    def open_item(self, batch: Call, raw: JsonObject, number: int) -> Item:
+        """See `Items.open_item`."""
+        whole: Request = batch.origin
+        envelope = open_fields(raw)
+        item = Item(str(raw.get("operation")), None, envelope.request_id, None)
+        try:
+            row = _row_of_item(raw)
+            if envelope.refusal is not None:
+                raise envelope.refusal
+            call = batch
+            if row.handle_many is None or envelope.expires_at is not None:
+                call = item.origin = self._call_of_item(row, envelope, whole, batch, number)
+            item.fields = _checked(row, envelope, whole.grant, call)
+        except Exception as error:
+            item.reply = reply_to_error(error, self._services.settings.language)
+        return item
+
+    def _call_of_item(
+        self, row: Operation, envelope: Envelope, whole: Request, batch: Call, number: int
+    ) -> Call:
+        request = Request(
+            transport=whole.transport,
+            operation=row.name,
+            envelope=envelope,
+            received=whole.received,
+            requester=whole.requester,
+            once_id=envelope.request_id or _item_id(whole.once_id, number),
+            grant=whole.grant,
+        )
+        return Call(self._services, batch.deadline, self, request)
+
+    async def run_item(self, item: Item) -> Reply:
+        """See `Items.run_item`."""
+        row = OPERATIONS[item.operation]
+        call: Call = item.origin
+        try:
+            return await self._perform(row, item.fields, call.origin, call, counted=False)
+        except Exception as error:
+            return reply_to_error(error, self._services.settings.language)
+
+    def _take_in_hand(self) -> None:
+        if self._in_hand >= self._services.settings.max_in_flight:
+            raise Busy()
+        self._in_hand += 1
+
+    def _let_go(self) -> None:
+        self._in_hand -= 1
+        if not self._in_hand and self._when_idle is not None:
+            # It is cancelled when a drain runs out of time.
+            if not self._when_idle.done():
+                self._when_idle.set_result(None)
+            self._when_idle = None
+
+    def _observe(self, row: Operation | None, request: Request, reply: Reply) -> None:
+        seconds = time.monotonic() - request.received
+        operation = UNKNOWN if row is None else row.name
+        outcome = reply.error or "ok"
+        self._metrics.answered(request.transport, operation, outcome, seconds)
+        if self.observers:
+            uuid = request.envelope.fields.get("device_uuid")
+            observation = Observation(
+                operation,
+                request.transport,
+                uuid if isinstance(uuid, str) else None,
+                reply.code,
+                outcome,
+                seconds,
+            )
+            for observer in self.observers:
+                observer(observation)
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "request",
+                extra={
+                    "id": request.envelope.request_id,
+                    "operation": printable(request.operation),
+                    "transport": request.transport,
+                    "code": reply.code,
+                    "error": reply.error,
+                    "ms": round(seconds * 1000, 2),
+                    "traceparent": request.traceparent,
+                },
+            )
+
+    def _audit(self, row: Operation, fields: Fields, request: Request, reply: Reply) -> None:
+        if not audit.isEnabledFor(logging.INFO):
+            return
+        asked = fields.model_dump(exclude_none=True)
+        audit.info(
+            "command",
+            extra={
+                "who": printable(request.requester),
+                "device": printable(asked.pop("device_uuid")),
+                "operation": row.name,
+                "asked": printable(orjson.dumps(asked).decode()),
+                "code": reply.code,
+                "outcome": reply.error or "ok",
+                "id": request.envelope.request_id,
+                "traceparent": request.traceparent,
+            },
+        )
+
+
+def _checked(row: Operation, envelope: Envelope, grant: Grant | None, call: Call) -> Any:
+    """The validated fields of a request that may begin.
+
+    Raises:
+        BridgeError: it may not: expired, invalid, or not allowed to this key.
+    """
+    _check_begun_in_time(envelope, call)
+    fields = _validated(row, envelope.fields)
+    if grant is not None:
+        grant.check(row.permission or row.name, getattr(fields, "device_uuid", None))
+    if row.check is not None:
+        row.check(fields)
+    return fields
+
+
+def _check_begun_in_time(envelope: Envelope, call: Call) -> None:
+    """Bring the call's deadline down to `expires_at`, and begin nothing past it.
+
+    Raises:
+        Expired: `expires_at` has passed.
+        RequestTimeout: the deadline has passed for another reason.
+    """
+    if envelope.expires_at is not None:
+        left = envelope.expires_at - time.time()
+        if left <= 0:
+            raise Expired()
+        call.deadline = min(call.deadline, asyncio.get_running_loop().time() + left)
+    left = call.seconds_left()
+    if left <= 0:
+        raise RequestTimeout()
+    # A read ends by itself in DB_TIMEOUT and a little; only less needs a time limit of its own.
+    call.unhurried = left > call.services.settings.db_timeout + 1.0
+
+
+def _validated(row: Operation, raw: JsonObject) -> Fields:
+    try:
+        return row.fields.model_validate(raw)
+    except ValidationError as invalid:
+        faults = [
+            FieldError(tuple(fault["loc"]), fault["msg"], fault["type"])
+            for fault in invalid.errors(
+                include_url=False, include_context=False, include_input=False
+            )
+        ]
+        first = faults[0].loc[0] if faults[0].loc else None
+        value = raw.get(first) if isinstance(first, str) else None
+        raise ValidationFailed(faults, value) from None
+
+
+def _row_of_item(item: JsonObject) -> Operation:
+    name = item.get("operation")
+    if not isinstance(name, str):
+        raise ValidationFailed([FieldError(("operation",), "Field required", "missing")])
+    row = OPERATIONS.get(name)
+    if row is None or not row.in_batch:
+        allowed = (row.name for row in OPERATIONS.values() if row.in_batch)
+        raise OperationNotFound(operations=", ".join(allowed))
+    return row
+
+
+def _item_id(batch_id: str | bytes | None, number: int) -> bytes | None:
+    """An item without an id of its own has one by its batch's: a retried batch repeats nothing."""
+    if batch_id is None:
+        return None
+    whole = batch_id.encode() if isinstance(batch_id, str) else batch_id
+    return whole + b"#%d" % number

@@ -1,0 +1,440 @@
+"""The HTTP transport: an aiohttp sidecar that carries the same operations.
+
+Routes follow from the table of operations. Every answer is the wire contract's JSON, those to
+requests that never parsed included.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import orjson
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from . import __version__
+from .access import Grant, Keys
+from .console import Console
+from .dispatch import Dispatcher, Request
+from .documents import Address, Document, Documents, page
+from .envelope import TRACE_SHAPES, Envelope, checked_id, open_fields, open_payload
+from .errors import (
+    MalformedRequest,
+    MethodNotAllowed,
+    OperationNotFound,
+    PayloadTooLarge,
+    RequestTimeout,
+    Text,
+    Unauthorized,
+    UnsupportedMediaType,
+)
+from .mcp.endpoint import Caller, Endpoint
+from .mcp.visitors import Visitors
+from .metrics import UNKNOWN, Metrics
+from .operations import OPERATIONS, Operation
+from .replies import Reply, reply_to_error
+from .settings import Settings
+from .sidecar import Answer, Runner
+
+logger = logging.getLogger(__name__)
+
+Headers = Sequence[tuple[str, str]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_JSON = "application/json"
+_JSON_UTF8 = "application/json; charset=utf-8"
+# A connection that sends no request, or only part of one's head, is closed after so long.
+_IDLE_SECONDS = 75.0
+_NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
+_EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+_PREFLIGHT = (
+    ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
+    (
+        "Access-Control-Allow-Headers",
+        "Content-Type, X-API-Key, Authorization, Idempotency-Key, traceparent, tracestate, "
+        "MCP-Protocol-Version, Mcp-Session-Id, Mcp-Method, Mcp-Name",
+    ),
+    ("Access-Control-Max-Age", "600"),
+)
+
+
+class PortTakenError(Exception):
+    """The address that we should listen on can't be had; the message says what to do."""
+
+
+class HttpTransport:
+    """Serves requests over HTTP, and what operators ask of a service."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        metrics: Metrics,
+        dispatcher: Dispatcher,
+        *,
+        is_ready: Callable[[], bool],
+        mqtt_connected: Callable[[], bool],
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._metrics = metrics
+        self._is_ready = is_ready
+        self._mqtt_connected = mqtt_connected
+        self._documents = Documents(settings)
+        self._dispatcher = dispatcher
+        self._runner: Runner | None = None
+        self._server: asyncio.Server | None = None
+        self._console = Console(settings, dispatcher.health, self._admit)
+        dispatcher.observers.append(self._console.activity.observe)
+        self._mcp = Endpoint(settings, dispatcher)
+        self._mcp_visitors = Visitors(settings)
+
+    # ---- life -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            PortTakenError: the address can't be bound.
+        """
+        app = web.Application(client_max_size=self._settings.max_payload)
+        self._add_routes(app)
+        self._runner = Runner(
+            app,
+            on_error=self._answer_outside,
+            access_log=None,
+            keepalive_timeout=_IDLE_SECONDS,
+        )
+        await self._runner.setup()
+        try:
+            self._server = await asyncio.get_running_loop().create_server(
+                self._runner.protocol,
+                self._settings.service_host,
+                self._settings.service_port,
+                reuse_port=True if self._settings.workers > 1 else None,
+                backlog=1024,
+            )
+        except OSError as error:
+            raise PortTakenError(_port_taken(self._settings, error)) from None
+
+    async def stop(self) -> None:
+        """Stop listening, and close the connections after what they are being answered."""
+        if self._server is not None:
+            self._server.close()
+        self._console.close()
+        if self._runner is not None:
+            await self._runner.close(within=0.25)
+        await self._mcp.close()
+
+    # ---- routes ---------------------------------------------------------------------------------
+
+    def _add_routes(self, app: web.Application) -> None:
+        for row in OPERATIONS.values():
+            handler = self._health if row.name == "health" else self._operation(row)
+            self._add(app, row.method, row.path, self._guarded(handler, open_=row.name == "health"))
+        self._add(app, "GET", "/", self._guarded(self._root, open_=True))
+        self._add(app, "GET", "/livez", self._guarded(self._livez, open_=True))
+        self._add(app, "GET", "/readyz", self._guarded(self._readyz, open_=True))
+        self._add(app, "GET", "/metrics", self._guarded(self._metrics_page))
+        self._add_documents(app)
+        self._add(app, "POST", "/mcp/", self._guarded(self._mcp_message))
+        app.router.add_route("*", "/mcp", self._to_mcp)
+        for place in self._console.places():
+            self._add(app, "GET", place.path, self._guarded(place.handler, open_=place.open))
+        app.router.add_route("*", "/{path:.*}", self._guarded(self._not_found))
+
+    def _add_documents(self, app: web.Application) -> None:
+        for path, document in self._documents.by_path.items():
+            self._add(app, "GET", path, self._guarded(self._document(document)))
+        self._add(app, "GET", "/docs", self._guarded(self._docs, open_=True))
+        for name in page.FILES:
+            self._add(app, "GET", f"/docs/{name}", self._guarded(self._docs_file(name)))
+
+    def _add(self, app: web.Application, method: str, path: str, handler: Handler) -> None:
+        resource = app.router.add_resource(path)
+        resource.add_route(method, handler)
+        if method == "GET":
+            resource.add_route("HEAD", handler)
+        resource.add_route("OPTIONS", self._preflight)
+
+        async def not_allowed(request: web.Request) -> web.StreamResponse:
+            reply = self._refused(MethodNotAllowed(allowed=method))
+            return self._respond(request, reply, headers=(("Allow", f"{method}, OPTIONS"),))
+
+        resource.add_route("*", not_allowed)
+
+    def _operation(self, row: Operation) -> Callable[[web.Request, Grant | None], Awaitable[Any]]:
+        async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+            return await self._answer(row, request, grant)
+
+        return handle
+
+    def _guarded(
+        self,
+        handler: Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]],
+        *,
+        open_: bool = False,
+    ) -> Handler:
+        """Admit the caller, unless the place is open to all; whatever is raised is answered."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                grant = None
+                if not open_:
+                    grant = self._admit(request)
+                return await handler(request, grant)
+            except Exception as error:
+                return self._respond(request, self._refused(error))
+
+        return handle
+
+    def _admit(self, request: web.Request) -> Grant | None:
+        if not self._keys.required:
+            return None
+        return self._keys.admit(_secret(request), request.remote)
+
+    # ---- operations -----------------------------------------------------------------------------
+
+    async def _answer(
+        self, row: Operation, request: web.Request, grant: Grant | None
+    ) -> web.StreamResponse:
+        received = time.monotonic()
+        envelope = await self._open(row, request, received)
+        headers = request.headers
+        key = headers.get("Idempotency-Key")
+        if key is not None:
+            checked_id(key)
+        reply = await self._dispatcher.answer(
+            Request(
+                transport="http",
+                operation=row.name,
+                envelope=envelope,
+                received=received,
+                requester="http" if grant is None else grant.name,
+                once_id=key or envelope.request_id,
+                grant=grant,
+                traceparent=_traceparent(headers.get("traceparent")),
+            )
+        )
+        return self._respond(request, reply, envelope.request_id)
+
+    async def _open(self, row: Operation, request: web.Request, received: float) -> Envelope:
+        if row.method == "GET":
+            return open_fields({**request.query, **request.match_info})
+        payload = await self._payload(request, received)
+        return open_payload(payload, self._settings.max_payload)
+
+    async def _payload(self, request: web.Request, received: float) -> bytes:
+        """A body of JSON, read in time.
+
+        Raises:
+            BridgeError: it is declared as something else, too large, too late, or broken off.
+        """
+        if request.content_type != _JSON:
+            raise UnsupportedMediaType()
+        try:
+            with self._dispatcher.deadlines.until(received + self._settings.request_timeout):
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            raise PayloadTooLarge(limit=self._settings.max_payload) from None
+        except TimeoutError:
+            raise RequestTimeout() from None
+        except (web.RequestPayloadError, HttpProcessingError, ConnectionError):
+            # The last of these: the client went away amidst its body, and nobody reads the answer.
+            raise MalformedRequest(reason=_NOT_HTTP) from None
+
+    async def _health(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        """The health object bare, for monitors that read it so."""
+        del grant
+        reply = await self._dispatcher.answer(
+            Request(
+                transport="http",
+                operation="health",
+                envelope=Envelope(),
+                received=time.monotonic(),
+                requester="http",
+            )
+        )
+        healthy = reply.error is None and reply.data.status == "healthy"
+        return self._send(request, orjson.dumps(reply.data), 200 if healthy else 503)
+
+    # ---- language models ------------------------------------------------------------------------
+
+    async def _mcp_message(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        received = time.monotonic()
+        headers = request.headers
+        if grant is None:
+            self._mcp_visitors.check(headers.get("Host"), headers.get("Origin"))
+        payload = await self._payload(request, received)
+        # MCP's parsers take what we don't, such as NaN; an answer of ours is clear to a client too.
+        refusal = open_payload(payload, self._settings.max_payload).refusal
+        if refusal is not None:
+            raise refusal
+        caller = Caller(grant, received, _traceparent(headers.get("traceparent")))
+        answered = await self._mcp.answer(payload, request, caller)
+        return self._send(
+            request, answered.body, answered.status, content_type=answered.content_type
+        )
+
+    async def _to_mcp(self, request: web.Request) -> web.StreamResponse:
+        # 308, since the method and the body are to go there too.
+        return self._send(request, b"", 308, (("Location", "/mcp/"),))
+
+    # ---- what operators ask ---------------------------------------------------------------------
+
+    async def _root(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del grant
+        body = {
+            "service": "mqtt-request-reply-bridge",
+            "version": __version__,
+            "status": "running" if self._is_ready() else "degraded",
+            "mqtt_connected": self._mqtt_connected(),
+        }
+        return self._send(request, orjson.dumps(body), 200)
+
+    async def _livez(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del grant
+        return self._send(request, b'{"status":"alive"}', 200)
+
+    async def _readyz(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del grant
+        if self._is_ready():
+            return self._send(request, b'{"status":"ready"}', 200)
+        return self._send(request, b'{"status":"not ready"}', 503)
+
+    async def _metrics_page(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del grant
+        return self._send(request, self._metrics.exposition(), content_type=_EXPOSITION)
+
+    async def _not_found(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del request, grant
+        raise OperationNotFound(
+            operations=", ".join(f"{row.method} {row.path}" for row in OPERATIONS.values())
+        )
+
+    async def _preflight(self, request: web.Request) -> web.StreamResponse:
+        return self._send(request, b"", 204, _PREFLIGHT)
+
+    # ---- documents ------------------------------------------------------------------------------
+
+    def _document(
+        self, document: Document
+    ) -> Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+            del grant
+            secure = request.secure or request.headers.get("X-Forwarded-Proto") == "https"
+            reached = Address.of(request.headers.get("Host"), self._settings, secure=secure)
+            # In a thread, since making one for the first time takes some milliseconds.
+            body = await asyncio.to_thread(document, self._keys.required, reached)
+            return self._send(request, body, 200)
+
+        return handle
+
+    async def _docs(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        """The page of Swagger UI. A browser can't show a key when it opens a page: with the 401
+        it gets the page all the same, which holds nothing yet and asks for the key.
+        """
+        del grant
+        status = 200
+        try:
+            self._admit(request)
+        except Unauthorized:
+            if "text/html" not in request.headers.get("Accept", ""):
+                raise
+            status = 401
+        headers = {
+            "Content-Type": "text/html; charset=utf-8",
+            "Content-Security-Policy": page.security_policy(),
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-cache",
+        }
+        return web.Response(body=page.html(), status=status, headers=headers)
+
+    def _docs_file(
+        self, name: str
+    ) -> Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]]:
+        async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+            del request, grant
+            return web.FileResponse(page.file(name), headers={"Cache-Control": "private, no-cache"})
+
+        return handle
+
+    # ---- responses ------------------------------------------------------------------------------
+
+    def _refused(self, error: Exception) -> Reply:
+        """The reply to what never got as far as the dispatcher, counted here for that reason."""
+        reply = reply_to_error(error, self._settings.language)
+        self._metrics.answered("http", UNKNOWN, reply.error or "ok", 0.0)
+        return reply
+
+    def _answer_outside(self, error: BaseException | None) -> Answer:
+        """The answer to what failed before or after a handler; None: it could not be parsed."""
+        failed = error if isinstance(error, Exception) else MalformedRequest(reason=_NOT_HTTP)
+        reply = self._refused(failed)
+        return Answer(reply.code, _JSON_UTF8, reply.encode(), keep_alive=False)
+
+    def _respond(
+        self,
+        request: web.Request,
+        reply: Reply,
+        request_id: str | None = None,
+        headers: Headers = (),
+    ) -> Answer:
+        asked = request.headers
+        more = [
+            (name, asked[name])
+            for name, shape in TRACE_SHAPES.items()
+            if name in asked and shape.fullmatch(asked[name])
+        ]
+        if reply.code == 429:
+            more.append(("Retry-After", "1"))
+        elif reply.code == 401:
+            more.append(("WWW-Authenticate", "Bearer"))
+        return self._send(request, reply.encode(request_id), reply.code, (*more, *headers))
+
+    def _send(
+        self,
+        request: web.Request,
+        body: bytes,
+        status: int = 200,
+        headers: Headers = (),
+        content_type: str = _JSON_UTF8,
+    ) -> Answer:
+        origins = self._settings.cors_origins
+        if "*" in origins:
+            headers = (("Access-Control-Allow-Origin", "*"), *headers)
+        elif origins:
+            origin = request.headers.get("Origin")
+            headers = (("Vary", "Origin"), *headers)
+            if origin in origins:
+                headers = (("Access-Control-Allow-Origin", str(origin)), *headers)
+        return Answer(status, content_type, body, headers)
+
+
+def _port_taken(settings: Settings, error: OSError) -> str:
+    port = settings.service_port
+    usual = " (Mosquitto's WebSocket listener often takes 9001)" if port == 9001 else ""
+    return (
+        f"can't listen on {settings.service_host}:{port}: {error.strerror or error}. "
+        f"Is another program using the port{usual}? Stop it, or set SERVICE_PORT to a free port."
+    )
+
+
+def _secret(request: web.Request) -> str | None:
+    """What the caller shows: `X-API-Key`, else a bearer token; of a header sent twice, nothing."""
+    keys = request.headers.getall("X-API-Key", ())
+    if keys:
+        return keys[0] if len(keys) == 1 else ""
+    given = request.headers.getall("Authorization", ())
+    if len(given) > 1:
+        return ""
+    scheme, _, token = "".join(given).partition(" ")
+    return token.strip() if scheme.casefold() == "bearer" and token.strip() else None
+
+
+def _traceparent(header: str | None) -> str | None:
+    """For the log, where nothing goes that is not what it says it is."""
+    return header if header and TRACE_SHAPES["traceparent"].fullmatch(header) else None

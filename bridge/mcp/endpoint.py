@@ -1,0 +1,186 @@
+"""`/mcp/`: the MCP server in the HTTP sidecar, over the streamable HTTP transport.
+
+Without sessions, so that any worker can answer any request, and each answer is one JSON body: no
+tool sends anything before its result. The SDK's ASGI application gets a request that was read
+already, within our limits, and its answer is written by the sidecar like any other. aiohttp-asgi
+would do the carrying too, but has no limit on a body and never tells of a client that left: it
+hands out empty pieces of a body that has ended, at once and for ever, on which an application that
+waits for the end spins without letting anyone else run.
+"""
+
+import asyncio
+from collections.abc import MutableMapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+from aiohttp import web
+
+from ..access import Grant
+from ..dispatch import Dispatcher, Request
+from ..envelope import open_fields
+from ..models import JsonObject
+from ..settings import Settings
+from . import check_installed
+
+if TYPE_CHECKING:
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+
+    from .server import Ask, Context
+
+Message = MutableMapping[str, Any]
+
+_CALLER = "bridge.caller"
+
+
+class Answered(NamedTuple):
+    """What the SDK answered."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a message, and when; the SDK carries it to the tool that the message calls."""
+
+    grant: Grant | None
+    # On the monotonic clock.
+    received: float
+    traceparent: str | None
+
+
+class Endpoint:
+    """Answers MCP messages by the dispatcher."""
+
+    def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
+        self._settings = settings
+        self._dispatcher = dispatcher
+        self._closing = asyncio.Event()
+        self._serving: asyncio.Task[None] | None = None
+        self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
+
+    async def answer(self, payload: bytes, request: web.Request, caller: Caller) -> Answered:
+        """The answer to one message, which is known to be a JSON object.
+
+        Raises:
+            NotInstalled: the SDK is not there.
+        """
+        manager = await self._manager()
+        exchange = _Exchange(payload)
+        await manager.handle_request(_scope(request, caller), exchange.receive, exchange.send)
+        return exchange.answered()
+
+    async def close(self) -> None:
+        """End it; what is still in hand is given up."""
+        self._closing.set()
+        if self._serving is not None:
+            await self._serving
+
+    async def _manager(self) -> "StreamableHTTPSessionManager":
+        if self._ready is None:
+            check_installed()
+            self._ready = asyncio.get_running_loop().create_future()
+            self._serving = asyncio.create_task(self._serve(self._ready), name="mcp")
+        return await asyncio.shield(self._ready)
+
+    async def _serve(self, ready: "asyncio.Future[StreamableHTTPSessionManager]") -> None:
+        """Own the SDK's tasks from the first message on."""
+        try:
+            # In a thread: it takes half a second, in which others want to be answered.
+            manager = await asyncio.to_thread(_load, self._settings, self._ask)
+            async with manager.run():
+                ready.set_result(manager)
+                await self._closing.wait()
+        except Exception as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
+
+    async def _ask(self, operation: str, fields: JsonObject, context: "Context") -> JsonObject:
+        assert context.request is not None
+        caller: Caller = context.request.scope[_CALLER]
+        envelope = open_fields(fields)
+        reply = await self._dispatcher.answer(
+            Request(
+                transport="mcp",
+                operation=operation,
+                envelope=envelope,
+                received=caller.received,
+                requester="mcp" if caller.grant is None else caller.grant.name,
+                once_id=envelope.request_id,
+                grant=caller.grant,
+                traceparent=caller.traceparent,
+            )
+        )
+        body: JsonObject = orjson.loads(reply.encode())
+        return body
+
+
+def _load(settings: Settings, ask: "Ask") -> "StreamableHTTPSessionManager":
+    from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
+    from mcp.server.transport_security import TransportSecuritySettings
+
+    from .server import make_server
+
+    return StreamableHTTPSessionManager(
+        make_server(settings, ask),
+        stateless=True,
+        json_response=True,
+        # `visitors` has judged Host and Origin before a message comes here.
+        security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
+    )
+
+
+@dataclass(slots=True)
+class _Exchange:
+    """One request and its answer, as an ASGI application receives and sends them."""
+
+    payload: bytes
+    status: int = 0
+    content_type: str = "application/json"
+    body: bytearray = field(default_factory=bytearray)
+    received: bool = False
+
+    async def receive(self) -> Message:
+        """The whole body; after it nothing, until the application ends: we don't watch for clients
+        that leave, since a command half done helps no one.
+        """
+        if self.received:
+            await asyncio.get_running_loop().create_future()
+        self.received = True
+        return {"type": "http.request", "body": self.payload, "more_body": False}
+
+    async def send(self, message: Message) -> None:
+        """Keep the answer."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = dict(message.get("headers", ()))
+            self.content_type = headers.get(b"content-type", b"application/json").decode("latin-1")
+        elif message["type"] == "http.response.body":
+            self.body += message.get("body", b"")
+
+    def answered(self) -> Answered:
+        """The answer, once the application has ended."""
+        if not self.status:
+            raise RuntimeError("the MCP server ended without an answer")
+        return Answered(self.status, self.content_type, bytes(self.body))
+
+
+def _scope(request: web.Request, caller: Caller) -> dict[str, Any]:
+    return {
+        "type": "http",
+        "asgi": {"version": "3.0", "spec_version": "2.3"},
+        "http_version": f"{request.version.major}.{request.version.minor}",
+        "method": request.method,
+        "scheme": request.scheme,
+        "path": request.path,
+        "raw_path": request.raw_path.encode("utf-8", "surrogateescape"),
+        "root_path": "",
+        "query_string": request.rel_url.raw_query_string.encode("ascii", "replace"),
+        "headers": [(name.lower(), value) for name, value in request.raw_headers],
+        "client": (request.remote or "", 0),
+        "server": None,
+        _CALLER: caller,
+    }

@@ -1,0 +1,160 @@
+"""Counters and timings, in Prometheus' terms. No label that a caller can choose."""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+UNKNOWN = "unknown"
+
+_SECONDS = (
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+    120.0,
+)
+_SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
+
+
+class WorkersState(NamedTuple):
+    """Whether every worker is connected, and how many requests all of them have in hand."""
+
+    database: bool
+    mqtt: bool
+    in_flight: int
+
+
+class Metrics:
+    """All metrics of one process; over several workers they are summed when they are read."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "bridge_requests",
+            "Requests answered, by outcome: ok, or the error of the reply",
+            ("transport", "operation", "outcome"),
+            registry=registry,
+        )
+        self._duration = Histogram(
+            "bridge_request_duration_seconds",
+            "From the request's arrival to its reply being ready",
+            ("transport", "operation"),
+            buckets=_SECONDS,
+            registry=registry,
+        )
+        # Told when it is read: counting up and down would cost every request.
+        self.count_in_flight: Callable[[], int] = int
+        self._in_flight = Gauge(
+            "bridge_in_flight",
+            "Requests in hand",
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._dropped = Counter(
+            "bridge_dropped",
+            "Requests that got no reply, by the rule that dropped them",
+            ("reason",),
+            registry=registry,
+        )
+        self.duplicates = Counter(
+            "bridge_duplicates",
+            "Requests answered from the outcome of an earlier one with the same id",
+            registry=registry,
+        )
+        self._connected = Gauge(
+            "bridge_connected",
+            "1 while connected; over several workers, the least of theirs",
+            ("to",),
+            multiprocess_mode="livemin",
+            registry=registry,
+        )
+        self._reconnects = Counter(
+            "bridge_reconnects",
+            "Connections made anew after one was lost",
+            ("to",),
+            registry=registry,
+        )
+        self.batch_size = Histogram(
+            "bridge_batch_size",
+            "Devices read by one statement",
+            buckets=_SIZES,
+            registry=registry,
+        )
+        # Children are looked up once: labels() takes a lock and builds a key each time.
+        self._answered: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+        for peer in ("database", "mqtt"):
+            self._connected.labels(peer).set(0)
+            self._reconnects.labels(peer)
+
+    def answered(self, transport: str, operation: str, outcome: str, seconds: float) -> None:
+        """One request was answered; `operation` is one of ours, or `UNKNOWN`."""
+        key = (transport, operation, outcome)
+        children = self._answered.get(key)
+        if children is None:
+            children = self._answered[key] = (
+                self._requests.labels(*key),
+                self._duration.labels(transport, operation),
+            )
+        count, duration = children
+        count.inc()
+        duration.observe(seconds)
+
+    def dropped(self, reason: str) -> None:
+        """One request was dropped; `reason` is one of our own words."""
+        self._dropped.labels(reason).inc()
+
+    def connected(self, to: str, connected: bool) -> None:
+        """Whether we are connected to `database` or `mqtt`."""
+        self._connected.labels(to).set(1 if connected else 0)
+
+    def reconnected(self, to: str) -> None:
+        """A lost connection was made anew."""
+        self._reconnects.labels(to).inc()
+
+    @property
+    def shared(self) -> bool:
+        """Whether we are one of several workers, whose metrics meet in files."""
+        return "PROMETHEUS_MULTIPROC_DIR" in os.environ
+
+    def exposition(self) -> bytes:
+        """All of it in Prometheus' text format, summed over the workers."""
+        self._in_flight.set(self.count_in_flight())
+        return generate_latest(_summed() if self.shared else self.registry)
+
+    def all_workers(self) -> WorkersState:
+        """The state of all workers together; tells them ours, so that it is to be called often."""
+        self._in_flight.set(self.count_in_flight())
+        least = {"database": 0.0, "mqtt": 0.0}
+        in_flight = 0.0
+        for metric in _summed().collect():
+            for sample in metric.samples:
+                if sample.name == "bridge_connected":
+                    least[sample.labels["to"]] = sample.value
+                elif sample.name == "bridge_in_flight":
+                    in_flight = sample.value
+        return WorkersState(least["database"] > 0, least["mqtt"] > 0, int(in_flight))
+
+
+def _summed() -> CollectorRegistry:
+    registry = CollectorRegistry()
+    multiprocess.MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry

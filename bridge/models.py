@@ -1,0 +1,298 @@
+"""What requests carry, what replies hold, and what the database knows of a device."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NamedTuple
+
+import orjson
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+JsonObject = dict[str, Any]
+
+
+def _no_boolean(value: object) -> object:
+    # pydantic would take true for 1; a caller who sends it for a number has made a mistake.
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "Input should be a valid integer")
+    return value
+
+
+def _no_giant(value: int) -> int:
+    # Written as text it passes pydantic at any size, and no JSON of ours could repeat it.
+    if abs(value) >= 2**53:
+        raise PydanticCustomError("int_parsing_size", "Input is too large a number")
+    return value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_no_boolean), AfterValidator(_no_giant)]
+DeviceUuid = Annotated[
+    str, Field(min_length=1, max_length=36, description="设备 UUID / the device's UUID")
+]
+Name = Annotated[str, Field(min_length=1, max_length=100)]
+
+
+# ---- requests -----------------------------------------------------------------------------------
+
+
+class Fields(BaseModel):
+    """The fields of one operation. Unknown ones are ignored; numbers may come as text."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+
+class NoFields(Fields):
+    """For operations that take none."""
+
+
+class SensorDataFields(Fields):
+    device_uuid: DeviceUuid
+    sensor: Name = Field(
+        description="传感器名，如 温度、湿度、雨水、temperature / "
+        "the sensor's name, such as temperature, humidity, rain",
+        examples=["温度", "temperature"],
+    )
+
+
+class ControlFields(Fields):
+    device_uuid: DeviceUuid
+    port_type: Name | None = Field(
+        None, description="led、relay、servo、pwm", examples=["led", "relay", "servo", "pwm"]
+    )
+    port_id: WholeNumber | None = Field(
+        None,
+        description="端口号 1–4（pwm 1–2），0 表示全部 led 或 relay / "
+        "the port's number, 0 for all leds or relays",
+        examples=[1],
+    )
+    port: Name | None = Field(
+        None,
+        description="端口的名称或别名，代替 port_type 和 port_id / "
+        "the port's name or alias, in place of port_type and port_id",
+        examples=["客厅灯"],
+    )
+    action: Name = Field(
+        description="led、relay：on / off；servo、pwm：set", examples=["on", "off", "set"]
+    )
+    value: WholeNumber | None = Field(
+        None,
+        description="servo 角度 0–180，pwm 百分比 0–100 / degrees or percent",
+        examples=[90],
+    )
+    frequency: Annotated[int, Field(ge=1, le=40_000_000), BeforeValidator(_no_boolean)] | None = (
+        Field(None, description="pwm 频率 Hz，默认 5000 / pwm frequency in Hz, default 5000")
+    )
+
+
+class PresetFields(Fields):
+    device_uuid: DeviceUuid
+    preset_key: Name = Field(description="预设的 key 或名称 / the preset's key or name")
+    parameters: JsonObject | None = Field(
+        None, description="覆盖同名的预设参数 / overrides stored parameters of the same name"
+    )
+
+
+class DeviceFields(Fields):
+    device_uuid: DeviceUuid
+
+
+class BatchFields(Fields):
+    requests: Annotated[list[JsonObject], Field(min_length=1, max_length=100)] = Field(
+        description="每项为 operation 及其字段 / each with operation and its fields",
+    )
+
+
+# ---- what the database knows --------------------------------------------------------------------
+
+
+class SensorRow(NamedTuple):
+    """The latest value of one sensor, as stored."""
+
+    sensor_name: str
+    sensor_value: str | None
+    sensor_unit: str | None
+    sensor_type: str | None
+    timestamp: datetime | None
+
+
+@lru_cache(maxsize=2048)
+def _parsed(text: str) -> JsonObject:
+    # A pure function of the text, so that remembering it never serves anything stale.
+    try:
+        parsed = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return {}
+    return parsed if isinstance(parsed, dict) else {}
+
+
+def json_object(text: str | bytes | None) -> Mapping[str, Any]:
+    """A JSON column as an object; empty when it is null or not an object. Not to be changed."""
+    if not text:
+        return {}
+    return _parsed(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+
+
+@dataclass(slots=True)
+class DeviceReadings:
+    """A device and the latest value of each of its sensors."""
+
+    uuid: str
+    name: str
+    online: bool
+    last_seen: datetime | None
+    sensor_types_json: str | None
+    rows: list[SensorRow] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class DeviceProfile:
+    """A device and what can be done with it; the JSON columns as stored."""
+
+    uuid: str
+    name: str
+    online: bool
+    product_ports_json: str | None
+    control_config_json: str | None
+    settings_json: str | None
+
+
+# ---- replies ------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Reading:
+    """`sensor-data`: one sensor's latest value."""
+
+    value: float | int | str
+    unit: str
+    sensor_name: str
+    sensor_type: str | None
+    timestamp: datetime | None
+    device_name: str
+    last_seen: datetime | None
+    raw_value: str
+    online: bool
+    age_seconds: float | None
+
+
+@dataclass(slots=True)
+class ControlResult:
+    """`control`: the command that the broker has taken for the device."""
+
+    result: Literal["success"]
+    topic: str
+    command: JsonObject
+    device_name: str
+    online: bool
+
+
+@dataclass(slots=True)
+class ExecutedStep:
+    """One step of a sequence that has left; `delay` in seconds, after the step."""
+
+    step: int
+    command: JsonObject
+    delay: float
+    status: Literal["success", "unreachable", "refused", "unknown"]
+
+
+@dataclass(slots=True)
+class PresetResult:
+    """`preset`, of an ordinary one."""
+
+    success: bool
+    message: str
+    preset_name: str
+
+
+@dataclass(slots=True)
+class SequenceResult:
+    """`preset`, of a sequence: which steps left, and why the others did not."""
+
+    success: bool
+    message: str
+    preset_name: str
+    total_steps: int
+    executed_steps: list[ExecutedStep]
+    errors: list[str]
+
+
+@dataclass(slots=True)
+class Port:
+    """A port that can be controlled, and what people call it."""
+
+    port_type: str
+    port_id: int
+    name: str | None
+    alias: str | None
+
+
+@dataclass(slots=True)
+class PresetSummary:
+    """A preset of a device; `total_seconds` is what its delays add up to."""
+
+    preset_key: str
+    name: str
+    type: str
+    total_seconds: float
+
+
+@dataclass(slots=True)
+class DeviceDescription:
+    """`device`: what it says now and what can be done with it."""
+
+    device_uuid: str
+    name: str
+    online: bool
+    last_seen: datetime | None
+    sensors: list[Reading]
+    ports: list[Port]
+    presets: list[PresetSummary]
+
+
+@dataclass(slots=True)
+class DeviceConfig:
+    """What plugin-service reads of a device's configuration, as the platform stored it."""
+
+    device_control_config: JsonObject
+    device_preset_commands: list[JsonObject]
+
+
+@dataclass(slots=True)
+class BatchResult:
+    """`batch`: one reply body per request, in order."""
+
+    results: list[JsonObject]
+
+
+@dataclass(slots=True)
+class Health:
+    """`health`: whether we can do our work, from the last query and the link's own state."""
+
+    status: Literal["healthy", "degraded"]
+    database: bool
+    mqtt: bool
+    version: str
+    uptime_seconds: float
+    in_flight: int
+
+
+@dataclass(slots=True)
+class OperationInfo:
+    """One operation: its name, what it does, where it is, and the JSON Schema of its fields."""
+
+    operation: str
+    summary: str
+    mqtt_topic: str
+    http_method: str
+    http_path: str
+    fields: JsonObject
+
+
+@dataclass(slots=True)
+class OperationList:
+    """`operations`."""
+
+    operations: list[OperationInfo]

@@ -1,0 +1,1 @@
+"""Real servers, simulated boards and plain requesters that the tests run against."""

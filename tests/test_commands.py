@@ -1,0 +1,305 @@
+"""Device commands: what the firmware is sent for a control or a preset, and what is refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from bridge import commands
+from bridge.errors import BridgeError
+from bridge.models import ControlFields, DeviceProfile
+
+PRODUCT_PORTS = {
+    "led_1": {"name": "LED1", "type": "LED", "device_id": 1, "enabled": True},
+    "led_2": {"name": "LED2", "type": "LED", "device_id": 2, "enabled": True},
+    "fan": {"name": "风扇", "type": "relay", "device_id": "7"},
+    "valve": {"name": "阀门", "type": "SERVO", "device_id": 1},
+    "dimmer": {"name": "调光", "type": "PWM", "device_id": 2},
+    "spare": {"name": "备用", "type": "RELAY", "device_id": 3, "enabled": False},
+    "note": "no port at all",
+}
+
+
+def device(ports=None, config=None, presets=None):
+    def column(value):
+        return None if value is None else json.dumps(value, ensure_ascii=False)
+
+    settings = None if presets is None else {"preset_commands": presets}
+    return DeviceProfile("uuid", "板", True, column(ports), column(config), column(settings))
+
+
+def command(on, **fields):
+    asked = ControlFields.model_validate({"device_uuid": "uuid", **fields})
+    commands.check_control(asked)
+    return commands.control_command(asked, on)
+
+
+def refused(on, **fields):
+    with pytest.raises(BridgeError) as refusal:
+        command(on, **fields)
+    return refusal.value
+
+
+def led(port_id, action="on"):
+    return {"cmd": "led", "device_id": port_id, "action": action}
+
+
+def relay(port_id, action="on"):
+    return {"cmd": "relay", "device_id": port_id, "action": action}
+
+
+def servo(port_id, angle):
+    return {"cmd": "servo", "device_id": port_id, "angle": angle}
+
+
+def pwm(channel, duty_cycle, frequency=5000):
+    return {
+        "cmd": "pwm",
+        "channel": channel,
+        "device_id": channel,
+        "frequency": frequency,
+        "duty_cycle": duty_cycle,
+    }
+
+
+def on_port(port_type, port_id, action="on", **more):
+    return {"port_type": port_type, "port_id": port_id, "action": action, **more}
+
+
+BARE, NAMED = device(), device(PRODUCT_PORTS)
+
+CONTROLS = [
+    (BARE, on_port("led", 1), led(1)),
+    (BARE, on_port("led", 4, "off"), led(4, "off")),
+    (BARE, on_port("LED", "2", "ON"), led(2)),
+    (BARE, on_port("led", 0, "off"), led(0, "off")),
+    (BARE, on_port("relay", 0), relay(0)),
+    (BARE, on_port("Relay", 4), relay(4)),
+    (BARE, on_port("servo", 4, "set", value=0), servo(4, 0)),
+    (BARE, on_port("servo", 1, "set", value="180"), servo(1, 180)),
+    (BARE, on_port("pwm", 2, "set", value=100), pwm(2, 100)),
+    (BARE, on_port("pwm", 1, "set", value=0, frequency="1000"), pwm(1, 0, 1000)),
+    (BARE, on_port("led", 1, value=None, frequency=None), led(1)),
+    (NAMED, on_port("relay", 7), relay(7)),
+    (NAMED, on_port("relay", 0), relay(0)),
+    (NAMED, {"port": "LED1", "action": "on"}, led(1)),
+    (NAMED, {"port": " ｌｅｄ 1 ", "action": "off"}, led(1, "off")),
+    (NAMED, {"port": "风扇", "action": "on"}, relay(7)),
+    (NAMED, {"port": "阀门", "action": "set", "value": 90}, servo(1, 90)),
+    (NAMED, {"port": "调光", "action": "set", "value": 50}, pwm(2, 50)),
+    (
+        device(PRODUCT_PORTS, {"led_1": {"alias": "客厅灯"}}),
+        {"port": "客厅灯", "action": "on"},
+        led(1),
+    ),
+    (device(None, {"led_3": {"alias": "走廊灯"}}), {"port": "走廊灯", "action": "on"}, led(3)),
+    (device(PRODUCT_PORTS, {"led_1": {"device_id": 4}}), on_port("led", 4), led(4)),
+    (
+        device(PRODUCT_PORTS, {"led_1": {"alias": "灯"}, "led_2": {"alias": "灯"}, "fan": {}}),
+        {"port": "风扇", "action": "on"},
+        relay(7),
+    ),
+]
+
+
+@pytest.mark.parametrize(("on", "fields", "payload"), CONTROLS, ids=range(len(CONTROLS)))
+def test_control_becomes_the_firmwares_command(on, fields, payload):
+    assert command(on, **fields) == payload
+
+
+TWO_ALIKE = device(PRODUCT_PORTS, {"led_1": {"alias": "灯"}, "led_2": {"alias": "灯"}})
+
+INVALID = [
+    (BARE, on_port("laser", 1), "led、relay、servo、pwm"),
+    (BARE, on_port("led", 1, "explode"), "on / off"),
+    (BARE, on_port("led", 1, "set"), "on / off"),
+    (BARE, on_port("servo", 1, "on"), "set"),
+    (BARE, on_port("servo", 1, "set"), "0–180"),
+    (BARE, on_port("pwm", 1, "set", value=None), "0–100"),
+    (BARE, on_port("led", 5), "led 4"),
+    (BARE, on_port("led", -1), "led 4"),
+    (BARE, on_port("led", 999), "led 4"),
+    (BARE, on_port("pwm", 3, "set", value=1), "pwm 2"),
+    (BARE, on_port("servo", 0, "set", value=1), "servo 4"),
+    (BARE, on_port("pwm", 0, "set", value=1), "pwm 2"),
+    (BARE, {"port": "客厅灯", "action": "on"}, "led 1"),
+    (NAMED, on_port("led", 3), "led 2 (LED2)"),
+    (NAMED, on_port("relay", 3), "relay 7 (风扇)"),
+    (NAMED, {"port": "备用", "action": "on"}, "风扇"),
+    (NAMED, {"port": "风扇", "action": "set", "value": 1}, "on / off"),
+    (TWO_ALIKE, {"port": "灯", "action": "on"}, "led 2 (灯, LED2)"),
+]
+
+
+@pytest.mark.parametrize(("on", "fields", "mentions"), INVALID, ids=range(len(INVALID)))
+def test_control_that_cannot_be_is_refused_with_what_can(on, fields, mentions):
+    refusal = refused(on, **fields)
+    assert (refusal.code, refusal.error) == (400, "invalid_control")
+    assert mentions in refusal.detail("zh")
+
+
+OUT_OF_RANGE = [
+    (on_port("servo", 1, "set", value=181), "value"),
+    (on_port("servo", 1, "set", value=-1), "value"),
+    (on_port("pwm", 1, "set", value=101), "value"),
+    ({"port_id": 1, "action": "on"}, "port_type"),
+    ({"port_type": "led", "action": "on"}, "port_id"),
+    ({"port_type": None, "port_id": 1, "action": "on"}, "port_type"),
+]
+
+
+@pytest.mark.parametrize(("fields", "at_fault"), OUT_OF_RANGE, ids=range(len(OUT_OF_RANGE)))
+def test_missing_field_or_value_out_of_range_is_a_fault_of_that_field(fields, at_fault):
+    refusal = refused(BARE, **fields)
+    assert (refusal.code, refusal.property_name) == (422, at_fault)
+
+
+# ---- presets ------------------------------------------------------------------------------------
+
+
+def sequence(*steps, **more):
+    return {
+        "preset_key": "s",
+        "name": "序列",
+        "type": "sequence",
+        "preset_type": "sequence",
+        "steps": list(steps),
+        **more,
+    }
+
+
+def step(delay=0, **stored):
+    return {"command": stored, "delay": delay}
+
+
+BLINK = {
+    "preset_key": "blink",
+    "name": "闪烁",
+    "device_type": "led",
+    "device_id": 1,
+    "preset_type": "blink",
+    "parameters": {"count": 3, "on_time": 500},
+}
+READY = {
+    "preset_key": "off",
+    "name": "关灯",
+    "command": {"cmd": "led", "device_id": 0, "action": "off"},
+}
+
+
+def plan(*presets, wanted=None, parameters=None, limit=110.0):
+    stored = device(presets=list(presets))
+    return commands.preset_plan(stored, wanted or presets[0]["preset_key"], parameters, limit)
+
+
+STORED_STEPS = [
+    ({"cmd": "led", "device_id": 1, "device_type": "led", "value": 1}, led(1)),
+    ({"cmd": "led", "device_id": 1, "device_type": "led", "value": 0}, led(1, "off")),
+    ({"cmd": "relay", "device_id": 2, "value": 1}, relay(2)),
+    ({"cmd": "relay", "device_id": 2, "action": "off"}, relay(2, "off")),
+    ({"cmd": "servo", "device_id": 1, "device_type": "servo", "angle": 90}, servo(1, 90)),
+    ({"cmd": "pwm", "device_id": 2, "frequency": 1000, "duty": 50}, pwm(2, 50, 1000)),
+    ({"cmd": "pwm", "channel": 1, "duty_cycle": 5}, pwm(1, 5)),
+]
+
+
+@pytest.mark.parametrize(("stored", "payload"), STORED_STEPS)
+def test_stored_step_becomes_the_firmwares_command(stored, payload):
+    (only,) = plan(sequence(step(**stored))).steps
+    assert only.command == payload
+
+
+def test_sequence_keeps_its_order_and_pauses():
+    steps = [
+        step(5, cmd="led", device_id=1, value=1),
+        step("0.5", cmd="led", device_id=2, value=0),
+        {"command": {"cmd": "servo", "device_id": 1, "angle": 9}},
+    ]
+    found = plan(sequence(*steps))
+    assert found.sequence
+    assert [(one.command, one.delay) for one in found.steps] == [
+        (led(1), 5.0),
+        (led(2, "off"), 0.5),
+        (servo(1, 9), 0.0),
+    ]
+
+
+def blink(parameters):
+    return {
+        "cmd": "preset",
+        "preset_type": "blink",
+        "device_type": "led",
+        "device_id": 1,
+        "parameters": parameters,
+    }
+
+
+@pytest.mark.parametrize(
+    ("preset", "parameters", "payload"),
+    [
+        (BLINK, None, blink({"count": 3, "on_time": 500})),
+        (BLINK, {}, blink({"count": 3, "on_time": 500})),
+        (BLINK, {"count": 9}, blink({"count": 9, "on_time": 500})),
+        (BLINK, {"count": "9"}, blink({"count": 9, "on_time": 500})),
+        (READY, None, led(0, "off")),
+        (
+            {"preset_key": "r", "name": "r", "command": blink({"count": 1})},
+            {"count": 2},
+            blink({"count": 2}),
+        ),
+    ],
+)
+def test_ordinary_preset_becomes_one_command(preset, parameters, payload):
+    found = plan(preset, parameters=parameters)
+    assert not found.sequence
+    assert [one.command for one in found.steps] == [payload]
+
+
+@pytest.mark.parametrize("wanted", ["blink", "BLINK", "闪烁", " 闪 烁 "])
+def test_preset_is_found_by_key_or_name(wanted):
+    assert plan(READY, BLINK, wanted=wanted).name == "闪烁"
+
+
+NOT_RUN = [
+    ((BLINK,), {"wanted": "nope"}, 404, "preset_not_found", "blink"),
+    ((BLINK, {**READY, "name": "闪烁"}), {"wanted": "闪烁"}, 400, "invalid_preset", "off"),
+    ((BLINK,), {"parameters": {"volume": 1}}, 400, "invalid_preset", "on_time"),
+    ((BLINK,), {"parameters": {"count": "many"}}, 422, "validation_error", "count"),
+    ((sequence(),), {}, 400, "invalid_preset", "序列"),
+    ((sequence(steps="开灯"),), {}, 400, "invalid_preset", "序列"),
+    ((sequence({"delay": 1}),), {}, 400, "invalid_preset", "序列"),
+    ((sequence(step(cmd="led", device_id=1, value=7)),), {}, 400, "invalid_preset", "序列"),
+    ((sequence(step(-1, cmd="led", device_id=1, value=1)),), {}, 400, "invalid_preset", "delay"),
+    ((sequence(step("x", cmd="led", device_id=1, value=1)),), {}, 400, "invalid_preset", "delay"),
+    ((sequence(step(60, cmd="led", value=1), step(60, cmd="led", value=1)),), {}, 400,
+     "invalid_preset", "110"),
+    (({"preset_key": "e", "name": "空"},), {}, 400, "invalid_preset", "空"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("presets", "asked", "code", "error", "mentions"), NOT_RUN, ids=range(len(NOT_RUN))
+)
+def test_preset_that_cannot_be_run_is_refused(presets, asked, code, error, mentions):
+    with pytest.raises(BridgeError) as refusal:
+        plan(*presets, **asked)
+    assert (refusal.value.code, refusal.value.error) == (code, error)
+    assert mentions in refusal.value.detail("zh")
+
+
+def test_presets_are_told_with_what_their_pauses_add_up_to():
+    stored = device(
+        presets=[BLINK, sequence(step(5, cmd="led", value=1), step(2, cmd="led", value=0))]
+    )
+    told = commands.preset_summaries(stored)
+    assert [(one.preset_key, one.name, one.type, one.total_seconds) for one in told] == [
+        ("blink", "闪烁", "blink", 0.0),
+        ("s", "序列", "sequence", 7.0),
+    ]
+
+
+@pytest.mark.parametrize("stored", [None, {}, [], "x", {"preset_commands": None}])
+def test_device_whose_settings_hold_no_presets_has_none(stored):
+    profile = DeviceProfile("uuid", "板", True, None, None, json.dumps(stored))
+    assert commands.preset_summaries(profile) == []

@@ -1,0 +1,662 @@
+"""The guards around asyncmy, each against a real server that is made to misbehave.
+
+What is guarded against stands at the top of `bridge/database.py`. Then `Together`, which makes one
+statement of many reads, against a `load` of our own that answers when the test says so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, contextmanager
+from typing import Any
+
+import pytest
+from asyncmy import converters
+from asyncmy.constants import FIELD_TYPE
+
+from bridge.database import Database
+from bridge.deadlines import Deadlines
+from bridge.errors import DatabaseTimeout, DatabaseUnavailable
+from bridge.metrics import Metrics
+from bridge.settings import Settings
+from bridge.store import LANES, MysqlStore, Together
+from tests.lab.certificates import Certificates
+from tests.lab.mariadb import MariaDb
+from tests.lab.platform import BOARD_A, BOARD_B, BOARD_E, BOARDS, NAMES, UNKNOWN_BOARD
+from tests.lab.servers import LOOPBACK, free_port, wait_until
+
+OpenDatabase = Callable[..., Database]
+
+
+def settings_for(address: Any, **chosen: Any) -> Settings:
+    """Settings that read `address`: a lab database, or a port of this host."""
+    if isinstance(address, int):
+        values = {"db_host": LOOPBACK, "db_port": address, "db_name": "aiot", "db_user": "bridge"}
+    else:
+        values = {
+            "db_host": address.host,
+            "db_port": address.port,
+            "db_name": address.database,
+            "db_user": address.user,
+            "db_password": address.password,
+        }
+    return Settings(**{"_env_file": None, **values, **chosen})
+
+
+@pytest.fixture
+async def open_database() -> AsyncIterator[OpenDatabase]:
+    async with AsyncExitStack() as stack:
+
+        def open_(address: Any, *, metrics: Metrics | None = None, **chosen: Any) -> Database:
+            database = Database(settings_for(address, **chosen), metrics or Metrics())
+            stack.push_async_callback(database.close)
+            return database
+
+        yield open_
+
+
+def within(seconds: float) -> float:
+    """A deadline on the loop's clock."""
+    return asyncio.get_running_loop().time() + seconds
+
+
+@contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    started = time.monotonic()
+    yield
+    assert time.monotonic() - started < seconds
+
+
+async def connection_id(database: Database) -> int:
+    ((number,),) = await database.fetch("SELECT CONNECTION_ID()", deadline=within(5))
+    return int(number)
+
+
+async def connection_ids(database: Database, count: int) -> set[int]:
+    """The ids of `count` connections, all in use at once."""
+    rows = await asyncio.gather(
+        *(
+            database.fetch("SELECT CONNECTION_ID(), SLEEP(0.1)", deadline=within(5))
+            for _ in range(count)
+        )
+    )
+    return {int(row[0][0]) for row in rows}
+
+
+# Connections are kept, and see what others have written
+
+
+async def test_a_kept_connection_sees_what_others_write_meanwhile(mariadb, platform, open_database):
+    database = open_database(mariadb, db_pool_size=1)
+    sql = "SELECT sensor_value FROM device_sensors WHERE device_uuid = %s AND sensor_name = %s"
+    first = await connection_id(database)
+    for value in ("20.5", "21.5"):
+        platform.report(BOARD_A, "temperature", value)
+        assert await database.fetch(sql, (BOARD_A, "temperature"), deadline=within(5)) == [(value,)]
+    assert await connection_id(database) == first
+
+
+async def test_account_that_may_only_select_is_enough(mariadb, open_database):
+    database = open_database(mariadb)
+    assert await database.fetch("SELECT COUNT(*) FROM device_main", deadline=within(5)) == [(5,)]
+    with pytest.raises(DatabaseUnavailable):
+        await database.execute("UPDATE device_main SET name = 'x'", deadline=within(5))
+    assert mariadb.query("SELECT name FROM device_main WHERE uuid = %s", BOARD_A) == [
+        {"name": NAMES[BOARD_A]}
+    ]
+
+
+async def test_server_error_leaves_the_connection_in_use(mariadb, open_database):
+    database = open_database(mariadb, db_pool_size=1)
+    first = await connection_id(database)
+    with pytest.raises(DatabaseUnavailable):
+        await database.fetch("SELECT * FROM no_such_table", deadline=within(5))
+    assert await connection_id(database) == first
+    assert database.available
+
+
+async def test_failure_amidst_a_result_leaves_no_poisoned_connection(
+    mariadb, open_database, monkeypatch
+):
+    def refuse(value: object) -> None:
+        raise ZeroDivisionError
+
+    # Taken over by each connection as it is made; the rest of the rows is still under way.
+    monkeypatch.setitem(converters.conversions, FIELD_TYPE.LONGLONG, refuse)
+    database = open_database(mariadb, db_pool_size=1)
+    for _ in range(3):
+        with pytest.raises(ZeroDivisionError):
+            await database.fetch(
+                "SELECT seq, REPEAT('x', 500) FROM seq_1_to_5000", deadline=within(5)
+            )
+        assert await database.fetch("SELECT 'well'", deadline=within(5)) == [("well",)]
+
+
+async def test_busy_task_does_not_starve_one_that_waits(mariadb, open_database):
+    database = open_database(mariadb, db_pool_size=1)
+    hogged = 0
+
+    async def hog() -> None:
+        nonlocal hogged
+        while True:
+            await database.fetch("SELECT 1", deadline=within(5))
+            hogged += 1
+
+    hogging = asyncio.create_task(hog())
+    while hogged < 10:
+        await asyncio.sleep(0.001)
+    for _ in range(20):
+        before = hogged
+        await database.fetch("SELECT 2", deadline=within(5))
+        assert hogged - before <= 2
+    hogging.cancel()
+
+
+# Nothing is waited for past its deadline
+
+
+class Silent:
+    """A server that accepts and says nothing."""
+
+    def __init__(self) -> None:
+        self.port = 0
+        self.open = 0
+        self.accepted = 0
+        self._writers: list[asyncio.StreamWriter] = []
+
+    async def __aenter__(self) -> Silent:
+        self._server = await asyncio.start_server(self._accept, LOOPBACK, 0)
+        self.port = self._server.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._server.close()
+        for writer in self._writers:
+            writer.close()
+        await self._server.wait_closed()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.open += 1
+        self.accepted += 1
+        self._writers.append(writer)
+        try:
+            await reader.read()
+        finally:
+            self.open -= 1
+            writer.close()
+
+
+async def test_silent_server_is_a_timeout_in_time(open_database):
+    async with Silent() as silent:
+        database = open_database(silent.port, db_timeout=0.3)
+        with at_most(1.5):
+            outcomes = await asyncio.gather(
+                *(database.fetch("SELECT 1", deadline=within(0.3)) for _ in range(12)),
+                return_exceptions=True,
+            )
+        assert {type(outcome) for outcome in outcomes} == {DatabaseTimeout}
+        assert not database.available
+
+
+async def test_attempts_at_a_silent_server_leave_no_connection_behind(open_database):
+    async with Silent() as silent:
+        database = open_database(silent.port)
+        for _ in range(5):
+            with pytest.raises(DatabaseTimeout):
+                await database.fetch("SELECT 1", deadline=within(0.05))
+        assert silent.accepted >= 5
+        async with asyncio.timeout(2):
+            while silent.open:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("way", ["its deadline passed", "it was cancelled"])
+async def test_query_that_was_given_up_ends_in_the_server_too(mariadb, open_database, way):
+    database = open_database(mariadb, db_timeout=0.5)
+    mark = f"given up because {way}"
+    asking = asyncio.create_task(
+        database.fetch(f"SELECT SLEEP(30) /* {mark} */", deadline=within(0.3))
+    )
+
+    def is_running() -> bool:
+        rows = mariadb.query(
+            "SELECT COUNT(*) AS n FROM information_schema.processlist"
+            " WHERE info LIKE %s AND id <> CONNECTION_ID()",
+            f"%{mark}%",
+        )
+        return bool(rows[0]["n"])
+
+    async with asyncio.timeout(2):
+        while not is_running():
+            await asyncio.sleep(0.01)
+    if way == "it was cancelled":
+        asking.cancel()
+    with pytest.raises((DatabaseTimeout, asyncio.CancelledError)):
+        await asking
+    await asyncio.to_thread(wait_until, lambda: not is_running(), 2, "the end of the query")
+
+
+async def test_query_that_the_server_cuts_short_is_a_timeout_and_spares_the_connection(
+    mariadb, open_database
+):
+    database = open_database(mariadb, db_timeout=0.8, db_pool_size=1)
+    first = await connection_id(database)
+    with at_most(3), pytest.raises(DatabaseTimeout):
+        await database.fetch(
+            "SELECT COUNT(*) FROM seq_1_to_100000 a, seq_1_to_100000 b", deadline=within(10)
+        )
+    assert await connection_id(database) == first
+
+
+async def test_good_queries_go_on_beside_one_that_hangs(mariadb, open_database):
+    database = open_database(mariadb, db_pool_size=2)
+    hanging = asyncio.create_task(database.fetch("SELECT SLEEP(1)", deadline=within(5)))
+    await asyncio.sleep(0)
+    for _ in range(20):
+        await database.fetch("SELECT 1", deadline=within(5))
+    assert not hanging.done()
+    hanging.cancel()
+
+
+async def test_closing_does_not_wait_for_a_query_that_hangs(mariadb, open_database):
+    database = open_database(mariadb, db_timeout=20)
+    await connection_id(database)
+    asking = asyncio.create_task(database.fetch("SELECT SLEEP(20)", deadline=within(20)))
+    await asyncio.sleep(0.1)
+    with at_most(2):
+        await database.close(within=0.1)
+    asking.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await asking
+
+
+# It comes back by itself
+
+
+@pytest.mark.parametrize("way", ["fetch", "execute"])
+async def test_idle_connections_that_were_killed_cost_nothing(mariadb, open_database, way):
+    database = open_database(mariadb, db_pool_size=4)
+    ids = await connection_ids(database, 4)
+    assert len(ids) == 4
+    for number in ids:
+        mariadb.execute(f"KILL {number}")
+    # No turn of the loop between: it has not heard of their end yet.
+    await getattr(database, way)("DO 1", deadline=within(5))
+    assert database.available
+    assert not ids & await connection_ids(database, 4)
+
+
+async def test_reads_after_a_restart_of_the_server_work_at_once(private_mariadb, open_database):
+    server = private_mariadb()
+    metrics = Metrics()
+    database = open_database(server, db_pool_size=3, metrics=metrics)
+    await connection_ids(database, 3)
+    await asyncio.to_thread(server.restart)
+    rows = await asyncio.gather(
+        *(database.fetch("SELECT 1", deadline=within(5)) for _ in range(10))
+    )
+    assert rows == [[(1,)]] * 10
+    assert database.available
+
+
+@pytest.mark.parametrize(
+    ("wrong", "why"),
+    [
+        ({"db_password": "wrong"}, "password"),
+        ({"db_name": "nowhere"}, "database"),
+        ({"db_user": "nobody"}, "user"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_refusal_is_told_as_unavailable(mariadb, open_database, wrong, why):
+    with pytest.raises(DatabaseUnavailable):
+        await open_database(mariadb, **wrong).fetch("SELECT 1", deadline=within(5))
+
+
+async def test_absent_server_is_told_at_once_and_met_when_it_comes(open_database):
+    server = MariaDb()
+    try:
+        database = open_database(server)
+        with at_most(1), pytest.raises(DatabaseUnavailable):
+            await database.fetch("SELECT 1", deadline=within(5))
+        await asyncio.to_thread(server.start)
+        assert await database.fetch("SELECT 1", deadline=within(5)) == [(1,)]
+    finally:
+        await asyncio.to_thread(server.close)
+
+
+async def test_drivers_words_stay_in_the_log(open_database, caplog):
+    port = free_port()
+    with pytest.raises(DatabaseUnavailable) as refusal:
+        await open_database(port).fetch("SELECT 1", deadline=within(5))
+    assert str(port) in caplog.text
+    for language in ("zh", "en"):
+        assert str(port) not in refusal.value.detail(language)
+    assert refusal.value.__cause__ is None
+
+
+# TLS
+
+
+async def test_connection_to_a_trusted_server_is_encrypted(
+    private_mariadb, open_database, certificates
+):
+    server = private_mariadb(certificates=certificates, require_tls=True)
+    database = open_database(server, db_tls_ca=certificates.ca)
+    ((_, cipher),) = await database.fetch("SHOW STATUS LIKE 'Ssl_cipher'", deadline=within(5))
+    assert cipher
+
+
+async def test_untrusted_certificate_is_refused(
+    private_mariadb, open_database, certificates, tmp_path
+):
+    server = private_mariadb(certificates=certificates)
+    others = Certificates(tmp_path)
+    with pytest.raises(DatabaseUnavailable):
+        await open_database(server, db_tls_ca=others.ca).fetch("SELECT 1", deadline=within(5))
+
+
+async def test_server_without_tls_is_refused_when_tls_is_wanted(
+    mariadb, open_database, certificates
+):
+    with pytest.raises(DatabaseUnavailable):
+        await open_database(mariadb, db_tls_ca=certificates.ca).fetch(
+            "SELECT 1", deadline=within(5)
+        )
+
+
+# The store on it
+
+
+@pytest.fixture
+def store_on(open_database: OpenDatabase) -> Callable[..., tuple[MysqlStore, Metrics]]:
+    def make(server: MariaDb) -> tuple[MysqlStore, Metrics]:
+        metrics = Metrics()
+        return MysqlStore(open_database(server, metrics=metrics), 3.0, metrics), metrics
+
+    return make
+
+
+async def test_many_reads_at_once_take_few_statements_and_each_gets_its_own(mariadb, store_on):
+    store, metrics = store_on(mariadb)
+    asked = [*BOARDS, UNKNOWN_BOARD] * 50
+    found = await asyncio.gather(*(store.readings(uuid) for uuid in asked))
+    assert [device and device.name for device in found] == [NAMES.get(uuid) for uuid in asked]
+    statements = metrics.registry.get_sample_value("bridge_batch_size_count")
+    assert statements is not None
+    assert 1 <= statements <= 3
+
+
+async def test_uuid_is_looked_up_in_any_case(mariadb, store_on):
+    store, _ = store_on(mariadb)
+    devices = await asyncio.gather(store.readings(BOARD_A.upper()), store.profile(BOARD_B.upper()))
+    assert [device and device.uuid for device in devices] == [BOARD_A, BOARD_B]
+
+
+HOSTILE = [
+    "' OR '1'='1",
+    "\\",
+    "\\' OR 1=1 -- ",
+    "') OR 1=1 -- ",
+    '" OR ""="',
+    "%s",
+    "%",
+    "{0}",
+    "\x00",
+    "\x1a",
+    "ß" * 36,
+    "\U0001f600" * 36,
+    "İ",
+    f"{BOARD_E} ",
+]
+
+
+@pytest.mark.parametrize("sql_mode", ["", "NO_BACKSLASH_ESCAPES,ANSI_QUOTES"])
+async def test_hostile_uuids_find_nothing_and_disturb_nobody(private_mariadb, store_on, sql_mode):
+    server = private_mariadb(f"--sql-mode={sql_mode}")
+    store, _ = store_on(server)
+    found = await asyncio.gather(
+        *(read(uuid) for read in (store.readings, store.profile) for uuid in [*HOSTILE, BOARD_A])
+    )
+    names = [device and device.name for device in found]
+    assert names == ([None] * len(HOSTILE) + [NAMES[BOARD_A]]) * 2
+    by_sensor = await store.sensors(
+        [(uuid, name) for uuid in [*HOSTILE, BOARD_A] for name in [*HOSTILE, "temperature"]]
+    )
+    assert [len(device.rows) for device in by_sensor if device] == [0] * len(HOSTILE) + [1]
+
+
+async def test_reads_behind_a_hung_server_fail_in_time_and_work_when_it_goes_on(
+    private_mariadb, open_database
+):
+    server = private_mariadb()
+    metrics = Metrics()
+    store = MysqlStore(open_database(server, metrics=metrics, db_timeout=0.4), 0.4, metrics)
+    assert await store.readings(BOARD_A)
+    server.pause()
+
+    async def late(after: float) -> None:
+        await asyncio.sleep(after)
+        with at_most(0.4 + 0.5 + 0.5), pytest.raises(DatabaseTimeout):
+            await store.readings(BOARD_A)
+
+    await asyncio.gather(*(late(0.1 * number) for number in range(10)))
+    server.resume()
+    with at_most(3):
+        assert await store.readings(BOARD_A)
+
+
+# Together
+
+
+class Loads:
+    """A `load` whose statements end when the test says so; it keeps what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []
+        self.deadlines: list[float] = []
+        self.ends: list[asyncio.Future[Mapping[str, str]]] = []
+
+    async def __call__(self, keys: Sequence[str], deadline: float) -> Mapping[str, str]:
+        self.asked.append(tuple(keys))
+        self.deadlines.append(deadline)
+        end: asyncio.Future[Mapping[str, str]] = asyncio.get_running_loop().create_future()
+        self.ends.append(end)
+        return await end
+
+    def answer(self, number: int, word: str = "", leave_out: str = "") -> None:
+        """End a statement with `<key>=<word>` for each of its keys."""
+        self.ends[number].set_result(
+            {key: f"{key}={word}" for key in self.asked[number] if key != leave_out}
+        )
+
+
+@pytest.fixture
+def loads() -> Loads:
+    return Loads()
+
+
+@pytest.fixture
+async def together(loads: Loads) -> AsyncIterator[Together[str, str]]:
+    together = Together[str, str](loads, 5.0, Deadlines())
+    yield together
+    await together.close()
+
+
+async def settled() -> None:
+    """Let everything happen that needs no outside event."""
+    for _ in range(20):
+        await asyncio.sleep(0)
+
+
+async def all_lanes_taken(together: Together[str, str]) -> list[asyncio.Task[str | None]]:
+    """Start as many statements as may be under way at once."""
+    tasks = []
+    for lane in range(LANES):
+        tasks.append(asyncio.create_task(together.get(f"lane{lane}")))
+        await settled()
+    return tasks
+
+
+async def ask(together: Together[str, str], *keys: str) -> list[asyncio.Task[str | None]]:
+    tasks = [asyncio.create_task(together.get(key)) for key in keys]
+    await settled()
+    return tasks
+
+
+async def test_first_request_goes_at_once(together, loads):
+    (task,) = await ask(together, "a")
+    assert loads.asked == [("a",)]
+    loads.answer(0, "1")
+    assert await task == "a=1"
+
+
+async def test_requests_that_arrive_meanwhile_share_one_statement(together, loads):
+    first = await all_lanes_taken(together)
+    later = await ask(together, "a", "b", "a", "c")
+    assert len(loads.asked) == LANES
+    loads.answer(0, "1")
+    await settled()
+    assert loads.asked[LANES:] == [("a", "b", "c")]
+    loads.answer(LANES, "2")
+    assert await asyncio.gather(*later) == ["a=2", "b=2", "a=2", "c=2"]
+    for lane in range(1, LANES):
+        loads.answer(lane, "1")
+    assert await asyncio.gather(*first) == [f"lane{lane}=1" for lane in range(LANES)]
+
+
+async def test_key_without_a_row_is_none(together, loads):
+    tasks = await ask(together, "a", "b")
+    loads.answer(0, "1", leave_out="b")
+    assert await asyncio.gather(*tasks) == ["a=1", None]
+
+
+async def test_no_answer_is_older_than_its_question(together, loads):
+    before = await ask(together, "a")
+    after = await ask(together, "a")
+    assert loads.asked == [("a",), ("a",)]
+    loads.answer(1, "new")
+    loads.answer(0, "old")
+    assert await asyncio.gather(*before, *after) == ["a=old", "a=new"]
+
+
+async def test_question_asked_as_the_lanes_end_is_not_answered_by_them(together, loads):
+    await all_lanes_taken(together)
+    loads.answer(0, "old")
+    # In the same turn of the loop in which the statement ends.
+    asking = asyncio.create_task(together.get("lane0"))
+    await settled()
+    loads.answer(LANES, "new")
+    assert await asking == "lane0=new"
+
+
+async def test_failure_reaches_everyone_who_waits_for_that_statement_and_nobody_else(
+    together, loads
+):
+    first = await ask(together, "a", "a", "b")
+    second = await ask(together, "a")
+    loads.ends[0].set_exception(DatabaseUnavailable())
+    loads.answer(1, "well")
+    outcomes = await asyncio.gather(*first, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DatabaseUnavailable] * 3
+    assert await asyncio.gather(*second) == ["a=well"]
+
+
+async def test_statement_goes_on_after_a_failure(together, loads):
+    await all_lanes_taken(together)
+    waiting = await ask(together, "a")
+    for lane in range(LANES):
+        loads.ends[lane].set_exception(DatabaseUnavailable())
+    await settled()
+    loads.answer(LANES, "1")
+    assert await asyncio.gather(*waiting) == ["a=1"]
+
+
+@pytest.mark.parametrize("when", ["under way", "still waiting"])
+async def test_one_who_goes_away_does_not_disturb_the_others(together, loads, when):
+    if when == "still waiting":
+        await all_lanes_taken(together)
+    gone, stays, other = await ask(together, "a", "a", "b")
+    gone.cancel()
+    await settled()
+    if when == "still waiting":
+        loads.answer(0)
+        await settled()
+    loads.answer(-1 if when == "still waiting" else 0, "1")
+    assert await asyncio.gather(stays, other) == ["a=1", "b=1"]
+    assert gone.cancelled()
+
+
+async def test_one_who_went_away_makes_no_noise_when_the_statement_fails(together, loads, caplog):
+    gone, stays = await ask(together, "a", "a")
+    gone.cancel()
+    await settled()
+    loads.ends[0].set_exception(DatabaseUnavailable())
+    with pytest.raises(DatabaseUnavailable):
+        await stays
+    await settled()
+    assert caplog.text == ""
+
+
+async def test_those_behind_statements_that_hang_are_answered_in_time(loads):
+    together = Together[str, str](loads, 0.2, Deadlines())
+    hung = await all_lanes_taken(together)
+    behind = await ask(together, "a", "b")
+    with at_most(1):
+        outcomes = await asyncio.gather(*behind, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [DatabaseTimeout] * 2
+    again = await ask(together, "a")
+    loads.answer(0)
+    await settled()
+    loads.answer(LANES, "1")
+    assert await asyncio.gather(*again) == ["a=1"]
+    await together.close()
+    await asyncio.gather(*hung, return_exceptions=True)
+
+
+async def test_no_statement_is_sent_for_those_who_were_given_up_in_that_very_turn(loads):
+    together = Together[str, str](loads, 5.0, Deadlines())
+    await all_lanes_taken(together)
+    (waiting,) = await ask(together, "a")
+    lane = next(iter(together._under_way))
+    # After the lane's own callback, which begins the next statement, and before that has begun.
+    lane.add_done_callback(lambda _: together._give_up())
+    for end in loads.ends:
+        end.set_result({})
+    with pytest.raises(DatabaseTimeout):
+        await waiting
+    await settled()
+    assert () not in loads.asked
+    await together.close()
+
+
+async def test_many_keys_of_one_request_are_answered_in_their_order(together, loads):
+    asking = together.get_all(["b", "a", "b", "none"])
+    await settled()
+    assert loads.asked == [("b", "a", "none")]
+    loads.answer(0, "1", leave_out="none")
+    assert await asking == ["b=1", "a=1", "b=1", None]
+
+
+async def test_statement_has_what_is_left_of_its_oldest_requests_time(loads):
+    together = Together[str, str](loads, 2.0, Deadlines())
+    now = asyncio.get_running_loop().time()
+    await all_lanes_taken(together)
+    await ask(together, "a")
+    await asyncio.sleep(0.3)
+    await ask(together, "b")
+    loads.answer(0)
+    await settled()
+    assert loads.asked[LANES] == ("a", "b")
+    assert loads.deadlines[0] == pytest.approx(now + 2.0, abs=0.15)
+    assert loads.deadlines[LANES] == pytest.approx(now + 2.0, abs=0.15)
+    await together.close()
+
+
+async def test_closing_leaves_nobody_waiting(together, loads):
+    under_way = await all_lanes_taken(together)
+    await together.close()
+    outcomes = await asyncio.wait_for(asyncio.gather(*under_way, return_exceptions=True), 1)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * LANES

@@ -1,0 +1,480 @@
+"""aiohttp's protocol with our two mends (raw UTF-8 in a request line, JSON for the unparsable),
+and the answers that go out in one write.
+
+What `bridge.sidecar.Protocol` relies on in aiohttp is private: when it has moved, these tests fail.
+Everything goes over real sockets, as bytes, to an application that says what it was asked.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Self
+from urllib.parse import quote
+
+import pytest
+from aiohttp import web
+
+from bridge.sidecar import Answer, Protocol, Runner
+from tests.lab.servers import LOOPBACK
+
+CHINESE = "温度"
+UNPARSABLE = {"code": 400, "error": "malformed_request"}
+
+
+class Connection:
+    """A client that writes the bytes it is told to, and reads responses."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+
+    async def __aenter__(self) -> Self:
+        self.reader, self.writer = await asyncio.open_connection(LOOPBACK, self._port)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.writer.close()
+        await asyncio.gather(self.writer.wait_closed(), return_exceptions=True)
+
+    async def send(self, *segments: bytes) -> None:
+        """Write each segment so that it arrives by itself."""
+        for segment in segments:
+            self.writer.write(segment)
+            await self.writer.drain()
+            for _ in range(5):
+                await asyncio.sleep(0)
+
+    async def response(self) -> tuple[int, Any]:
+        """The status and the parsed body of the next response."""
+        async with asyncio.timeout(5):
+            head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+            status = int(head.split(" ", 2)[1])
+            headers = dict(
+                line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line
+            )
+            if status == 100:
+                return status, None
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        assert headers["content-type"].startswith("application/json")
+        return status, json.loads(body)
+
+    async def closed(self) -> bool:
+        """Whether the server closes the connection, saying nothing more."""
+        try:
+            return await asyncio.wait_for(self.reader.read(), 5) == b""
+        except ConnectionError:
+            return True
+
+    async def ask(self, *segments: bytes) -> Any:
+        """The body of the response to a good request."""
+        await self.send(*segments)
+        status, body = await self.response()
+        assert status == 200, body
+        return body
+
+
+async def echo(request: web.Request) -> web.Response:
+    """What was asked; reads the body, unless told to ignore it."""
+    body = b"" if "ignore" in request.query else await request.read()
+    return web.json_response(
+        {
+            "method": request.method,
+            "path": request.path,
+            "query": dict(request.query),
+            "body": body.decode(),
+        }
+    )
+
+
+async def slow(_request: web.Request) -> web.Response:
+    await asyncio.sleep(0.1)
+    return web.json_response({"path": "/slow"})
+
+
+async def broken(_request: web.Request) -> web.Response:
+    raise ZeroDivisionError
+
+
+async def answer(request: web.Request) -> web.StreamResponse:
+    """An answer of the kind that operations get, as the query wants it."""
+    body = b"x" * int(request.query.get("size", 2))
+    status = int(request.query.get("status", 200))
+    return Answer(status, "text/plain", body, [("X-Echo", request.headers.get("X-Echo", ""))])
+
+
+def on_error(error: BaseException | None) -> Answer:
+    status, body = (400, UNPARSABLE) if error is None else (500, {"failed": repr(error)})
+    return Answer(status, "application/json", json.dumps(body).encode(), keep_alive=False)
+
+
+@pytest.fixture
+async def port() -> AsyncIterator[int]:
+    app = web.Application()
+    app.router.add_route("*", "/slow", slow)
+    app.router.add_route("*", "/broken", broken)
+    app.router.add_route("*", "/answer", answer)
+    app.router.add_route("*", "/{path:.*}", echo)
+    runner = Runner(
+        app,
+        on_error=on_error,
+        access_log=None,
+    )
+    await runner.setup()
+    server = await asyncio.get_running_loop().create_server(runner.protocol, LOOPBACK, 0)
+    yield server.sockets[0].getsockname()[1]
+    server.close()
+    await runner.close(within=1.0)
+
+
+def get(target: str, *headers: str) -> bytes:
+    return "\r\n".join([f"GET {target} HTTP/1.1", "Host: x", *headers, "", ""]).encode()
+
+
+def post(target: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {target} HTTP/1.1", "Host: x", f"Content-Length: {len(body)}", *headers, "", ""]
+    return "\r\n".join(lines).encode() + body
+
+
+# What is private, and there
+
+
+@pytest.mark.parametrize("name", ["_request_count", "_messages", "_waiter"])
+def test_aiohttp_has_what_we_reach_for(name):
+    assert name in web.RequestHandler.__slots__
+
+
+@pytest.mark.parametrize("name", ["data_received", "handle_error", "__init__"])
+def test_what_we_override_is_called_as_we_declare_it(name):
+    theirs = inspect.signature(getattr(web.RequestHandler, name)).parameters
+    if name == "__init__":
+        assert list(theirs)[:3] == ["self", "manager", "loop"]
+    else:
+        assert list(inspect.signature(getattr(Protocol, name)).parameters) == list(theirs)
+
+
+async def test_server_makes_protocols_with_the_options_of_the_application(port):
+    """`create_server` gets ours in place of aiohttp's own, which is made with the same options."""
+    runner = Runner(
+        web.Application(),
+        on_error=lambda _: Answer(400, "text/plain", b""),
+        access_log=None,
+        keepalive_timeout=12.5,
+    )
+    await runner.setup()
+    protocol = runner.protocol()
+    assert isinstance(protocol, Protocol)
+    assert protocol.keepalive_timeout == 12.5
+    await runner.close(within=0.1)
+
+
+# Raw UTF-8 in the request line
+
+RAW = get(f"/api/sensor-data?device_uuid=a&sensor={CHINESE}")
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "query"),
+    [
+        (f"/q?sensor={CHINESE}", "/q", {"sensor": CHINESE}),
+        (f"/q?sensor={quote(CHINESE)}", "/q", {"sensor": CHINESE}),
+        (f"/q?{CHINESE}={CHINESE}", "/q", {CHINESE: CHINESE}),
+        (f"/{CHINESE}/x", f"/{CHINESE}/x", {}),
+        ("/q?a=é", "/q", {"a": "é"}),
+        ("/q?a=😀", "/q", {"a": "😀"}),
+        (f"/q?a=%25{CHINESE}+b&c=d%26", "/q", {"a": f"%{CHINESE} b", "c": "d&"}),
+        ("/q?a=b", "/q", {"a": "b"}),
+    ],
+)
+async def test_target_is_understood_raw_or_percent_encoded(port, target, path, query):
+    async with Connection(port) as client:
+        asked = await client.ask(get(target))
+    assert (asked["path"], asked["query"]) == (path, query)
+
+
+async def test_request_may_come_in_any_two_segments(port):
+    for at in range(1, len(RAW)):
+        async with Connection(port) as client:
+            asked = await client.ask(RAW[:at], RAW[at:])
+        assert asked["query"]["sensor"] == CHINESE, at
+
+
+async def test_request_may_come_byte_by_byte(port):
+    async with Connection(port) as client:
+        for _ in range(2):
+            asked = await client.ask(*(bytes((byte,)) for byte in RAW))
+            assert asked["query"]["sensor"] == CHINESE
+
+
+async def test_every_request_of_a_kept_connection_is_mended(port):
+    async with Connection(port) as client:
+        for number in range(5):
+            asked = await client.ask(get(f"/{number}?sensor={CHINESE}"))
+            assert (asked["path"], asked["query"]["sensor"]) == (f"/{number}", CHINESE)
+
+
+async def test_headers_are_left_as_they_are(port):
+    async with Connection(port) as client:
+        asked = await client.ask(get(f"/q?a={CHINESE}", f"X-Name: {CHINESE}"))
+        assert asked["query"] == {"a": CHINESE}
+
+
+# Bodies are not touched
+
+BODY = f'{{"line":"{CHINESE}\\n","more":\n"{CHINESE}"}}\n'.encode() * 3
+
+
+@pytest.mark.parametrize("cut", ["whole", "after the head", "within the body", "byte by byte"])
+async def test_body_comes_through_as_it_was_sent(port, cut):
+    request = post(f"/p?a={CHINESE}", BODY)
+    head = len(request) - len(BODY)
+    cuts = {
+        "whole": [],
+        "after the head": [head],
+        "within the body": [head + 11, head + 20],
+        "byte by byte": range(1, len(request)),
+    }[cut]
+    async with Connection(port) as client:
+        for _ in range(2):
+            ends = [*cuts, len(request)]
+            segments = [request[start:end] for start, end in zip([0, *cuts], ends, strict=True)]
+            asked = await client.ask(*segments)
+            assert asked["body"].encode() == BODY
+            assert asked["query"] == {"a": CHINESE}
+
+
+async def test_chunked_body_comes_through_as_it_was_sent(port):
+    head = f"POST /p?a={CHINESE} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
+    chunks = [b"%x\r\n%b\r\n" % (len(part), part) for part in (BODY[:10], BODY[10:], b"")]
+    async with Connection(port) as client:
+        asked = await client.ask(head, *chunks)
+        assert asked["body"].encode() == BODY
+        assert (await client.ask(RAW))["query"]["sensor"] == CHINESE
+
+
+async def test_body_may_wait_for_100_continue(port):
+    request = post("/p", BODY, "Expect: 100-continue")
+    async with Connection(port) as client:
+        await client.send(request[: -len(BODY)])
+        assert await client.response() == (100, None)
+        asked = await client.ask(BODY)
+    assert asked["body"].encode() == BODY
+
+
+async def test_body_that_nobody_reads_does_not_spoil_the_next_request(port):
+    async with Connection(port) as client:
+        request = post("/p?ignore=1", BODY)
+        await client.send(request[: -len(BODY)], BODY[:10], BODY[10:])
+        assert (await client.response())[0] == 200
+        assert (await client.ask(RAW))["query"]["sensor"] == CHINESE
+
+
+# Several requests at once
+
+
+async def test_pipelined_requests_are_answered_in_order(port):
+    async with Connection(port) as client:
+        await client.send(
+            get("/slow") + post("/1", BODY) + get(f"/2?sensor={quote(CHINESE)}") + get("/3")
+        )
+        paths = [(await client.response())[1]["path"] for _ in range(4)]
+    assert paths == ["/slow", "/1", "/2", "/3"]
+
+
+async def test_request_sent_while_another_is_answered_gets_its_answer(port):
+    async with Connection(port) as client:
+        await client.send(get("/slow"), get("/after"))
+        paths = [(await client.response())[1]["path"] for _ in range(2)]
+        assert paths == ["/slow", "/after"]
+        assert (await client.ask(RAW))["query"]["sensor"] == CHINESE
+
+
+async def test_raw_utf_8_in_a_pipelined_request_costs_at_most_that_connection(port):
+    """Only a request that is awaited is mended, none that comes behind one unanswered."""
+    async with Connection(port) as client:
+        await client.send(get("/slow"), RAW)
+        status, body = await client.response()
+        assert (status, body) in [(200, {"path": "/slow"}), (400, UNPARSABLE)]
+    async with Connection(port) as client:
+        assert (await client.ask(RAW))["query"]["sensor"] == CHINESE
+
+
+async def test_connections_do_not_disturb_one_another(port):
+    async def converse(number: int) -> None:
+        async with Connection(port) as client:
+            for turn in range(5):
+                asked = await client.ask(
+                    *(get(f"/{number}/{turn}?s={CHINESE}")[at : at + 9] for at in range(0, 60, 9))
+                )
+                assert asked["path"] == f"/{number}/{turn}"
+
+    await asyncio.gather(*(converse(number) for number in range(10)))
+
+
+# What can't be parsed
+
+BAD = {
+    "no HTTP": b"hello\r\n\r\n",
+    "no method": b" / HTTP/1.1\r\nHost: x\r\n\r\n",
+    "unknown version": b"GET / HTTP/9.9\r\nHost: x\r\n\r\n",
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(range(64)) + b"\r\n\r\n",
+    "MQTT": b"\x10\x10\x00\x04MQTT\x05\x02\x00\x3c\x00\x00\x03abc\r\n\r\n",
+    "raw bytes for a method": f"{CHINESE} / HTTP/1.1\r\n\r\n".encode(),
+    "header without a colon": get("/", "nonsense"),
+    "space before the colon": get("/", "X-A : b"),
+    "NUL in a header": get("/", "X-A: b\0c"),
+    "endless line": get("/" + "a" * 20000),
+    "endless raw line": get("/" + CHINESE * 2000),
+    "endless header": get("/", "X-A: " + "b" * 20000),
+    "bad length": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: many\r\n\r\n",
+    "negative length": b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+    "length and chunks": (
+        b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1\r\nTransfer-Encoding: chunked\r\n\r\n"
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", BAD)
+@pytest.mark.parametrize("place", ["first", "after a good one"])
+async def test_bad_request_is_answered_in_json_and_without_a_traceback(port, caplog, kind, place):
+    async with Connection(port) as client:
+        if place == "after a good one":
+            await client.ask(RAW)
+        await client.send(BAD[kind])
+        assert await client.response() == (400, UNPARSABLE)
+        assert await client.closed()
+    assert [record.getMessage() for record in caplog.records if record.levelname != "DEBUG"] == []
+
+
+@pytest.mark.parametrize(
+    "beginning",
+    [
+        b"",
+        b"GET / HT",
+        RAW[:-2],
+        post("/api/control", BODY, "Content-Type: application/json")[:-5],
+        b"POST /api/control HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Transfer-Encoding: chunked\r\n\r\nnonsense\r\n",
+    ],
+    ids=["nothing", "half a line", "half a head", "half a body", "a bad chunk"],
+)
+async def test_client_that_goes_away_early_makes_no_noise(bridge, beginning):
+    before = len(bridge.output)
+    async with Connection(bridge.port) as client:
+        await client.send(beginning)
+    async with Connection(bridge.port) as client:
+        await client.send(get("/livez"))
+        assert (await client.response())[0] == 200
+    assert "Traceback" not in bridge.output[before:]
+    assert "ERROR" not in bridge.output[before:]
+
+
+async def test_failure_outside_the_handlers_own_care_is_answered_as_such(port):
+    async with Connection(port) as client:
+        await client.send(get("/broken"))
+        status, body = await client.response()
+        assert status == 500
+        assert "ZeroDivisionError" in str(body)
+        assert await client.closed()
+
+
+# Answers in one write
+
+
+def head_of(data: bytes) -> tuple[str, dict[str, str]]:
+    status, *lines = data.decode("latin-1").rstrip("\r\n").split("\r\n")
+    return status, dict(line.lower().split(": ", 1) for line in lines)
+
+
+async def exchange(client: Connection, request: bytes) -> tuple[str, dict[str, str]]:
+    """The status line and headers of the answer; its body is left to be read."""
+    await client.send(request)
+    return head_of(await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), 5))
+
+
+async def test_answer_has_its_head_and_body_and_the_connection_goes_on(port):
+    async with Connection(port) as client:
+        for size in (0, 2, 100_000):
+            status, headers = await exchange(client, get(f"/answer?size={size}", "X-Echo: y"))
+            assert status == "HTTP/1.1 200 OK"
+            assert headers.pop("date").endswith("gmt")
+            assert headers == {
+                "content-type": "text/plain",
+                "x-echo": "y",
+                "content-length": str(size),
+            }
+            assert await client.reader.readexactly(size) == b"x" * size
+
+
+@pytest.mark.parametrize(
+    ("request_line", "length"),
+    [("HEAD /answer?size=9", "9"), ("GET /answer?size=0&status=204", None)],
+    ids=["HEAD", "204"],
+)
+async def test_answer_without_a_body_is_followed_by_the_next(port, request_line, length):
+    async with Connection(port) as client:
+        _, headers = await exchange(client, f"{request_line} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        assert headers.get("content-length") == length
+        assert (await client.ask(RAW))["query"]["sensor"] == CHINESE
+
+
+@pytest.mark.parametrize(
+    ("version", "asked", "persistence"),
+    [
+        ("1.1", "", None),
+        ("1.1", "Connection: close\r\n", "close"),
+        ("1.0", "", "close"),
+        ("1.0", "Connection: keep-alive\r\n", "keep-alive"),
+    ],
+)
+async def test_connection_goes_on_after_an_answer_as_the_client_wants(
+    port, version, asked, persistence
+):
+    request = f"GET /answer HTTP/{version}\r\nHost: x\r\n{asked}\r\n".encode()
+    async with Connection(port) as client:
+        _, headers = await exchange(client, request)
+        assert headers.get("connection") == persistence
+        assert await client.reader.readexactly(2) == b"xx"
+        if persistence == "close":
+            assert await client.closed()
+        else:
+            assert (await client.ask(RAW))["query"]["sensor"] == CHINESE
+
+
+async def test_what_a_caller_sends_cannot_add_a_header(port):
+    async with Connection(port) as client:
+        _, headers = await exchange(client, get("/answer", f"X-Echo: a\tb {CHINESE}"))
+    assert set(headers) == {"content-type", "x-echo", "content-length", "date"}
+
+
+async def test_slow_reader_gets_all_of_its_answers_in_order(port):
+    size = 4_000_000
+    async with Connection(port) as client:
+        await client.send(get(f"/answer?size={size}") * 3 + get("/last"))
+        await asyncio.sleep(0.1)
+        for _ in range(3):
+            await asyncio.wait_for(client.reader.readuntil(b"\r\n\r\n"), 5)
+            body = await asyncio.wait_for(client.reader.readexactly(size), 10)
+            assert body == b"x" * size
+        assert (await client.response())[1]["path"] == "/last"
+
+
+async def test_reader_that_goes_away_makes_no_noise(port, caplog):
+    async with Connection(port) as client:
+        await client.send(get("/answer?size=8000000") * 2)
+    async with Connection(port) as client:
+        await client.ask(RAW)
+    assert caplog.text == ""
+
+
+# On the bridge itself
+
+
+@pytest.mark.parametrize("kind", ["no HTTP", "endless header", "TLS"])
+async def test_bridge_answers_bad_requests_as_the_contract_says(bridge, kind):
+    async with Connection(bridge.port) as client:
+        await client.send(BAD[kind])
+        status, body = await client.response()
+    assert (status, body["code"], body["error"]) == (400, 400, "malformed_request")
+    assert body["detail"]
