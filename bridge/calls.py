@@ -128,6 +128,8 @@ class Call:
     # The place in its device's line, for operations that send commands.
     turn: Turn | None = None
     sent: bool = False
+    # It was answered with the outcome of an earlier request with the same id.
+    repeated: bool = False
     # Whether the deadline is farther away than any read can take.
     unhurried: bool = False
 

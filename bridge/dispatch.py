@@ -161,7 +161,8 @@ class Dispatcher:
                 reply = await self._once.answer(
                     key, fingerprint_of(row.name, fields), call, execute
                 )
-        self._audit(row, fields, request, reply)
+        if not call.repeated:
+            self._audit(row, fields, request, reply)
         return reply
 
     async def _run(self, row: Operation, fields: Fields, call: Call, *, counted: bool) -> Reply:

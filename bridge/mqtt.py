@@ -286,9 +286,10 @@ class MqttTransport:
         if message.qos:
             self._unsettled.append(delivery)
         if message.retain:
-            self._drop(delivery, "retained")
+            self._metrics.dropped("retained")
+            self._settle(delivery)
             return
-        task = loop.create_task(self._serve(delivery), name="mqtt request")
+        task = loop.create_task(self._settle_after(delivery), name="mqtt request")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
@@ -305,8 +306,18 @@ class MqttTransport:
         )
         return orphan if same else None
 
-    async def _serve(self, delivery: _Delivery) -> None:
+    async def _settle_after(self, delivery: _Delivery) -> None:
         """One request, from the message to its acknowledgement."""
+        try:
+            await self._serve(delivery)
+        except Exception:
+            # A mistake of ours; unacknowledged, it would hold up all acknowledgements after it.
+            logger.exception("a request could not be answered")
+            self._metrics.dropped("internal_error")
+        self._settle(delivery)
+
+    async def _serve(self, delivery: _Delivery) -> None:
+        """Answer one request, or drop it by one of the rules."""
         message = delivery.message
         assert self._dispatcher is not None
         asked = self._topics.asked(message.topic)
@@ -315,10 +326,10 @@ class MqttTransport:
         if message.expiry is not None:
             back.expires = delivery.received + message.expiry
             if back.expires <= asyncio.get_running_loop().time():
-                self._drop(delivery, "expired")
+                self._metrics.dropped("expired")
                 return
         if not is_plain(back.topic):
-            self._drop(delivery, "unanswerable")
+            self._metrics.dropped("unanswerable")
             return
         reply = await self._dispatcher.answer(
             Request(
@@ -334,7 +345,6 @@ class MqttTransport:
             )
         )
         await self._deliver(reply, back)
-        self._settle(delivery)
 
     def _open(self, message: wire.Message, asked: Asked) -> Envelope:
         row = OPERATIONS.get(asked.operation)
@@ -413,10 +423,6 @@ class MqttTransport:
         if self._link is link:
             self._link = None
             self._linked.clear()
-
-    def _drop(self, delivery: _Delivery, reason: str) -> None:
-        self._metrics.dropped(reason)
-        self._settle(delivery)
 
     def _settle(self, delivery: _Delivery) -> None:
         """Nothing more is owed for this request but its acknowledgement."""

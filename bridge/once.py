@@ -117,6 +117,7 @@ class MemoryOnce:
         return reply
 
     async def _again(self, entry: _Entry, call: Call) -> Reply:
+        call.repeated = True
         if call.turn is not None:
             # It sends nothing itself, so that nobody need wait for it.
             call.turn.pass_on()

@@ -102,6 +102,7 @@ class MysqlOnce:
             known = await self._look(key, fingerprint, call)
             if known is not None:
                 self._metrics.duplicates.inc()
+                call.repeated = True
                 return known
         try:
             reply = await execute()

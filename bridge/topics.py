@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from .errors import Forbidden, ReplyTopicForbidden, Text
 
 _LONGEST = 256
+# Of any MQTT string (MQTT 5.0, section 1.5.4), in bytes.
+_LONGEST_OF_ALL = 65535
 # What MQTT forbids in a topic name, and what makes brokers close the connection: wildcards, NUL,
 # control characters, lone surrogates and Unicode's non-characters (MQTT 5.0, sections 1.5.4, 4.7).
 _UNUSABLE = re.compile(
@@ -85,7 +87,9 @@ class Topics:
 
 def is_plain(topic: str) -> bool:
     """Whether a topic can be published to: no wildcard, nothing that brokers refuse, no `$`."""
-    return bool(topic) and not topic.startswith("$") and not _UNUSABLE.search(topic)
+    if not topic or topic.startswith("$") or _UNUSABLE.search(topic):
+        return False
+    return len(topic.encode()) <= _LONGEST_OF_ALL
 
 
 def _matches(topic_filter: Sequence[str], levels: Sequence[str]) -> bool:
