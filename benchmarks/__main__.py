@@ -5,8 +5,8 @@ import json
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -14,6 +14,7 @@ from types import FrameType
 from benchmarks import contenders, processes, report
 from benchmarks.contenders import Lab
 from benchmarks.load import ControlCounter, LoadError, compile_tools
+from benchmarks.profile import profile
 from benchmarks.rows import (
     FOOTPRINT_ROW,
     Footprint,
@@ -42,6 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         others = processes.busy_cores()
         if others > QUIET:
             print(f"something else uses {others:.1f} cores: figures will be off", file=sys.stderr)
+        if options.profile:
+            print(_profile())
+            return 0
         measured, footprints, database = _measure(plan, set(options.only))
     except (StartError, LoadError) as error:
         print(error, file=sys.stderr)
@@ -55,9 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if any(one.faults for one in measured) else 0
 
 
-def _measure(plan: Plan, only: set[str]) -> tuple[list[Measured], list[Footprint], str]:
-    measured: list[Measured] = []
-    footprints: list[Footprint] = []
+@contextmanager
+def _lab() -> Iterator[tuple[Lab, ControlCounter]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-")))
         compile_tools(folder)
@@ -68,12 +71,24 @@ def _measure(plan: Plan, only: set[str]) -> tuple[list[Measured], list[Footprint
         lab = Lab(folder, folder, broker, database)
         counter = ControlCounter(lab)
         stack.callback(counter.stop)
+        yield lab, counter
+
+
+def _profile() -> str:
+    with _lab() as (lab, counter):
+        return profile(lab, counter)
+
+
+def _measure(plan: Plan, only: set[str]) -> tuple[list[Measured], list[Footprint], str]:
+    measured: list[Measured] = []
+    footprints: list[Footprint] = []
+    with _lab() as (lab, counter):
         for row in all_rows(plan):
             if not only or row.name in only:
                 measured.extend(run_row(row, plan, lab, counter))
         if not only or FOOTPRINT_ROW in only:
             footprints = run_footprints(plan, lab, counter)
-        return measured, footprints, database.version()
+        return measured, footprints, lab.database.version()
 
 
 def _plan(options: argparse.Namespace) -> Plan:
@@ -127,6 +142,11 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         metavar="CONTENDER",
         choices=names,
         help=f"leave this one out (may be repeated): {', '.join(names)}",
+    )
+    parser.add_argument(
+        "--profile",
+        action="store_true",
+        help="show where the time of a request goes in the bridge, instead of measuring",
     )
     parser.add_argument("--seconds", type=_positive, help="measured time of a case (3)")
     parser.add_argument("--rounds", type=_positive, help="how often each is measured (3)")

@@ -1,7 +1,6 @@
 """Composition: what is made of what, in which order it starts, and how it ends."""
 
 import asyncio
-import contextlib
 import logging
 import signal
 import time
@@ -162,13 +161,9 @@ class Bridge:
         if self._metrics.shared:
             self._background.start("all workers", self._look_at_workers())
 
-    async def run(self) -> bool:
-        """Serve until told to stop by a signal; whether it ended as it should."""
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Serve until `stop` is set; whether it ended as it should."""
         loop = asyncio.get_running_loop()
-        stop = asyncio.Event()
-        for name in ("SIGINT", "SIGTERM"):
-            with contextlib.suppress(NotImplementedError):
-                loop.add_signal_handler(getattr(signal, name), stop.set)
         if hasattr(signal, "SIGHUP"):
             loop.add_signal_handler(signal.SIGHUP, self._reload_keys)
         stopping = [
@@ -273,3 +268,11 @@ class Bridge:
                 "HTTP is open to everyone who reaches port %d: set API_KEYS to guard it",
                 settings.service_port,
             )
+
+
+def stop_signal() -> asyncio.Event:
+    """Set by SIGINT and SIGTERM from now on: to stop is to drain, even amidst the start."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop

@@ -127,12 +127,16 @@ class Link:
             LinkError: the broker can't be reached, or refuses us.
         """
         entering = self._loop.create_task(self._client.__aenter__(), name="mqtt connect")
+        entering.add_done_callback(_look_at)
         try:
             await asyncio.wait(
                 (entering, self.lost),
                 timeout=2 * _CONNECT_SECONDS,
                 return_when=asyncio.FIRST_COMPLETED,
             )
+            if self.lost.done():
+                # A refusal and its reason may still be on their way through aiomqtt.
+                await asyncio.wait((entering,), timeout=0.05)
             if not entering.done():
                 raise self.lost.result() if self.lost.done() else LinkError("no CONNACK in time")
             await entering
@@ -576,6 +580,12 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
                 f"({error})"
             ) from None
     return context
+
+
+def _look_at(ended: "asyncio.Task[Any]") -> None:
+    # Its failure may come when nobody waits for it any more.
+    if not ended.cancelled():
+        ended.exception()
 
 
 def _reason_of(error: BaseException) -> int | None:

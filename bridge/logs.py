@@ -9,8 +9,9 @@ from typing import Any, Literal
 import orjson
 
 # What every LogRecord has; anything else on one came by `extra=` and is a field of the event.
-_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+# JSON leaves these as they are, though terminals obey them, or UTF-8 can't hold them.
+_UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def set_up(level: str, style: Literal["text", "json"]) -> None:
@@ -66,7 +67,7 @@ class _JsonLines(logging.Formatter):
 
 
 def _encodable(value: object) -> object:
-    """A text without what JSON leaves as it is and terminals obey, or what UTF-8 can't hold."""
+    """A text without what is unsafe in JSON; anything else as it is."""
     if not isinstance(value, str):
         return value
     return _UNSAFE_IN_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", value)

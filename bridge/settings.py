@@ -141,7 +141,7 @@ class Settings(BaseSettings):
             if name in MEANINGFUL_WHEN_EMPTY or not (isinstance(value, str) and not value.strip())
         }
 
-    @field_validator("mqtt_reply_topics", "cors_origins", "api_trusted", mode="before")
+    @field_validator("mqtt_reply_topics", "cors_origins", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):
@@ -151,8 +151,8 @@ class Settings(BaseSettings):
     @field_validator("api_trusted", mode="before")
     @classmethod
     def _networks(cls, value: object) -> object:
-        if isinstance(value, tuple):
-            return tuple(_network(part) if isinstance(part, str) else part for part in value)
+        if isinstance(value, str):
+            return tuple(_network(part.strip()) for part in value.split(",") if part.strip())
         return value
 
     @field_validator("mqtt_topic_prefix", "mqtt_instance")

@@ -13,12 +13,15 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from aiohttp import StreamReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 # The answer to what failed outside a handler; None where a request could not be parsed.
 OnError = Callable[[BaseException | None], "Answer"]
 
 # A reader slower than this is waited for, before the next request of its connection is answered.
 _UNSENT_BYTES = 64 * 1024
+# What a client did to its own request, met once more when the rest of that is read away.
+_CLIENTS_FAULT = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 
 
 class Answer(web.StreamResponse):
@@ -96,8 +99,8 @@ class Protocol(web.RequestHandler):
     """aiohttp's protocol, with two mends.
 
     aiohttp's C parser refuses raw UTF-8 in a request line, which curl sends and other servers
-    take: it is percent-encoded before the parser sees it. And what can't be parsed is answered
-    with the contract's JSON, without a traceback per bad client.
+    take: it is percent-encoded before the parser sees it. And what can't be parsed, or is refused
+    by aiohttp itself, is answered with the contract's JSON, without a traceback per bad client.
     """
 
     __slots__ = ("_last_body", "_line_read", "_on_error")
@@ -139,10 +142,34 @@ class Protocol(web.RequestHandler):
             raise ConnectionError("the response has begun")
         return self._on_error(exc if status >= 500 else None)
 
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPException):
+            # `OPTIONS *` and CONNECT, whose targets are no paths: none of our routes saw them.
+            resp = self._on_error(None)
+        return await super().finish_response(request, resp, start_time)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        if not isinstance(kw.get("exc_info"), _CLIENTS_FAULT):
+            super().log_exception(*args, **kw)
+
 
 def _percent_encoded(line: bytes) -> bytes:
     # Everything that is ASCII stays as it was, odd or not: judging it is the parser's.
     return quote_from_bytes(line, safe=bytes(range(128))).encode("ascii")
+
+
+async def _let_go_on(request: web.Request) -> None:
+    """Meet `Expect: 100-continue`, and no other expectation (RFC 9110, section 10.1.1).
+
+    aiohttp's own refuses those by a text that repeats them, and fails where they are not UTF-8.
+    """
+    expected = request.headers.get(hdrs.EXPECT, "").lower()
+    if expected == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # The response itself has not begun.
+        request.writer.output_size = 0
 
 
 class Runner:
@@ -155,6 +182,8 @@ class Runner:
 
     async def setup(self) -> None:
         """Make it ready for `protocol`."""
+        for route in self._runner.app.router.routes():
+            route._expect_handler = _let_go_on
         await self._runner.setup()
 
     def protocol(self) -> Protocol:

@@ -7,7 +7,6 @@ request. Metrics meet in files of prometheus-client's, in a folder that the pare
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import shutil
@@ -16,12 +15,13 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from prometheus_client import multiprocess
 
 from . import database, link, systemd
 from .access import read_keys
-from .app import Bridge
+from .app import Bridge, stop_signal
 from .http import PortTakenError
 from .settings import Settings, SettingsError
 
@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 
 _NUMBER = "BRIDGE_WORKER_NUMBER"
 _LIFELINE = "BRIDGE_WORKER_LIFELINE"
+_STARTED = "BRIDGE_WORKER_STARTED"
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
 # A worker that ran for so long had started well: the next pause is a short one again.
 _RAN_WELL_SECONDS = 30.0
@@ -46,6 +47,7 @@ async def serve(settings: Settings) -> int:
         _check_files(settings)
         if settings.workers > 1 and _NUMBER not in os.environ:
             return await _Parent(settings).run()
+        stop = stop_signal()
         bridge = Bridge(settings)
         await bridge.start()
     except SettingsError as error:
@@ -54,12 +56,18 @@ async def serve(settings: Settings) -> int:
     except PortTakenError as error:
         print(error, file=sys.stderr)
         return 1 if _NUMBER not in os.environ else _CANT_LISTEN
-    _collect_less_often()
-    lifeline = os.environ.get(_LIFELINE)
-    if lifeline is not None:
+    if _NUMBER in os.environ:
+        _tell_parent(int(os.environ[_STARTED]))
         # At its end nobody would restart or drain us any more.
-        asyncio.get_running_loop().add_reader(int(lifeline), _stop_ourselves, int(lifeline))
-    return 0 if await bridge.run() else 3
+        lifeline = int(os.environ[_LIFELINE])
+        asyncio.get_running_loop().add_reader(lifeline, _stop_ourselves, lifeline)
+    return 0 if await bridge.run(stop) else 3
+
+
+def _tell_parent(started: int) -> None:
+    """Say that we listen; the parent waits for one byte from each of us."""
+    os.write(started, b".")
+    os.close(started)
 
 
 def _check_files(settings: Settings) -> None:
@@ -80,20 +88,17 @@ def _check_files(settings: Settings) -> None:
         raise SettingsError(unusable) from None
 
 
-def _collect_less_often() -> None:
-    """Spare requests the cyclic garbage collector, which took a seventh of their time.
-
-    What the start has made stays, and needs no looking at; requests leave hardly any cycles.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(20_000, 20, 20)
-
-
 def _stop_ourselves(lifeline: int) -> None:
     asyncio.get_running_loop().remove_reader(lifeline)
     logger.error("the parent process has gone; stopping")
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+class _Pipes(NamedTuple):
+    """What workers inherit: one whose end tells them that we are gone, one to tell us by."""
+
+    lifeline: int
+    started: int
 
 
 @dataclass(slots=True)
@@ -102,6 +107,7 @@ class _Parent:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     processes: dict[int, asyncio.subprocess.Process] = field(default_factory=dict)
     status: int = 0
+    started: int = 0
 
     async def run(self) -> int:
         """Keep all workers running until a signal, or until one can't run at all."""
@@ -112,33 +118,45 @@ class _Parent:
         loop.add_signal_handler(signal.SIGHUP, self._forward, signal.SIGHUP)
         folder = tempfile.mkdtemp(prefix="bridge-metrics-")
         lifeline, ours = os.pipe()
+        told, started = os.pipe()
+        pipes = _Pipes(lifeline, started)
         try:
             async with asyncio.TaskGroup() as tasks:
                 for number in range(1, self.settings.workers + 1):
-                    tasks.create_task(self._keep(number, folder, lifeline), name=f"worker {number}")
+                    tasks.create_task(self._keep(number, folder, pipes), name=f"worker {number}")
                 tasks.create_task(self._stop(), name="stop workers")
                 watchdog = tasks.create_task(systemd.watchdog(), name="watchdog")
-                systemd.notify(f"READY=1\nSTATUS={self.settings.workers} workers")
+                loop.add_reader(told, self._heard, told)
                 await self.stopping.wait()
                 systemd.notify("STOPPING=1")
                 watchdog.cancel()
         finally:
-            os.close(lifeline)
-            os.close(ours)
+            loop.remove_reader(told)
+            for descriptor in (lifeline, ours, told, started):
+                os.close(descriptor)
             shutil.rmtree(folder, ignore_errors=True)
         logger.info("all workers have stopped")
         return self.status
 
-    async def _keep(self, number: int, folder: str, lifeline: int) -> None:
+    def _heard(self, told: int) -> None:
+        """A worker listens; when all have said so for the first time, so do we."""
+        before = self.started
+        self.started += len(os.read(told, 4096))
+        if before < self.settings.workers <= self.started:
+            systemd.notify(f"READY=1\nSTATUS={self.settings.workers} workers")
+
+    async def _keep(self, number: int, folder: str, pipes: _Pipes) -> None:
         pause = _FIRST_PAUSE
         while not self.stopping.is_set():
             started = time.monotonic()
-            process = await self._start(number, folder, lifeline)
+            process = await self._start(number, folder, pipes)
             status = await process.wait()
             del self.processes[number]
             multiprocess.mark_process_dead(process.pid, folder)  # type: ignore[no-untyped-call]
             if self.stopping.is_set():
-                self.status = max(self.status, abs(status))
+                # One that was still starting had no handler for the signal yet, and no request.
+                if status != -signal.SIGTERM:
+                    self.status = max(self.status, abs(status))
                 return
             if status in _FINAL:
                 self.status = _FINAL[status]
@@ -151,12 +169,12 @@ class _Parent:
                     await self.stopping.wait()
             pause = min(_LONGEST_PAUSE, 2 * pause)
 
-    async def _start(self, number: int, folder: str, lifeline: int) -> asyncio.subprocess.Process:
+    async def _start(self, number: int, folder: str, pipes: _Pipes) -> asyncio.subprocess.Process:
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
             "bridge",
-            pass_fds=(lifeline,),
+            pass_fds=pipes,
             # A Ctrl-C at the terminal is the parent's to pass on.
             start_new_session=True,
             env={
@@ -164,7 +182,8 @@ class _Parent:
                 **{name: value for name, value in os.environ.items() if name not in _SYSTEMD},
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                 _NUMBER: str(number),
-                _LIFELINE: str(lifeline),
+                _LIFELINE: str(pipes.lifeline),
+                _STARTED: str(pipes.started),
                 "PROMETHEUS_MULTIPROC_DIR": folder,
                 "MQTT_INSTANCE": f"{self.settings.instance}-{number}",
             },

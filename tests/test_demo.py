@@ -29,6 +29,9 @@ USUAL_PORTS = (1883, 1884, 9001)
 LAST_WORD = {"zh": "按 Ctrl-C 结束", "en": "Ctrl-C ends it"}
 ALL_BYTES = bytes(range(256))
 
+# Without the proxies of the surroundings.
+direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
 
 class Demo(Server):
     """The demo as its users run it, in an empty folder, with its temporary files in another."""
@@ -70,7 +73,6 @@ class Demo(Server):
             None if body is None else json.dumps(body).encode(),
             {"Content-Type": "application/json"},
         )
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         with direct.open(request, timeout=10) as response:
             return json.load(response)["data"]
 
@@ -155,6 +157,12 @@ def test_printed_commands_ask_every_way_that_there_is(demo):
         "mosquitto_sub",
     ):
         assert way in commands
+
+
+def test_printed_console_is_there(demo):
+    assert f"Console       {demo.url}/console" in demo.output
+    with direct.open(f"{demo.url}/console", timeout=10) as page:
+        assert page.headers.get_content_type() == "text/html"
 
 
 def test_it_is_ready_within_seconds_and_says_nothing_else(start_demo):

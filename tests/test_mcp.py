@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import signal
 import socket
 import subprocess
 import sys
 import tomllib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ ACCEPT = {"Accept": "application/json, text/event-stream"}
 async def by_url(
     bridge: Bridge, path: str = "/mcp/", mode: str = "auto", headers: dict[str, str] | None = None
 ) -> AsyncIterator[Client]:
-    async with httpx2.AsyncClient(headers=headers) as http:
+    async with httpx2.AsyncClient(headers=headers, timeout=30) as http:
         transport = streamable_http_client(bridge.url + path, http_client=http)
         async with Client(transport, mode=mode) as client:
             yield client
@@ -260,7 +261,7 @@ async def test_unknown_tool_is_an_error_of_the_protocol_that_names_the_tools(con
 
 
 @pytest.fixture(scope="module")
-def default_device(mariadb: MariaDb) -> AsyncIterator[Bridge]:
+def default_device(mariadb: MariaDb) -> Iterator[Bridge]:
     """A bridge with a default device."""
     with Mosquitto() as broker, Bridge(broker, mariadb, MCP_DEVICE_UUID=BOARD_A) as process:
         yield process
@@ -308,7 +309,7 @@ warden:my-board operations=sensor-data,control devices={BOARD_B}
 
 
 @pytest.fixture(scope="module")
-def guarded(mariadb: MariaDb, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Bridge]:
+def guarded(mariadb: MariaDb, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bridge]:
     keys = tmp_path_factory.mktemp("keys") / "keys"
     keys.write_text(KEYS)
     with Mosquitto() as broker, Bridge(broker, mariadb, API_KEYS_FILE=str(keys)) as process:
@@ -498,6 +499,8 @@ async def test_drain_lets_a_tool_tell_what_was_done(
     process = private_bridge(DRAIN_TIMEOUT="4")
     listening = await board(BOARD_A, process.broker)
     async with by_url(process) as client:
+        # The client checks results against the tools' schemas, for which it would ask too late.
+        await client.list_tools()
         arguments = {"device_uuid": BOARD_A, "preset_key": SLOW_SEQUENCE}
         running = asyncio.create_task(client.call_tool("run_preset", arguments))
         await listening.next_command()
@@ -505,6 +508,29 @@ async def test_drain_lets_a_tool_tell_what_was_done(
         result = given(await running)
     assert (result["success"], len(result["executed_steps"])) == (False, 1)
     assert await asyncio.to_thread(process.wait) == 0
+
+
+async def health(http: aiohttp.ClientSession) -> dict[str, Any]:
+    async with http.get("/health") as response:
+        answer: dict[str, Any] = await response.json()
+        return answer
+
+
+async def test_tool_is_not_begun_while_the_bridge_drains(private_bridge: StartBridge):
+    process = private_bridge(DRAIN_TIMEOUT="3.5")
+    async with by_url(process) as client, aiohttp.ClientSession(process.url) as http:
+        # A broker that does not answer keeps a command in hand, and so the bridge draining.
+        process.broker.pause()
+        command = {"device_uuid": BOARD_A, "port": ALIAS, "action": "on"}
+        in_hand = asyncio.create_task(http.post("/api/control", json=command))
+        async with asyncio.timeout(5):
+            while (await health(http))["in_flight"] == 0:
+                pass
+        process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(process.wait_for_line, "draining")
+        said = told(await client.call_tool("read_sensor", TEMPERATURE))
+        (await in_hand).close()
+    assert "正在停止" in said
 
 
 def test_sdk_costs_nothing_before_the_first_message():
@@ -592,10 +618,40 @@ async def test_tool_says_that_no_bridge_hears_it(tmp_path, private_mosquitto):
     assert "nobody is subscribed" in said
 
 
-async def test_client_level_is_part_of_the_topics(tmp_path, bridge, mosquitto, connect_requester):
-    listening = await connect_requester()
-    await listening.subscribe("plugin/request/sensor-data/alice")
+async def test_client_level_is_part_of_the_topics(tmp_path, bridge, mosquitto, requester):
+    asked = "plugin/request/sensor-data/alice"
+    await requester.subscribe(asked)
     async with by_stdio(mosquitto, tmp_path, "--client-level", "alice") as client:
+        assert given(await client.call_tool("read_sensor", TEMPERATURE))["value"] == 29.1
+    assert (await requester.next_message(topic=asked)).json["sensor"] == "温度"
+
+
+def configured(marker: str) -> dict[str, Any]:
+    """The configuration in the documentation that holds the marker."""
+    text = (PROJECT / "docs" / "mcp.md").read_text(encoding="utf-8")
+    (block,) = (block for block in re.findall(r"```json\n(.*?)```", text, re.S) if marker in block)
+    configuration: dict[str, Any] = json.loads(block)
+    return configuration
+
+
+async def test_documented_configuration_starts_it(bridge, mosquitto, tmp_path):
+    entry = configured("mcpServers")["mcpServers"]["aiot"]
+    started = StdioServerParameters(
+        command=entry["command"].replace("/path/to/bridge/.venv/bin/python", sys.executable),
+        args=[word.replace("/path/to/bridge", str(PROJECT)) for word in entry["args"]],
+        env=entry["env"] | environment(mosquitto),
+        cwd=tmp_path,
+    )
+    with (tmp_path / "stderr").open("w") as errors:
+        async with Client(stdio_client(started, errlog=errors)) as client:
+            assert given(await client.call_tool("read_sensor", TEMPERATURE))["value"] == 29.1
+
+
+async def test_documented_configuration_connects(guarded):
+    entry = configured('"servers"')["servers"]["aiot"]
+    path = entry["url"].partition(":9001")[2]
+    headers = dict.fromkeys(entry["headers"], "open-sesame")
+    async with by_url(guarded, path, headers=headers) as client:
         assert given(await client.call_tool("read_sensor", TEMPERATURE))["value"] == 29.1
 
 

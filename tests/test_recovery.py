@@ -241,6 +241,12 @@ async def test_command_is_refused_while_the_broker_is_away_and_sent_when_it_is_b
     await in_thread(site.broker.start)
     await site.board.online()
     await until(lambda: controlled(site), RECOVERY)
+
+    async def arrived() -> bool:
+        # The broker acknowledges to us before it delivers to the board.
+        return len(site.board.commands) > already
+
+    await until(arrived, RECOVERY)
     assert len(site.board.commands) == already + 1
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from ..app import Bridge
+from ..app import Bridge, stop_signal
 from ..http import PortTakenError
 from ..metrics import Metrics
 from ..settings import Settings
@@ -102,7 +102,7 @@ async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
         await bridge.stop()
         raise
     on_ready()
-    return 0 if await bridge.run() else 1
+    return 0 if await bridge.run(stop_signal()) else 1
 
 
 class _OwnSettings(Settings):

@@ -2,11 +2,12 @@
 
 import asyncio
 
-import aiomqtt
 import orjson
 
+from .. import wire
+from ..link import Link
 from ..logs import printable
-from .broker import stay_connected
+from .connection import stay_connected
 from .devices import Device
 from .simulation import NotUnderstoodError, Ports
 from .terminal import Terminal
@@ -23,29 +24,29 @@ class Board:
         self._ports = Ports(device.ports)
 
     async def run(self, port: int) -> None:
-        """Live on the broker at that port, until cancelled."""
-        await stay_connected(port, self._device.uuid, self._live)
+        """Live on the broker at that port, until cancelled.
 
-    async def _live(self, client: aiomqtt.Client) -> None:
-        # Before the first report, so that whoever has heard of the board can command it.
-        await client.subscribe(self._topic("control"), qos=1)
-        async with asyncio.TaskGroup() as doings:
-            doings.create_task(self._report(client), name=f"{self._device.uuid} reports")
-            doings.create_task(self._obey(client), name=f"{self._device.uuid} obeys")
+        It reports when it has subscribed: whoever has heard of it can command it.
+        """
+        await stay_connected(
+            port,
+            self._device.uuid,
+            [self._topic("control")],
+            on_message=self._obey,
+            live=self._report,
+        )
 
-    async def _report(self, client: aiomqtt.Client) -> None:
-        while True:
+    async def _report(self, link: Link) -> None:
+        while not link.lost.done():
             for sensor in self._device.sensors:
                 report = {"sensor": sensor.type, **sensor.report()}
-                await client.publish(self._topic("data"), orjson.dumps(report))
-            await client.publish(self._topic("heartbeat"), b"{}")
-            await asyncio.sleep(_REPORT_SECONDS)
+                link.publish(self._topic("data"), orjson.dumps(report), qos=0)
+            link.publish(self._topic("heartbeat"), b"{}", qos=0)
+            await asyncio.wait((link.lost,), timeout=_REPORT_SECONDS)
 
-    async def _obey(self, client: aiomqtt.Client) -> None:
-        async for message in client.messages:
-            assert isinstance(message.payload, bytes)
-            self._terminal.event(self._device.name, self._take(message.payload))
-            await client.publish(self._topic("status"), orjson.dumps(self._ports.state))
+    def _obey(self, link: Link, message: wire.Message) -> None:
+        self._terminal.event(self._device.name, self._take(message.payload))
+        link.publish(self._topic("status"), orjson.dumps(self._ports.state), qos=0)
 
     def _take(self, payload: bytes) -> str:
         try:

@@ -1,18 +1,15 @@
 """The embedded broker: iotcore, which is rumqttd in a child process."""
 
-import asyncio
 import tempfile
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import aiomqtt
 from iotcore import Broker
 
 from .loopback import LOOPBACK, free_port
 
 _USUAL_PORT = 1884
-_RECONNECT_SECONDS = 1.0
 
 # No listener for MQTT 3.1.1: see `front_door`.
 _CONFIG = """
@@ -67,18 +64,3 @@ def embedded_broker() -> Iterator[int]:
         yield port
     finally:
         broker.stop()
-
-
-async def stay_connected(
-    port: int, identifier: str, live: Callable[[aiomqtt.Client], Awaitable[None]]
-) -> None:
-    """Run `live` on a connection of MQTT 3.1.1, and again on a new one when that is lost."""
-    while True:
-        try:
-            async with aiomqtt.Client(
-                LOOPBACK, port, identifier=identifier, protocol=aiomqtt.ProtocolVersion.V311
-            ) as client:
-                await live(client)
-        except* aiomqtt.MqttError:
-            # The bridge says so too, and louder.
-            await asyncio.sleep(_RECONNECT_SECONDS)

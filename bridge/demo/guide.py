@@ -17,7 +17,6 @@ _PASTE = Text(
     "在另一个终端里粘贴下面的命令；开发板收到命令时会显示在这里。",
     "Paste these in another terminal; what the boards are told appears here.",
 )
-_MOSQUITTO = Text("（需要 mosquitto-clients）", " (needs mosquitto-clients)")
 _STOP = Text("按 Ctrl-C 结束，不会留下任何东西。", "Ctrl-C ends it, and nothing is left behind.")
 
 
@@ -47,7 +46,8 @@ def guide(settings: Settings, devices: Sequence[Device]) -> str:
 def _places(settings: Settings, devices: Sequence[Device]) -> list[str]:
     """What runs where; a new thing to look at is one row."""
     rows = [
-        ("HTTP", f"http://localhost:{settings.service_port}"),
+        ("HTTP", _url(settings)),
+        ("Console", f"{_url(settings)}/console"),
         ("MQTT", f"localhost:{settings.mqtt_port}"),
         *((device.uuid, _described(device)) for device in devices),
     ]
@@ -62,7 +62,7 @@ def _described(device: Device) -> str:
 
 def _commands(settings: Settings, devices: Sequence[Device]) -> list[tuple[Text, str]]:
     language = settings.language
-    url = f"http://localhost:{settings.service_port}"
+    url = _url(settings)
     first, second = devices[0].uuid, devices[1].uuid
     temperature = Text("温度", "temperature").in_(language)
     lamp_on = {"device_uuid": first, "port_type": "led", "port_id": 1, "action": "on"}
@@ -79,7 +79,10 @@ def _commands(settings: Settings, devices: Sequence[Device]) -> list[tuple[Text,
             f"-d '{_json(lamp_on)}'",
         ),
         (
-            _and(Text("经 MQTT 5 查询水温", "Read a water temperature over MQTT 5"), _MOSQUITTO),
+            Text(
+                "经 MQTT 5 查询水温（需要 mosquitto-clients）",
+                "Read a water temperature over MQTT 5 (needs mosquitto-clients)",
+            ),
             _ask5(settings, "sensor-data", {"device_uuid": second, "sensor": "DS18B20"}),
         ),
         (
@@ -110,12 +113,12 @@ def _ask311(settings: Settings, operation: str, fields: JsonObject) -> str:
     )
 
 
+def _url(settings: Settings) -> str:
+    return f"http://localhost:{settings.service_port}"
+
+
 def _port(port: int) -> str:
     return "" if port == USUAL_PORT else f" -p {port}"
-
-
-def _and(first: Text, second: Text) -> Text:
-    return Text(first.zh + second.zh, first.en + second.en)
 
 
 def _json(fields: JsonObject) -> str:

@@ -6,10 +6,11 @@ from collections.abc import Iterable
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
-import aiomqtt
 import orjson
 
-from .broker import stay_connected
+from .. import wire
+from ..link import Link
+from .connection import stay_connected
 from .devices import Device
 from .sqlite import SqliteBackend
 
@@ -24,23 +25,41 @@ class Platform:
     ) -> None:
         self._database = database
         self._timezone = timezone
+        self._heard: asyncio.Queue[wire.Message] = asyncio.Queue()
         self._unheard = {
             (device.uuid, sensor.type) for device in devices for sensor in device.sensors
         }
+        self._known = frozenset(uuid for uuid, _ in self._unheard)
         self.listening = asyncio.Event()
         # Set when every sensor of every device has a value.
         self.heard_all = asyncio.Event()
 
     async def run(self, port: int) -> None:
         """Listen on the broker at that port, until cancelled."""
-        await stay_connected(port, "demo-platform", self._listen)
+        filters = ["devices/+/data", "devices/+/heartbeat"]
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(
+                stay_connected(
+                    port,
+                    "demo-platform",
+                    filters,
+                    on_message=lambda _, message: self._heard.put_nowait(message),
+                    live=self._listen,
+                ),
+                name="platform listens",
+            )
+            tasks.create_task(self._write(), name="platform writes")
 
-    async def _listen(self, client: aiomqtt.Client) -> None:
-        await client.subscribe([("devices/+/data", 1), ("devices/+/heartbeat", 1)])
+    async def _listen(self, link: Link) -> None:
         self.listening.set()
-        async for message in client.messages:
-            assert isinstance(message.payload, bytes)
-            _, uuid, kind = str(message.topic).split("/")
+        await asyncio.wait((link.lost,))
+
+    async def _write(self) -> None:
+        while True:
+            message = await self._heard.get()
+            _, uuid, kind = message.topic.split("/")
+            if uuid not in self._known:
+                continue
             await self._database.mark_seen(uuid, self._now())
             if kind == "data":
                 await self._store(uuid, message.payload)

@@ -44,11 +44,7 @@ INSERT INTO device_main (uuid, product_id, name, device_control_config, device_s
 VALUES (?, ?, ?, ?, ?)
 """
 _MARK_SEEN = "UPDATE device_main SET is_online = 1, last_seen = ? WHERE uuid = ?"
-# Of devices that there are; anyone may publish under any uuid.
-_STORE_READING = """
-INSERT OR REPLACE INTO device_sensors
-SELECT uuid, ?, ?, '', ?, ? FROM device_main WHERE uuid = ?
-"""
+_STORE_READING = "INSERT OR REPLACE INTO device_sensors VALUES (?, ?, ?, '', ?, ?)"
 
 # The bridge's own statements; a list of keys comes as one JSON parameter.
 _KEYS = "(SELECT value FROM json_each(?))"
@@ -109,7 +105,7 @@ class SqliteBackend:
         await self._connection.executemany(
             _STORE_READING,
             [
-                (name, value, sensor_type, now.isoformat(" "), device_uuid)
+                (device_uuid, name, value, sensor_type, now.isoformat(" "))
                 for name, value in values.items()
             ],
         )

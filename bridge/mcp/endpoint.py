@@ -9,6 +9,7 @@ waits for the end spins without letting anyone else run.
 """
 
 import asyncio
+import logging
 from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
     from .server import Ask, Context
+
+logger = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
 
@@ -94,9 +97,12 @@ class Endpoint:
                 ready.set_result(manager)
                 await self._closing.wait()
         except Exception as error:
+            # The next message tries anew.
+            self._ready = None
             if ready.done():
-                raise
-            ready.set_exception(error)
+                logger.exception("the MCP server failed")
+            else:
+                ready.set_exception(error)
 
     async def _ask(self, operation: str, fields: JsonObject, context: "Context") -> JsonObject:
         assert context.request is not None

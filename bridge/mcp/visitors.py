@@ -49,7 +49,7 @@ class Visitors:
         Raises:
             Forbidden: it may come from a page on the internet.
         """
-        if not self._is_ours(_name_in(f"//{host}")):
+        if not self._is_ours(_name_in(f"//{host or ''}")):
             raise Forbidden(reason=_HOST)
         if origin is None or origin in self._origins:
             return

@@ -154,6 +154,8 @@ class Connection:
                 current.shutdown(socket.SHUT_RDWR)
         await ending
         self._forget_callbacks()
+        # What wakes paho's thread; left to the garbage collector, it is a warning now and then.
+        self._client._reset_sockets(sockpair_only=True)
 
     async def online(self, timeout: float = 10.0) -> None:
         """Wait until it is connected and subscribed to all it was subscribed to before."""

@@ -1,0 +1,114 @@
+"""The long form: break things for minutes, and print what came of it."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import time
+from collections.abc import Awaitable, Callable
+
+from tests.chaos.chaos import chaos
+from tests.chaos.drain import drain
+from tests.chaos.findings import Findings
+from tests.chaos.hostile import hostile
+from tests.chaos.overload import GENEROUS, flood_behind_a_stalled_request, overload
+from tests.chaos.soak import soak
+
+Run = Callable[[], Awaitable[Findings]]
+
+
+def main() -> int:
+    """Run what the command line asks for; 1 if a promise was broken."""
+    options = _options()
+    runs = _runs(options)
+    broken = False
+    for name in options.what or list(runs):
+        for title, run in runs[name]:
+            print(f"\n{title}", flush=True)
+            started = time.monotonic()
+            findings = asyncio.run(_run(run))
+            _print(findings, time.monotonic() - started)
+            broken = broken or bool(findings.broken)
+    return 1 if broken else 0
+
+
+async def _run(run: Run) -> Findings:
+    return await run()
+
+
+def _runs(options: argparse.Namespace) -> dict[str, list[tuple[str, Run]]]:
+    rounds, seconds, seed = options.rounds, options.seconds, options.seed
+    return {
+        "chaos": [
+            (
+                f"Chaos: {rounds or 20} faults under load, {bridges} bridge(s)",
+                lambda bridges=bridges: chaos(  # type: ignore[misc]
+                    rounds=rounds or 20, bridges=bridges, seed=seed
+                ),
+            )
+            for bridges in (1, 2)
+        ],
+        "drain": [
+            (
+                f"Drain: {rounds or 20} times SIGTERM under load",
+                lambda: drain(rounds=rounds or 20, seed=seed),
+            )
+        ],
+        "overload": [
+            (
+                "Overload: twice the capacity over HTTP, then over MQTT",
+                lambda: overload(seconds=seconds or 30),
+            ),
+            (
+                "Flood behind a stalled request, Mosquitto as it comes",
+                flood_behind_a_stalled_request,
+            ),
+            (
+                "Flood behind a stalled request, Mosquitto without limits",
+                lambda: flood_behind_a_stalled_request(broker_lines=GENEROUS),
+            ),
+        ],
+        "hostile": [
+            (
+                f"Hostile: {options.messages} messages",
+                lambda: hostile(messages=options.messages, seed=seed),
+            )
+        ],
+        "soak": [
+            (
+                f"Soak: {options.requests} mixed requests",
+                lambda: soak(requests=options.requests),
+            )
+        ],
+    }
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="tests/chaos/run", description=__doc__)
+    # argparse checks an empty list of positionals against `choices` too, and refuses it.
+    parser.add_argument(
+        "what", nargs="*", metavar="what", help="chaos, drain, overload, hostile, soak: all of them"
+    )
+    parser.add_argument("--rounds", type=int, help="of chaos and drain (20)")
+    parser.add_argument("--seconds", type=float, help="of each overload (30)")
+    parser.add_argument("--messages", type=int, default=100_000, help="hostile ones (100000)")
+    parser.add_argument("--requests", type=int, default=500_000, help="of the soak (500000)")
+    parser.add_argument("--seed", type=int, help="repeat the choices of an earlier run")
+    options = parser.parse_args()
+    unknown = set(options.what) - {"chaos", "drain", "overload", "hostile", "soak"}
+    if unknown:
+        parser.error(f"unknown: {', '.join(sorted(unknown))}")
+    return options
+
+
+def _print(findings: Findings, seconds: float) -> None:
+    for name, value in findings.figures.items():
+        print(f"  {name}: {value}")
+    for promise in findings.broken:
+        print(f"  BROKEN  {promise}")
+    print(f"  {'BROKEN' if findings.broken else 'all promises held'}, {seconds:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

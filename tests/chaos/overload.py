@@ -1,0 +1,149 @@
+"""Overload: twice what the bridge can do, on both transports, and a flood behind a stalled one."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from tests.chaos.findings import Findings, in_ms, percentile
+from tests.chaos.load import Ask, HttpLoad, MqttLoad, Tally, closed_loop, http_request, open_loop
+from tests.chaos.site import Site, open_site
+from tests.lab.platform import BOARD_A
+
+MAX_IN_FLIGHT = 256
+CONTROL = {"device_uuid": BOARD_A, "port_type": "led", "port_id": 1, "action": "on"}
+READING = {"device_uuid": BOARD_A, "sensor": "temperature"}
+# A refusal costs what reading a request costs. Where a request costs hardly more than that, no
+# one process can refuse the second half of twice its capacity: of these, the batch costs more.
+REQUESTS = {
+    "control": CONTROL,
+    "batch": {"requests": [{"operation": "sensor-data", **READING}] * 100},
+}
+
+# More than max_inflight_messages (20) and max_queued_messages (1000) of a broker as it comes.
+FLOOD = 3000
+GENEROUS = ("max_inflight_messages 0", "max_queued_messages 0")
+_PATIENCE = 30.0
+_ACCEPTABLE = {200, 429}
+
+
+async def overload(
+    *, seconds: float = 30.0, operation: str = "batch", strict: bool = True
+) -> Findings:
+    """Twice the measured capacity over HTTP, then over MQTT, for so long each.
+
+    Unless it is ``strict``, only what holds on the busiest of machines is judged.
+    """
+    fields = REQUESTS[operation]
+    findings = Findings()
+    settings = {"LOG_LEVEL": "ERROR", "MAX_IN_FLIGHT": str(MAX_IN_FLIGHT)}
+    async with open_site(tapped=False, **settings) as site:
+        async with HttpLoad(site.bridges[0].url) as http:
+            request = http_request("POST", f"/api/{operation}", fields)
+
+            async def ask_http(number: int) -> int:
+                return (await http.ask(request))[0]
+
+            await _twice("HTTP", ask_http, site, findings, seconds, strict)
+        async with AsyncExitStack() as connections:
+            loads = [await connections.enter_async_context(MqttLoad(site.broker)) for _ in range(4)]
+
+            async def ask_mqtt(number: int) -> int:
+                return int((await loads[number % 4].ask(operation, fields))["code"])
+
+            await _twice("MQTT", ask_mqtt, site, findings, seconds, strict)
+            await _expect_well(site, loads[0], findings)
+    return findings
+
+
+async def _twice(
+    name: str, ask: Ask, site: Site, findings: Findings, seconds: float, strict: bool
+) -> None:
+    bridge = site.bridges[0]
+    # All connections are made before anything is measured.
+    await closed_loop(ask, at_once=4 * MAX_IN_FLIGHT, count=4 * MAX_IN_FLIGHT)
+    capacity = (await closed_loop(ask, at_once=64, count=int(seconds * 100))).per_second
+    # What the flood itself keeps (connections, buffers) is there before it is measured.
+    await open_loop(ask, per_second=2 * capacity, seconds=min(2, seconds), patience=_PATIENCE)
+    before = bridge.rss_bytes
+    tally = await open_loop(ask, per_second=2 * capacity, seconds=seconds, patience=_PATIENCE)
+    growth = bridge.rss_bytes / before - 1
+    findings.figures |= {
+        f"{name}: capacity": f"{capacity:.0f}/s",
+        f"{name}: asked": f"{2 * capacity:.0f}/s for {seconds} s",
+        f"{name}: codes": tally.codes,
+        f"{name}: accepted": _times(tally, 200),
+        f"{name}: refused": _times(tally, 429),
+        f"{name}: RSS grew by": f"{growth:.1%}",
+    }
+    findings.expect(set(tally.codes) <= _ACCEPTABLE, f"{name}: answered {tally.codes}")
+    findings.expect(tally.unanswered == 0, f"{name}: {tally.unanswered} unanswered")
+    if name == "HTTP":
+        # Over MQTT the broker hands over all it has: what waits for its turn waits with us.
+        findings.expect(growth < (0.1 if strict else 0.5), f"{name}: RSS grew by {growth:.1%}")
+        if strict:
+            _judge_times(tally, capacity, findings)
+
+
+def _judge_times(tally: Tally, capacity: float, findings: Findings) -> None:
+    bound = 2 * MAX_IN_FLIGHT / capacity
+    accepted = percentile(tally.seconds.get(200, []), 0.99)
+    refused = percentile(tally.seconds.get(429, []), 0.99)
+    findings.figures["HTTP: bound on the p99 of what is accepted"] = in_ms(bound)
+    findings.expect(accepted <= bound, f"accepted p99 {in_ms(accepted)} > {in_ms(bound)}")
+    findings.expect(not refused > 0.05, f"429 came after {in_ms(refused)} (p99)")
+
+
+def _times(tally: Tally, code: int) -> str:
+    seconds = tally.seconds.get(code, [])
+    return ", ".join(
+        f"{label} {in_ms(percentile(seconds, share))}"
+        for label, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
+    )
+
+
+async def _expect_well(site: Site, load: MqttLoad, findings: Findings) -> None:
+    reply = await load.ask("sensor-data", READING)
+    findings.expect(reply["code"] == 200, f"afterwards a reading was answered {reply}")
+    findings.expect(await asyncio.to_thread(lambda: site.bridges[0].ready), "not ready afterwards")
+
+
+async def flood_behind_a_stalled_request(
+    *, seconds: float = 5.0, broker_lines: Sequence[str] = (), count: int = FLOOD
+) -> Findings:
+    """A flood while the database stands still: whatever is asked is answered, 200 or 429."""
+    findings = Findings()
+    patient = {"DB_TIMEOUT": str(seconds + 10), "REQUEST_TIMEOUT": str(seconds + 10)}
+    async with (
+        open_site(broker_lines=broker_lines, tapped=False, LOG_LEVEL="ERROR", **patient) as site,
+        MqttLoad(site.broker) as load,
+    ):
+        site.database.pause()
+        frozen = time.monotonic()
+        stalled = asyncio.create_task(load.ask("sensor-data", READING))
+        asking = [asyncio.create_task(load.ask("sensor-data", READING)) for _ in range(count)]
+        asking += [asyncio.create_task(load.ask("health", {})) for _ in range(count)]
+        # All but those that the bridge holds are answered while the database stands.
+        while sum(task.done() for task in asking) < 2 * count - MAX_IN_FLIGHT:
+            await asyncio.sleep(0.02)
+            if time.monotonic() - frozen > seconds + 5:
+                break
+        took = time.monotonic() - frozen
+        findings.expect(not stalled.done(), "the request that was to stall did not")
+        await asyncio.sleep(max(0.0, seconds - took))
+        site.database.resume()
+        await asyncio.wait([stalled, *asking], timeout=_PATIENCE)
+        codes = [task.result()["code"] for task in asking if task.done()]
+        counted = {code: codes.count(code) for code in sorted(set(codes))}
+        findings.figures |= {
+            "flood": f"{2 * count} requests behind one that stalled for {seconds} s",
+            "answered before it went on": f"{2 * count - MAX_IN_FLIGHT} within {took:.2f} s",
+            "codes": counted,
+        }
+        findings.expect(len(codes) == 2 * count, f"{2 * count - len(codes)} unanswered")
+        findings.expect(set(counted) <= _ACCEPTABLE, f"answered {counted}")
+        findings.expect(stalled.done() and stalled.result()["code"] == 200, "the stalled one fell")
+        findings.expect(load.unexpected == 0, f"{load.unexpected} answers too many")
+    return findings
