@@ -37,8 +37,9 @@ _OUT_OF_TIME = frozenset({1317, 1969, 3024})
 # Below any server's wait_timeout that one meets, so that idle connections are ours to close.
 _RECYCLE_SECONDS = 240
 _PROBE_SECONDS = 1.0
-# What says that the database is in trouble; anything else is a mistake of ours.
-_TROUBLE = (MySQLError, OSError, EOFError, TimeoutError)
+# What says that the database is in trouble; anything else is a mistake of ours. RuntimeError is
+# asyncmy's word for a login that it has not the means for.
+_TROUBLE = (MySQLError, OSError, EOFError, TimeoutError, RuntimeError)
 
 
 class Database:

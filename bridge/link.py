@@ -36,6 +36,10 @@ from .settings import Settings
 # A broker that says nothing for so long, though pinged, is taken for gone (seconds).
 SILENCE_BEFORE_PING = 2.0
 SILENCE_UNTIL_LOST = 6.0
+# A PUBACK that does not come for so long never will: Mosquitto drops PUBACKs too, for a client that
+# reads too slowly, and each that is missing takes its place in the send quota for good. Only a new
+# connection frees it (MQTT 5.0, section 4.4).
+UNACKNOWLEDGED_UNTIL_LOST = 10.0
 
 SESSION_TAKEN_OVER = 0x8E
 REFUSED_FROM = 0x80
@@ -416,11 +420,16 @@ class Link:
         self._lose(LinkError(words, reason))
 
     async def _watch(self) -> None:
-        """Ping a silent broker, and let go of one that stays silent."""
-        checked = self._loop.time()
+        """Ping a silent broker, and let go of one that stays silent or no longer acknowledges."""
+        checked = oldest_since = self._loop.time()
+        oldest: asyncio.Future[int] | None = None
         while not self.lost.done():
             await asyncio.sleep(1.0)
             now = self._loop.time()
+            # PUBACKs come in order, so that the first of the dictionary is the one longest due.
+            first = next(iter(self._pending.values()), None)
+            if first is not oldest:
+                oldest, oldest_since = first, now
             stalled = now - checked > 2.0
             checked = now
             if stalled:
@@ -429,6 +438,8 @@ class Link:
             silence = now - self._last_heard
             if silence > SILENCE_UNTIL_LOST:
                 self._lose(LinkError("the broker does not answer"))
+            elif oldest is not None and now - oldest_since > UNACKNOWLEDGED_UNTIL_LOST:
+                self._lose(LinkError("the broker does not acknowledge"))
             elif silence >= SILENCE_BEFORE_PING or now - self._last_sent >= _KEEPALIVE_SECONDS / 2:
                 # For the broker's keepalive only what we send counts, however much it says itself.
                 self._client._client._send_pingreq()

@@ -6,6 +6,7 @@ connection was lost is sent again on the next one.
 """
 
 import asyncio
+import hashlib
 import logging
 import math
 import random
@@ -52,11 +53,31 @@ _JSON_TYPE = re.compile(r"\s*(application/([\w.-]+\+)?json|text/json)\s*(;.*)?",
 class _Delivery:
     """One message from the broker, until it is acknowledged."""
 
-    message: wire.Message
+    packet_id: int
+    qos: int
     received: float
     # The connection on which it is to be acknowledged; None once that is lost.
     link: Link | None
-    settled: bool = False
+    # None once it is settled: what waits only for its turn to be acknowledged keeps no payload.
+    message: wire.Message | None
+    # By which its repetition on a new connection is known; made when it may be needed.
+    digest: bytes = b""
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing more is owed for it but its acknowledgement."""
+        return self.message is None
+
+    def settle(self, *, keep_digest: bool) -> None:
+        """Nothing more is owed for it but its acknowledgement."""
+        if keep_digest and self.message is not None:
+            self.digest = _digest_of(self.message)
+        self.message = None
+
+    def is_repeated_by(self, message: wire.Message) -> bool:
+        """Whether the broker sends it again with this message."""
+        digest = self.digest if self.message is None else _digest_of(self.message)
+        return message.duplicate and digest == _digest_of(message)
 
 
 @dataclass(slots=True)
@@ -175,7 +196,7 @@ class MqttTransport:
         self._metrics.connected("mqtt", False)
         for delivery in self._unsettled:
             delivery.link = None
-            self._orphans[delivery.message.packet_id] = delivery
+            self._orphans[delivery.packet_id] = delivery
         self._unsettled.clear()
         if self._stopping or str(error) == self._trouble:
             return
@@ -282,7 +303,7 @@ class MqttTransport:
                 self._acknowledge_settled()
                 return
         loop = asyncio.get_running_loop()
-        delivery = _Delivery(message, time.monotonic(), link)
+        delivery = _Delivery(message.packet_id, message.qos, time.monotonic(), link, message)
         if message.qos:
             self._unsettled.append(delivery)
         if message.retain:
@@ -296,29 +317,22 @@ class MqttTransport:
     def _redelivered(self, message: wire.Message) -> _Delivery | None:
         """The request in hand of which this is the broker's repetition on a new connection."""
         orphan = self._orphans.pop(message.packet_id, None)
-        if orphan is None or not message.duplicate:
-            return None
-        first = orphan.message
-        same = (first.topic, first.payload, first.correlation) == (
-            message.topic,
-            message.payload,
-            message.correlation,
-        )
-        return orphan if same else None
+        return orphan if orphan is not None and orphan.is_repeated_by(message) else None
 
     async def _settle_after(self, delivery: _Delivery) -> None:
         """One request, from the message to its acknowledgement."""
+        message = delivery.message
+        assert message is not None
         try:
-            await self._serve(delivery)
+            await self._serve(delivery, message)
         except Exception:
             # A mistake of ours; unacknowledged, it would hold up all acknowledgements after it.
             logger.exception("a request could not be answered")
             self._metrics.dropped("internal_error")
         self._settle(delivery)
 
-    async def _serve(self, delivery: _Delivery) -> None:
+    async def _serve(self, delivery: _Delivery, message: wire.Message) -> None:
         """Answer one request, or drop it by one of the rules."""
-        message = delivery.message
         assert self._dispatcher is not None
         asked = self._topics.asked(message.topic)
         envelope = self._open(message, asked)
@@ -426,16 +440,27 @@ class MqttTransport:
 
     def _settle(self, delivery: _Delivery) -> None:
         """Nothing more is owed for this request but its acknowledgement."""
-        delivery.settled = True
-        if delivery.message.qos:
-            self._acknowledge_settled()
+        if not delivery.qos:
+            return
+        waits = bool(self._unsettled) and self._unsettled[0] is not delivery
+        delivery.settle(keep_digest=waits or delivery.link is None)
+        self._acknowledge_settled()
 
     def _acknowledge_settled(self) -> None:
         # MQTT 5.0, section 4.6: PUBACKs in the order in which the PUBLISHes came.
         while self._unsettled and self._unsettled[0].settled:
             delivery = self._unsettled.popleft()
             if delivery.link is not None:
-                delivery.link.acknowledge(delivery.message.packet_id)
+                delivery.link.acknowledge(delivery.packet_id)
+
+
+def _digest_of(message: wire.Message) -> bytes:
+    parts = (message.topic.encode("utf-8", "surrogateescape"), message.correlation or b"")
+    digest = hashlib.blake2b(message.payload, digest_size=16)
+    for part in parts:
+        digest.update(len(part).to_bytes(4, "big"))
+        digest.update(part)
+    return digest.digest()
 
 
 async def _reason_or_unknown(acknowledged: "asyncio.Future[int]") -> int:

@@ -48,6 +48,7 @@ async def serve(settings: Settings) -> int:
         if settings.workers > 1 and _NUMBER not in os.environ:
             return await _Parent(settings).run()
         stop = stop_signal()
+        insisting = asyncio.create_task(_insist(stop, settings), name="insist on stopping")
         bridge = Bridge(settings)
         await bridge.start()
     except SettingsError as error:
@@ -61,7 +62,26 @@ async def serve(settings: Settings) -> int:
         # At its end nobody would restart or drain us any more.
         lifeline = int(os.environ[_LIFELINE])
         asyncio.get_running_loop().add_reader(lifeline, _stop_ourselves, lifeline)
-    return 0 if await bridge.run(stop) else 3
+    sound = await bridge.run(stop)
+    insisting.cancel()
+    return 0 if sound else 3
+
+
+async def _insist(stop: asyncio.Event, settings: Settings) -> None:
+    """End the process some time after DRAIN_TIMEOUT, whatever still hangs in it by then.
+
+    A thread that waits for a name server can't be cancelled, and would be waited for.
+    """
+    await stop.wait()
+    loop = asyncio.get_running_loop()
+    loop.call_later(settings.drain_timeout + _GRACE_SECONDS / 2, _end_at_once, loop)
+
+
+def _end_at_once(loop: asyncio.AbstractEventLoop) -> None:
+    hanging = sorted(task.get_name() for task in asyncio.all_tasks(loop))
+    logger.error("ended after DRAIN_TIMEOUT; still running: %s", ", ".join(hanging) or "a thread")
+    logging.shutdown()
+    os._exit(1 if hanging else 0)
 
 
 def _tell_parent(started: int) -> None:

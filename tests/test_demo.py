@@ -366,6 +366,32 @@ def test_signal_while_it_starts_ends_it_too(delay):
         demo.close()
 
 
+def test_it_goes_on_when_nobody_reads_its_output_any_more():
+    demo = Demo()
+    with subprocess.Popen(
+        demo.command(),
+        env=demo.environment(),
+        cwd=demo.folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        try:
+            lines = list(iter(process.stdout.readline, f"{LAST_WORD['zh']}，不会留下任何东西。\n"))
+            process.stdout.close()
+            control = next(line for line in lines if "/api/control" in line)
+            for _ in range(3):
+                assert json.loads(paste(control))["code"] == 200
+            process.send_signal(signal.SIGINT)
+            assert process.wait(10) == 0
+            assert process.stderr.read() == ""
+        finally:
+            process.kill()
+            demo.close()
+
+
 def test_killed_demo_takes_its_broker_along(start_demo):
     demo = start_demo()
     demo.send_signal(signal.SIGKILL)

@@ -699,6 +699,27 @@ async def test_broker_that_answers_pings_is_kept(links, monkeypatch):
         assert not link.lost.done()
 
 
+async def test_broker_that_answers_pings_but_acknowledges_no_more_is_let_go(links, monkeypatch):
+    """A PUBACK that was dropped on the way would take its place in the send quota for good."""
+    monkeypatch.setattr(link_module, "SILENCE_BEFORE_PING", 0.2)
+    monkeypatch.setattr(link_module, "UNACKNOWLEDGED_UNTIL_LOST", 1.5)
+    async with Scripted(ACCEPTED) as broker:
+        link = await links.opened(broker)
+        acknowledged = link.publish("plugin/reply/me", b"{}", qos=1)
+
+        async def answer_pings() -> None:
+            while True:
+                await broker.packet(PINGREQ)
+                broker.send(b"\xd0\x00")
+
+        answering = asyncio.create_task(answer_pings())
+        await asyncio.wait_for(asyncio.shield(link.lost), 8)
+        answering.cancel()
+        assert "does not acknowledge" in str(link.lost.result())
+        with pytest.raises(LinkError):
+            await acknowledged
+
+
 async def test_broker_that_talks_without_end_is_told_that_we_live(links, monkeypatch):
     """What it sends does not count for its keepalive: only what we send does."""
     monkeypatch.setattr(link_module, "_KEEPALIVE_SECONDS", 2)

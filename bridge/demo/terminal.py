@@ -23,13 +23,20 @@ class Terminal:
         lines = (
             self._in(_DIM, line) if line.startswith("#") else line for line in text.splitlines()
         )
-        print("\n".join(lines), flush=True)
+        self._print("\n".join(lines))
 
     def event(self, board: str, words: str) -> None:
         """Print what happened on a board."""
         for glyph, colour in _GLYPHS.items():
             words = words.replace(glyph, self._in(colour, glyph))
-        print(self._in(_CYAN, f"[board {board}]"), words, flush=True)
+        self._print(f"{self._in(_CYAN, f'[board {board}]')} {words}")
+
+    def _print(self, text: str) -> None:
+        try:
+            print(text, flush=True)
+        except BrokenPipeError:
+            # Nobody reads on, as behind `| head`: the demo goes on in silence.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _in(self, colour: str, text: str) -> str:
         return f"{colour}{text}{_RESET}" if self._colours else text
