@@ -95,9 +95,11 @@ class _Background:
         self.tasks.append(task)
 
     async def cancel(self) -> None:
-        for task in self.tasks:
-            task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        # More than once: on Python 3.11 a library's `asyncio.wait_for` may swallow a cancellation.
+        while running := [task for task in self.tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=0.5)
 
     def _ended(self, task: asyncio.Task[Any]) -> None:
         if task.cancelled():

@@ -18,7 +18,7 @@ import asyncio
 import socket
 import ssl
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -49,9 +49,16 @@ _KEEPALIVE_SECONDS = 30
 _RECEIVE_MAXIMUM = 65535
 _OUR_PACKET_IDS = 60000
 _READ_BYTES = 256 * 1024
+# What a turn of the loop reads at the most. Work paces the turns, and what is not read in time the
+# broker may drop: Mosquitto holds 1000 packets for a socket that is full, and lets the rest go,
+# PUBACKs among them. What we have read, we can at least refuse.
+_READ_MOST = 8 * 1024 * 1024
+_TLS_RECORD = 16 * 1024
 # When the broker takes what we write too slowly, we read no more requests until it has caught up.
 _UNSENT_HIGH = 4 * 1024 * 1024
 _UNSENT_LOW = 1024 * 1024
+
+_WOULD_BLOCK = (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError)
 
 
 class LinkError(Exception):
@@ -168,11 +175,9 @@ class Link:
                 retainAsPublished=True,
                 retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND,
             )
-        try:
-            codes = await self._client.subscribe([(topic, options) for topic in filters])
-        except aiomqtt.MqttError as error:
-            raise LinkError(str(error)) from None
-        granted: Sequence[Any] = codes
+        granted: Sequence[Any] = await self._unless_lost(
+            self._client.subscribe([(topic, options) for topic in filters])
+        )
         for topic, code in zip(filters, granted, strict=True):
             reason = code if isinstance(code, int) else int(code.value)
             if reason >= REFUSED_FROM:
@@ -184,10 +189,28 @@ class Link:
         Raises:
             LinkError: no acknowledgement came.
         """
+        await self._unless_lost(self._client.unsubscribe(list(filters)))
+
+    async def _unless_lost(self, call: Coroutine[Any, Any, Any]) -> Any:
+        """What a call of aiomqtt returns, in a task of its own.
+
+        It waits by `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation, and
+        it waits its whole time for the answer of a broker that is gone.
+
+        Raises:
+            LinkError: the call failed, or the connection was lost first.
+        """
+        calling = self._loop.create_task(call, name="mqtt call")
+        calling.add_done_callback(_look_at)
         try:
-            await self._client.unsubscribe(list(filters))
+            await asyncio.wait((calling, self.lost), return_when=asyncio.FIRST_COMPLETED)
+            if not calling.done():
+                raise self.lost.result()
+            return calling.result()
         except aiomqtt.MqttError as error:
             raise LinkError(str(error)) from None
+        finally:
+            calling.cancel()
 
     async def close(self) -> None:
         """Leave, and let the session end with us."""
@@ -291,10 +314,8 @@ class Link:
         if self._socket is None:
             return
         try:
-            data = self._socket.recv(_READ_BYTES)
-            while isinstance(self._socket, ssl.SSLSocket) and self._socket.pending():
-                data += self._socket.recv(_READ_BYTES)
-        except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            data = _received(self._socket)
+        except _WOULD_BLOCK:
             return
         except OSError as error:
             self._lose(LinkError(str(error)))
@@ -343,7 +364,7 @@ class Link:
         if self._unsent and self._socket is not None:
             try:
                 sent = self._socket.send(self._unsent)
-            except (BlockingIOError, InterruptedError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            except _WOULD_BLOCK:
                 sent = 0
             except OSError as error:
                 self._lose(LinkError(str(error)))
@@ -468,6 +489,23 @@ class Link:
             raise ConnectionAbortedError("the attempt was given up")
         real.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket = real
+
+
+def _received(connected: socket.socket) -> bytes:
+    """What the socket holds, up to `_READ_MOST`; nothing at the end of the stream.
+
+    Raises:
+        OSError: the connection is broken, or (of `_WOULD_BLOCK`) there is nothing yet.
+    """
+    piece = data = connected.recv(_READ_BYTES)
+    full = _TLS_RECORD if isinstance(connected, ssl.SSLSocket) else _READ_BYTES
+    while len(piece) >= full and len(data) < _READ_MOST:
+        try:
+            piece = connected.recv(_READ_BYTES)
+        except _WOULD_BLOCK:
+            break
+        data += piece
+    return data
 
 
 class _ClosingSocket(ssl.SSLSocket):

@@ -138,6 +138,9 @@ class MqttTransport:
         while not self._stopping:
             try:
                 link = await self._connect()
+                if self._stopping:
+                    await link.close()
+                    return
                 if connected_before:
                     self._metrics.reconnected("mqtt")
                 connected_before, pause = True, _FIRST_PAUSE

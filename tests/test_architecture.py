@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -34,26 +35,59 @@ LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in mod
 PURE = ("commands", "envelope", "errors", "models", "replies", "sensors", "topics", "wire")
 OUTSIDE = {"asyncio", "socket", "aiomqtt", "paho", "aiohttp", "asyncmy", "uvloop"}
 
-MODULES = sorted(
-    {path.stem for path in PACKAGE.glob("*.py")}
-    | {path.parent.name for path in PACKAGE.glob("*/__init__.py")}
-)
+PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))
+MODULES = sorted({path.stem for path in PACKAGE.glob("*.py")} | set(PACKAGES))
 
 
-def imports_of(module: str) -> Iterator[tuple[str, bool]]:
-    """The first part of each name that a module imports, and whether it is another of ours."""
+def files_of(module: str) -> list[Path]:
     single = PACKAGE / f"{module}.py"
-    for path in [single] if single.exists() else (PACKAGE / module).rglob("*.py"):
-        up = len(path.relative_to(PACKAGE).parts)
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                yield from ((alias.name.split(".")[0], False) for alias in node.names)
-            elif isinstance(node, ast.ImportFrom) and node.level == 0:
-                yield (node.module or "").split(".")[0], False
-            elif isinstance(node, ast.ImportFrom) and node.level == up:
-                names = [node.module] if node.module else [alias.name for alias in node.names]
-                for name in (name.split(".")[0] for name in names):
-                    yield (name if name in MODULES else "__init__"), True
+    return [single] if single.exists() else sorted((PACKAGE / module).rglob("*.py"))
+
+
+def imports_in(file: Path) -> Iterator[tuple[str, bool]]:
+    """The dotted name of each module that a file imports, and whether it is ours, below `bridge`.
+
+    What comes from an `__init__` goes by the name of its package; bridge's own is `__init__`.
+    """
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or "", False
+        elif isinstance(node, ast.ImportFrom):
+            start = file.relative_to(PACKAGE).parts[: -node.level]
+            below = node.module.split(".") if node.module else []
+            yield from ((our_module((*start, *below, alias.name)), True) for alias in node.names)
+
+
+def our_module(parts: tuple[str, ...]) -> str:
+    """The module that holds what goes by this name: the name itself, or what it begins with."""
+    while parts:
+        place = PACKAGE.joinpath(*parts)
+        if place.with_suffix(".py").exists() or (place / "__init__.py").exists():
+            return ".".join(parts)
+        parts = parts[:-1]
+    return "__init__"
+
+
+def imports_of(module: str) -> set[tuple[str, bool]]:
+    """The first part of each name that a module imports, and whether it is another of ours."""
+    found = {
+        (name.split(".")[0], is_ours)
+        for file in files_of(module)
+        for name, is_ours in imports_in(file)
+    }
+    return found - {(module, True)} if module in PACKAGES else found
+
+
+def imports_within(package: str) -> dict[str, set[str]]:
+    """What each module of a package imports of that same package, all by their dotted names."""
+    return {
+        our_module(file.relative_to(PACKAGE).with_suffix("").parts): {
+            name for name, is_ours in imports_in(file) if is_ours and name.split(".")[0] == package
+        }
+        for file in files_of(package)
+    }
 
 
 def test_every_module_has_a_level():
@@ -66,10 +100,19 @@ def test_module_imports_only_from_lower_levels(module):
     assert not {name for name in ours if LEVEL[name] >= LEVEL[module]}
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_inside_a_package_run_downhill(package):
+    try:
+        TopologicalSorter(imports_within(package)).prepare()
+    except CycleError as error:
+        _, cycle = error.args
+        pytest.fail(f"a cycle: {' <- '.join(cycle)}")
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_module_is_imported_as_part_of_the_package(module):
     """An absolute `import bridge.x` would slip past the table."""
-    assert ("bridge", False) not in set(imports_of(module))
+    assert ("bridge", False) not in imports_of(module)
 
 
 @pytest.mark.parametrize("module", PURE)
@@ -78,7 +121,7 @@ def test_pure_module_knows_no_loop_and_no_driver(module):
 
 
 def users_of(library: str) -> set[str]:
-    return {module for module in MODULES if (library, False) in set(imports_of(module))}
+    return {module for module in MODULES if (library, False) in imports_of(module)}
 
 
 def test_only_one_module_knows_the_database_driver_and_one_the_mqtt_client_below_aiomqtt():

@@ -147,7 +147,7 @@ class MqttLoad:
         self._raw = Raw(broker, self._received)
         self._reply_topic = b"plugin/reply/load-" + os.urandom(6).hex().encode()
         self._asked = 0
-        self._waiting: dict[bytes, asyncio.Future[Any]] = {}
+        self._waiting: dict[bytes, asyncio.Future[bytes]] = {}
         # Replies that nobody waited for (any more).
         self.unexpected = 0
 
@@ -165,13 +165,18 @@ class MqttLoad:
         Raises:
             ConnectionError: the broker closed the connection.
         """
+        payload = await self.ask_raw(operation, json.dumps(fields).encode())
+        return None if payload is None else json.loads(payload)
+
+    async def ask_raw(self, operation: str, payload: bytes) -> bytes | None:
+        """As `ask`, with bytes for bytes."""
         self._asked += 1
         correlation = b"%d" % self._asked
-        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[correlation] = reply
         acknowledged = self._raw.publish(
             f"plugin/request/{operation}".encode(),
-            json.dumps(fields).encode(),
+            payload,
             wire.properties(response_topic=self._reply_topic, correlation=correlation),
         )
         try:
@@ -186,7 +191,7 @@ class MqttLoad:
         if waiting is None or waiting.done():
             self.unexpected += 1
         else:
-            waiting.set_result(json.loads(message.payload))
+            waiting.set_result(message.payload)
 
 
 Ask = Callable[[int], Any]
