@@ -83,6 +83,13 @@ class ControlCounter:
         self.process.stdin.flush()
         return int(self.process.stdout.readline())
 
+    def at_rest(self) -> int:
+        """The count once nothing arrives any more of what an earlier load has left behind."""
+        count = -1
+        while count != (count := self.count()):
+            time.sleep(0.3)
+        return count
+
     def settled(self, at_least: int) -> int:
         """The count once it has reached ``at_least``, and what came soon after; or after 2 s."""
         deadline = time.monotonic() + 2
@@ -107,7 +114,7 @@ def measure(
     seconds: float,
 ) -> Result:
     """Load one contender, checking its answers and what reached the devices."""
-    before = counter.count()
+    before = counter.at_rest() if load.commands else 0
     right_controls = 0
     # wrk has no warm-up of its own, and knows whole seconds only; the MQTT generator drops its
     # warm-up from what it measures.

@@ -85,6 +85,18 @@ class Dispatcher:
         """How many requests are in hand."""
         return self._in_hand
 
+    @property
+    def _is_full(self) -> bool:
+        return self._in_hand >= self._services.settings.max_in_flight
+
+    def sheds(self, row: Operation) -> bool:
+        """Whether a request would be refused as busy, whatever is in it.
+
+        One that sends commands may be a duplicate, which is answered however busy we are.
+        """
+        begun = self._services.drain.begun.is_set()
+        return self._is_full and not (row.commands or row.always or begun)
+
     def health(self) -> Health:
         """Our state; never waits."""
         return self._services.health()
@@ -219,7 +231,7 @@ class Dispatcher:
             return reply_to_error(error, self._services.settings.language)
 
     def _take_in_hand(self) -> None:
-        if self._in_hand >= self._services.settings.max_in_flight:
+        if self._is_full:
             raise Busy()
         self._in_hand += 1
 

@@ -21,6 +21,7 @@ from .dispatch import Dispatcher, Request
 from .documents import Address, Document, Documents, page
 from .envelope import TRACE_SHAPES, Envelope, checked_id, open_fields, open_payload
 from .errors import (
+    Busy,
     MalformedRequest,
     MethodNotAllowed,
     OperationNotFound,
@@ -201,7 +202,12 @@ class HttpTransport:
         self, row: Operation, request: web.Request, grant: Grant | None
     ) -> web.StreamResponse:
         received = time.monotonic()
-        envelope = await self._open(row, request, received)
+        # What is refused anyway is refused before its body is read.
+        envelope = (
+            Envelope(refusal=Busy())
+            if self._dispatcher.sheds(row)
+            else await self._open(row, request, received)
+        )
         headers = request.headers
         key = headers.get("Idempotency-Key")
         if key is not None:

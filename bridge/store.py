@@ -51,6 +51,10 @@ SELECT d.uuid, d.name, d.is_online, p.control_ports, d.device_control_config, d.
 
 # Two statements under way keep the database busy while the rows of another are turned to models.
 LANES = 2
+# What is read by one statement, and handed out in one turn of the loop: batches of a hundred
+# readings would else keep the loop from hearing, and refusing, anything new.
+_KEYS_A_STATEMENT = 1024
+_MODELS_A_TURN = 256
 # What a batch whose oldest request has waited long may still take, in seconds.
 _LEAST_TIME = 0.5
 
@@ -224,10 +228,9 @@ class Together(Generic[Key, Model]):
         task.add_done_callback(self._ended)
 
     async def _fill(self) -> None:
-        askers, self._waiting = self._waiting, []
-        if self._overdue is not None:
-            self._deadlines.cancel(self._overdue)
-            self._overdue = None
+        askers = self._next_askers()
+        if self._waiting and len(self._under_way) < LANES:
+            self._begin()
         if not askers:
             # They were given up in this very turn of the loop.
             return
@@ -235,15 +238,25 @@ class Together(Generic[Key, Model]):
         deadline = max(self._oldest + self._timeout, now + min(_LEAST_TIME, self._timeout))
         wanted = dict.fromkeys(key for keys, _ in askers for key in keys)
         try:
-            models = await self._load(tuple(wanted), deadline)
+            await _hand_out(await self._load(tuple(wanted), deadline), askers)
         except BaseException as error:
             _fail(askers, error)
             if not isinstance(error, Exception):
                 raise
-            return
-        for keys, answer in askers:
-            if not answer.done():
-                answer.set_result([models.get(key) for key in keys])
+
+    def _next_askers(self) -> "list[_Asker[Key, Model]]":
+        """Who goes along in the next statement: all who wait, or as many as it shall hold."""
+        if self._overdue is not None:
+            self._deadlines.cancel(self._overdue)
+            self._overdue = None
+        keys = count = 0
+        while count < len(self._waiting) and keys < _KEYS_A_STATEMENT:
+            keys += len(self._waiting[count][0])
+            count += 1
+        askers, self._waiting = self._waiting[:count], self._waiting[count:]
+        if self._waiting:
+            self._overdue = self._deadlines.call_at(self._oldest + self._timeout, self._give_up)
+        return askers
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
@@ -253,6 +266,18 @@ class Together(Generic[Key, Model]):
     def _give_up(self) -> None:
         askers, self._waiting, self._overdue = self._waiting, [], None
         _fail(askers, DatabaseTimeout())
+
+
+async def _hand_out(models: Mapping[Key, Model], askers: "Iterable[_Asker[Key, Model]]") -> None:
+    handed_out = 0
+    for keys, answer in askers:
+        if not answer.done():
+            answer.set_result([models.get(key) for key in keys])
+        handed_out += len(keys)
+        if handed_out > _MODELS_A_TURN:
+            # Whoever got them works on them in the next turn, in which nobody else is heard.
+            handed_out = 0
+            await asyncio.sleep(0)
 
 
 def _fail(askers: "Iterable[_Asker[Key, Model]]", error: BaseException) -> None:
