@@ -193,7 +193,9 @@ def _errors_by_name() -> dict[tuple[int, str], list[type[BridgeError]]]:
     def collect(kind: type[BridgeError]) -> None:
         found.setdefault((kind.code, kind.error), []).append(kind)
         for special in kind.__subclasses__():
-            collect(special)
+            # Those of the tree itself: what else is loaded must not change the page.
+            if special.__module__ == BridgeError.__module__:
+                collect(special)
 
     collect(BridgeError)
     return dict(sorted(found.items()))
