@@ -122,11 +122,6 @@ class MqttTransport:
         """Whether we are subscribed, and the broker answers."""
         return self.ready and self._link is not None and self._link.responsive
 
-    @property
-    def busy(self) -> int:
-        """How many requests are being served."""
-        return len(self._tasks)
-
     # ---- connection -----------------------------------------------------------------------------
 
     async def run(self, dispatcher: Dispatcher, since: str) -> None:

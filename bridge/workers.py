@@ -90,8 +90,8 @@ def _collect_less_often() -> None:
     """Spare requests the pauses of the cyclic garbage collector.
 
     A full collection walks over all that the start has made, which stays anyway: 22 ms, often
-    enough to be the p99 of a sensor query and to cost a seventh of the throughput
-    (docs/performance.md). Requests themselves leave hardly any cycles.
+    enough to be the p99 of a sensor query (docs/performance.md). Requests
+    themselves leave hardly any cycles.
     """
     gc.collect()
     gc.freeze()
