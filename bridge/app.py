@@ -64,10 +64,10 @@ class MysqlBackend:
     def available(self) -> bool:
         return self._database.available
 
-    def once(self, settings: Settings, metrics: Metrics) -> MysqlOnce:
+    def once(self, settings: Settings) -> MysqlOnce:
         """At most once with `DEDUP_STORE=mysql`."""
         self._once = MysqlOnce(
-            self._database, settings.instance, settings.dedup_ttl, settings.db_timeout, metrics
+            self._database, settings.instance, settings.dedup_ttl, settings.db_timeout
         )
         return self._once
 
@@ -79,6 +79,8 @@ class MysqlBackend:
 
     async def close(self) -> None:
         await self._store.close()
+        if self._once is not None:
+            await self._once.close()
         await self._database.close()
 
 
@@ -205,8 +207,8 @@ class Bridge:
     def _once_store(self) -> Once:
         settings = self._settings
         if settings.dedup_store == "memory" or not isinstance(self._backend, MysqlBackend):
-            return MemoryOnce(settings.dedup_ttl, self._metrics)
-        return self._backend.once(settings, self._metrics)
+            return MemoryOnce(settings.dedup_ttl)
+        return self._backend.once(settings)
 
     def is_ready(self) -> bool:
         """Whether database and broker are there and we are not draining."""

@@ -19,12 +19,15 @@ from .errors import (
 )
 from .lines import DeviceLines, Turn
 from .models import DeviceProfile, DeviceReadings, Health, JsonObject
+from .pace import Pace
 from .replies import Reply
 from .settings import Settings
 
 # PUBACK reason codes (MQTT 5.0, table 3-4)
 NO_MATCHING_SUBSCRIBERS = 0x10
 REFUSED_FROM = 0x80
+
+_BATCHES_A_TURN = 2
 
 _NOT_IN_A_TOPIC = frozenset("+#/\x00")
 
@@ -84,6 +87,8 @@ class Services:
     lines: DeviceLines = field(default_factory=DeviceLines)
     drain: Drain = field(default_factory=Drain)
     deadlines: Deadlines = field(default_factory=Deadlines)
+    # Of batches, each of which is about a millisecond of work.
+    pace: Pace = field(default_factory=lambda: Pace(_BATCHES_A_TURN))
 
 
 @dataclass(slots=True)
@@ -130,6 +135,8 @@ class Call:
     sent: bool = False
     # It was answered with the outcome of an earlier request with the same id.
     repeated: bool = False
+    # Its `expires_at` has passed: it begins nothing, and may only be told what a first one did.
+    too_late: bool = False
     # Whether the deadline is farther away than any read can take.
     unhurried: bool = False
 
@@ -152,14 +159,21 @@ class Call:
         except TimeoutError:
             raise (OutcomeUnknown() if self.sent else RequestTimeout()) from None
 
-    def hand_over(self, device: DeviceProfile, command: JsonObject) -> Awaitable[int]:
-        """Hand a command to the broker, and the turn to the next in the device's line.
+    async def send(
+        self, device: DeviceProfile, command: JsonObject, turn: Turn | None
+    ) -> Awaitable[int]:
+        """Hand a command to the broker in its turn; the awaited is its PUBACK's reason code.
 
         Raises:
             RequestTimeout: the deadline has passed; nothing was sent.
             MqttUnavailable: there is no connection; nothing was sent.
             UncontrollableDevice: its UUID can't be part of a topic.
         """
+        if turn is None:
+            return self._hand_over(device, command)
+        return await turn.leave(lambda: self._hand_over(device, command))
+
+    def _hand_over(self, device: DeviceProfile, command: JsonObject) -> Awaitable[int]:
         left = self.seconds_left()
         if left <= 0:
             raise RequestTimeout()
@@ -169,8 +183,6 @@ class Call:
             min(left, self.services.settings.control_expiry),
         )
         self.sent = True
-        if self.turn is not None:
-            self.turn.pass_on()
         return acknowledged
 
 

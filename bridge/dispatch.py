@@ -26,7 +26,7 @@ from .errors import (
 from .logs import printable
 from .metrics import UNKNOWN, Metrics
 from .models import Fields, Health, JsonObject
-from .once import Once, fingerprint_of
+from .once import Execute, Once, fingerprint_of
 from .once import key_of as once_key
 from .operations import OPERATION_NAMES, OPERATIONS, Operation
 from .replies import Reply, reply_to_error
@@ -77,6 +77,7 @@ class Dispatcher:
         self._once = once
         self._metrics = metrics
         self._in_hand = 0
+        self._busy = reply_to_error(Busy(), services.settings.language)
         self._when_idle: asyncio.Future[None] | None = None
         self.observers: list[Callable[[Observation], None]] = []
 
@@ -85,17 +86,27 @@ class Dispatcher:
         """How many requests are in hand."""
         return self._in_hand
 
-    @property
-    def _is_full(self) -> bool:
-        return self._in_hand >= self._services.settings.max_in_flight
+    def is_full(self, arriving: int = 0) -> bool:
+        """Whether as many requests are in hand as may be, with so many more on their way in."""
+        return self._in_hand + arriving >= self._services.settings.max_in_flight
 
-    def sheds(self, row: Operation) -> bool:
-        """Whether a request would be refused as busy, whatever is in it.
+    def turns_away(
+        self, row: Operation, requester: str, once_id: str | bytes | None, arriving: int = 0
+    ) -> bool:
+        """Whether a request is refused as busy, whatever else is in it.
 
-        One that sends commands may be a duplicate, which is answered however busy we are.
+        A duplicate is answered however busy we are, and so is what is always answered.
         """
-        begun = self._services.drain.begun.is_set()
-        return self._is_full and not (row.commands or row.always or begun)
+        if not self.is_full(arriving) or row.always or self._services.drain.begun.is_set():
+            return False
+        if not row.commands or once_id is None:
+            return True
+        return not self._once.may_know(once_key(requester, once_id))
+
+    def turned_away(self, row: Operation, request: Request) -> Reply:
+        """The reply to a request that is turned away without a call of `answer`."""
+        self._observe(row, request, self._busy)
+        return self._busy
 
     def health(self) -> Health:
         """Our state; never waits."""
@@ -136,6 +147,8 @@ class Dispatcher:
             raise OperationNotFound(operations=", ".join(OPERATION_NAMES))
         if self._services.drain.begun.is_set() and request.transport != "mqtt" and not row.always:
             raise Draining()
+        if self.turns_away(row, request.requester, request.once_id):
+            raise Busy()
         settings = self._services.settings
         deadline = request.received + (
             settings.preset_timeout if row.slow else settings.request_timeout
@@ -170,11 +183,36 @@ class Dispatcher:
                 reply = await execute()
             else:
                 key = once_key(request.requester, request.once_id)
-                reply = await self._once.answer(
-                    key, fingerprint_of(row.name, fields), call, execute
+                fingerprint = fingerprint_of(row.name, fields)
+                may_begin = not (call.too_late or (counted and self.is_full()))
+                reply = await self._execute_once(
+                    key, fingerprint, call, execute if may_begin else None
                 )
         if not call.repeated:
             self._audit(row, fields, request, reply)
+        return reply
+
+    async def _execute_once(
+        self, key: bytes, fingerprint: bytes, call: Call, execute: Execute | None
+    ) -> Reply:
+        """The outcome under an id; without `execute` nothing new may begin, and only a duplicate
+        has one.
+
+        Raises:
+            Expired, Busy: it is no duplicate.
+            BridgeError: see `Once.answer`, `Once.recall`.
+        """
+        try:
+            if execute is not None:
+                return await self._once.answer(key, fingerprint, call, execute)
+            if call.turn is not None:
+                call.turn.give_up()
+            reply = await self._once.recall(key, fingerprint, call)
+        finally:
+            if call.repeated:
+                self._metrics.duplicates.inc()
+        if reply is None:
+            raise Expired() if call.too_late else Busy()
         return reply
 
     async def _run(self, row: Operation, fields: Fields, call: Call, *, counted: bool) -> Reply:
@@ -231,7 +269,7 @@ class Dispatcher:
             return reply_to_error(error, self._services.settings.language)
 
     def _take_in_hand(self) -> None:
-        if self._is_full:
+        if self.is_full():
             raise Busy()
         self._in_hand += 1
 
@@ -299,7 +337,7 @@ def _checked(row: Operation, envelope: Envelope, grant: Grant | None, call: Call
     Raises:
         BridgeError: it may not: expired, invalid, or not allowed to this key.
     """
-    _check_begun_in_time(envelope, call)
+    _check_begun_in_time(row, envelope, call)
     fields = _validated(row, envelope.fields)
     if grant is not None:
         grant.check(row.permission or row.name, getattr(fields, "device_uuid", None))
@@ -308,8 +346,10 @@ def _checked(row: Operation, envelope: Envelope, grant: Grant | None, call: Call
     return fields
 
 
-def _check_begun_in_time(envelope: Envelope, call: Call) -> None:
+def _check_begun_in_time(row: Operation, envelope: Envelope, call: Call) -> None:
     """Bring the call's deadline down to `expires_at`, and begin nothing past it.
+
+    A command with an id may be a duplicate, which gets the answer of the first, be it late.
 
     Raises:
         Expired: `expires_at` has passed.
@@ -317,9 +357,11 @@ def _check_begun_in_time(envelope: Envelope, call: Call) -> None:
     """
     if envelope.expires_at is not None:
         left = envelope.expires_at - time.time()
-        if left <= 0:
+        call.too_late = left <= 0
+        if not call.too_late:
+            call.deadline = min(call.deadline, asyncio.get_running_loop().time() + left)
+        elif not row.commands or call.origin.once_id is None:
             raise Expired()
-        call.deadline = min(call.deadline, asyncio.get_running_loop().time() + left)
     left = call.seconds_left()
     if left <= 0:
         raise RequestTimeout()

@@ -37,7 +37,8 @@ from .metrics import UNKNOWN, Metrics
 from .operations import OPERATIONS, Operation
 from .replies import Reply, reply_to_error
 from .settings import Settings
-from .sidecar import Answer, Runner
+from .shedding import Shedding
+from .sidecar import JSON_UTF8, Answer, Runner
 
 logger = logging.getLogger(__name__)
 
@@ -45,10 +46,12 @@ Headers = Sequence[tuple[str, str]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _JSON = "application/json"
-_JSON_UTF8 = "application/json; charset=utf-8"
 # A connection that sends no request, or only part of one's head, is closed after so long.
 _IDLE_SECONDS = 75.0
 _NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
+_RETRY_AFTER = ("Retry-After", "1")
+_ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)
+_VARY = ("Vary", "Origin")
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 _PREFLIGHT = (
     ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
@@ -105,6 +108,7 @@ class HttpTransport:
         self._runner = Runner(
             app,
             on_error=self._answer_outside,
+            at_sight=self._shedding().answer,
             access_log=None,
             keepalive_timeout=_IDLE_SECONDS,
         )
@@ -202,11 +206,11 @@ class HttpTransport:
         self, row: Operation, request: web.Request, grant: Grant | None
     ) -> web.StreamResponse:
         received = time.monotonic()
-        # What is refused anyway is refused before its body is read.
+        requester = "http" if grant is None else grant.name
+        # What is refused anyway is refused before its body is read; an id may stand in there.
+        turned_away = not row.commands and self._dispatcher.turns_away(row, requester, None)
         envelope = (
-            Envelope(refusal=Busy())
-            if self._dispatcher.sheds(row)
-            else await self._open(row, request, received)
+            Envelope(refusal=Busy()) if turned_away else await self._open(row, request, received)
         )
         headers = request.headers
         key = headers.get("Idempotency-Key")
@@ -218,7 +222,7 @@ class HttpTransport:
                 operation=row.name,
                 envelope=envelope,
                 received=received,
-                requester="http" if grant is None else grant.name,
+                requester=requester,
                 once_id=key or envelope.request_id,
                 grant=grant,
                 traceparent=_traceparent(headers.get("traceparent")),
@@ -370,6 +374,10 @@ class HttpTransport:
 
     # ---- responses ------------------------------------------------------------------------------
 
+    def _shedding(self) -> Shedding:
+        headers = (*self._cors(None), _RETRY_AFTER)
+        return Shedding(self._settings, self._keys, self._dispatcher, headers)
+
     def _refused(self, error: Exception) -> Reply:
         """The reply to what never got as far as the dispatcher, counted here for that reason."""
         reply = reply_to_error(error, self._settings.language)
@@ -380,7 +388,7 @@ class HttpTransport:
         """The answer to what failed before or after a handler; None: it could not be parsed."""
         failed = error if isinstance(error, Exception) else MalformedRequest(reason=_NOT_HTTP)
         reply = self._refused(failed)
-        return Answer(reply.code, _JSON_UTF8, reply.encode(), keep_alive=False)
+        return Answer(reply.code, JSON_UTF8, reply.encode(), keep_alive=False)
 
     def _respond(
         self,
@@ -396,7 +404,7 @@ class HttpTransport:
             if name in asked and shape.fullmatch(asked[name])
         ]
         if reply.code == 429:
-            more.append(("Retry-After", "1"))
+            more.append(_RETRY_AFTER)
         elif reply.code == 401:
             more.append(("WWW-Authenticate", "Bearer"))
         return self._send(request, reply.encode(request_id), reply.code, (*more, *headers))
@@ -407,17 +415,18 @@ class HttpTransport:
         body: bytes,
         status: int = 200,
         headers: Headers = (),
-        content_type: str = _JSON_UTF8,
+        content_type: str = JSON_UTF8,
     ) -> Answer:
+        cors = self._cors(request.headers.get("Origin"))
+        return Answer(status, content_type, body, (*cors, *headers))
+
+    def _cors(self, origin: str | None) -> Headers:
         origins = self._settings.cors_origins
         if "*" in origins:
-            headers = (("Access-Control-Allow-Origin", "*"), *headers)
-        elif origins:
-            origin = request.headers.get("Origin")
-            headers = (("Vary", "Origin"), *headers)
-            if origin in origins:
-                headers = (("Access-Control-Allow-Origin", str(origin)), *headers)
-        return Answer(status, content_type, body, headers)
+            return _ANY_ORIGIN
+        if origin is not None and origin in origins:
+            return (("Access-Control-Allow-Origin", origin), _VARY)
+        return (_VARY,) if origins else ()
 
 
 def _port_taken(settings: Settings, error: OSError) -> str:

@@ -481,6 +481,8 @@ class Link:
         for acknowledged in waiting:
             if not acknowledged.done():
                 acknowledged.set_exception(LinkError("the connection was lost"))
+                # Whoever waits raises it; a command whose request was given up has nobody.
+                acknowledged.exception()
 
     def _attach(self, real: socket.socket) -> None:
         # In the thread in which paho connects, which may outlive the attempt.

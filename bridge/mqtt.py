@@ -13,8 +13,9 @@ import random
 import re
 import time
 from collections import deque
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Generator
 from dataclasses import dataclass, field
+from typing import Any
 
 import aiomqtt
 import orjson
@@ -287,7 +288,7 @@ class MqttTransport:
         except LinkError:
             raise MqttUnavailable() from None
         assert acknowledged is not None
-        return _reason_or_unknown(acknowledged)
+        return _Acknowledgement(acknowledged)
 
     # ---- requests -------------------------------------------------------------------------------
 
@@ -461,11 +462,19 @@ def _digest_of(message: wire.Message) -> bytes:
     return digest.digest()
 
 
-async def _reason_or_unknown(acknowledged: "asyncio.Future[int]") -> int:
-    try:
-        return await acknowledged
-    except LinkError:
-        raise OutcomeUnknown() from None
+class _Acknowledgement:
+    """A command's PUBACK, to be awaited or not; a lost connection leaves its outcome unknown."""
+
+    __slots__ = ("_acknowledged",)
+
+    def __init__(self, acknowledged: "asyncio.Future[int]") -> None:
+        self._acknowledged = acknowledged
+
+    def __await__(self) -> Generator[Any, None, int]:
+        try:
+            return (yield from self._acknowledged.__await__())
+        except LinkError:
+            raise OutcomeUnknown() from None
 
 
 def _check_media_type(message: wire.Message) -> None:

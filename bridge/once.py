@@ -13,7 +13,6 @@ from typing import Protocol
 
 from .calls import Call
 from .errors import Busy, IdempotencyConflict
-from .metrics import Metrics
 from .models import Fields
 from .replies import Reply
 
@@ -33,6 +32,16 @@ class Once(Protocol):
             IdempotencyConflict: the key is known with another fingerprint.
             Busy: no more keys can be kept.
         """
+
+    async def recall(self, key: bytes, fingerprint: bytes, call: Call) -> Reply | None:
+        """The answer if the key is known, waiting for it if need be; None if it is not.
+
+        Raises:
+            IdempotencyConflict: the key is known with another fingerprint.
+        """
+
+    def may_know(self, key: bytes) -> bool:
+        """Whether `recall` might know the key; told at once."""
 
 
 def key_of(requester: str, request_id: str | bytes) -> bytes:
@@ -61,14 +70,9 @@ class MemoryOnce:
     """Kept in this process, until it ends; bounded in entries and bytes."""
 
     def __init__(
-        self,
-        ttl: float,
-        metrics: Metrics,
-        most_entries: int = _MOST_ENTRIES,
-        most_bytes: int = _MOST_BYTES,
+        self, ttl: float, most_entries: int = _MOST_ENTRIES, most_bytes: int = _MOST_BYTES
     ) -> None:
         self._ttl = ttl
-        self._metrics = metrics
         self._most_entries = most_entries
         self._most_bytes = most_bytes
         self._entries: OrderedDict[bytes, _Entry] = OrderedDict()
@@ -76,21 +80,35 @@ class MemoryOnce:
 
     async def answer(self, key: bytes, fingerprint: bytes, call: Call, execute: Execute) -> Reply:
         """See `Once.answer`."""
-        now = asyncio.get_running_loop().time()
-        self._forget_before(now)
-        entry = self._entries.get(key)
-        if entry is not None and (entry.running is not None or entry.until > now):
-            if entry.fingerprint != fingerprint:
-                raise IdempotencyConflict()
-            self._metrics.duplicates.inc()
-            return await self._again(entry, call)
+        self._forget_some()
+        known = await self.recall(key, fingerprint, call)
+        if known is not None:
+            return known
         if len(self._entries) >= self._most_entries or self._bytes >= self._most_bytes:
             raise Busy()
         return await self._first(key, fingerprint, call, execute)
 
+    async def recall(self, key: bytes, fingerprint: bytes, call: Call) -> Reply | None:
+        """See `Once.recall`."""
+        if not self.may_know(key):
+            return None
+        entry = self._entries[key]
+        if entry.fingerprint != fingerprint:
+            raise IdempotencyConflict()
+        return await self._again(entry, call)
+
+    def may_know(self, key: bytes) -> bool:
+        """See `Once.may_know`; what has expired is forgotten."""
+        entry = self._entries.get(key)
+        if entry is None:
+            return False
+        if entry.running is None and entry.until <= asyncio.get_running_loop().time():
+            self._forget(key)
+            return False
+        return True
+
     async def _first(self, key: bytes, fingerprint: bytes, call: Call, execute: Execute) -> Reply:
-        loop = asyncio.get_running_loop()
-        running: asyncio.Future[Reply] = loop.create_future()
+        running: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
         entry = self._entries[key] = _Entry(fingerprint, running)
         try:
             reply = await execute()
@@ -105,37 +123,40 @@ class MemoryOnce:
             self._entries.pop(key, None)
             running.cancel()
             raise
-        entry.running = None
         if call.sent:
-            entry.kept = reply.dump()
-            entry.until = loop.time() + max(self._ttl, call.seconds_left())
-            self._bytes += len(entry.kept)
-            self._entries.move_to_end(key)
+            self._keep(key, entry, reply, call)
         else:
             self._entries.pop(key, None)
         running.set_result(reply)
         return reply
 
+    def _keep(self, key: bytes, entry: _Entry, reply: Reply, call: Call) -> None:
+        entry.running = None
+        entry.kept = reply.dump()
+        entry.until = asyncio.get_running_loop().time() + max(self._ttl, call.seconds_left())
+        self._bytes += len(entry.kept)
+        self._entries.move_to_end(key)
+
     async def _again(self, entry: _Entry, call: Call) -> Reply:
         call.repeated = True
         if call.turn is not None:
             # It sends nothing itself, so that nobody need wait for it.
-            call.turn.pass_on()
+            call.turn.give_up()
         if entry.running is None:
             return Reply.load(entry.kept)
         call.sent = True
         with call.in_time():
             return await asyncio.shield(entry.running)
 
-    def _forget_before(self, now: float) -> None:
+    def _forget_some(self) -> None:
         # Kept ones stand in the order in which they ended, so that the oldest come first; those
         # still running are passed over by moving them on.
         for _ in range(min(len(self._entries), 64)):
             key, entry = next(iter(self._entries.items()))
             if entry.running is not None:
                 self._entries.move_to_end(key)
-                continue
-            if entry.until > now:
+            elif self.may_know(key):
                 return
-            del self._entries[key]
-            self._bytes -= len(entry.kept)
+
+    def _forget(self, key: bytes) -> None:
+        self._bytes -= len(self._entries.pop(key).kept)

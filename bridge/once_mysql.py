@@ -11,13 +11,15 @@ server's own clock, so that bridges whose clocks differ agree.
 import asyncio
 import logging
 import secrets
+from collections.abc import Sequence
+from typing import NamedTuple
 
 from .calls import Call
 from .database import Database
 from .errors import BridgeError, DatabaseUnavailable, IdempotencyConflict, OutcomeUnknown
-from .metrics import Metrics
 from .once import Execute, MemoryOnce
 from .replies import Reply
+from .store import Together
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +45,8 @@ VALUES (%s, %s, %s, %s, {_NOW} + %s, {_NOW} + %s)
     ON DUPLICATE KEY UPDATE id = id
 """  # noqa: S608  the names are our own constants
 _LOOK = f"""
-SELECT fingerprint, process, instance, works_until - {_NOW}, expires_at - {_NOW}, reply
-  FROM {TABLE} WHERE id = %s
+SELECT id, fingerprint, process, instance, works_until - {_NOW}, expires_at - {_NOW}, reply
+  FROM {TABLE} WHERE id IN %s
 """  # noqa: S608
 _ANSWERED = f"UPDATE {TABLE} SET reply = %s, expires_at = {_NOW} + %s WHERE id = %s"  # noqa: S608
 _NOT_SENT = f"DELETE FROM {TABLE} WHERE id = %s AND process = %s"  # noqa: S608
@@ -57,19 +59,29 @@ _SWEEP_MOST = 1000
 _LOOK_SECONDS = 0.1
 
 
+class _Row(NamedTuple):
+    """What is written under an id; times in seconds from now."""
+
+    fingerprint: bytes
+    process: bytes
+    instance: str
+    works_for: float
+    expires_in: float
+    reply: bytes | None
+
+
 class MysqlOnce:
     """Kept in the database; what this process executes is kept in its memory besides."""
 
-    def __init__(
-        self, database: Database, instance: str, ttl: float, timeout: float, metrics: Metrics
-    ) -> None:
+    def __init__(self, database: Database, instance: str, ttl: float, timeout: float) -> None:
         self._database = database
         self._instance = instance
         self._process = secrets.token_bytes(8)
         self._ttl = ttl
         self._timeout = timeout
-        self._metrics = metrics
-        self._ours = MemoryOnce(ttl, metrics)
+        self._ours = MemoryOnce(ttl)
+        # Looked up together: a flood of commands that are refused is to cost few statements.
+        self._rows = Together(self._load, timeout, database.deadlines)
 
     async def answer(self, key: bytes, fingerprint: bytes, call: Call, execute: Execute) -> Reply:
         """See `Once.answer`.
@@ -83,6 +95,25 @@ class MysqlOnce:
             return await self._execute_alone(key, fingerprint, call, execute)
 
         return await self._ours.answer(key, fingerprint, call, execute_alone)
+
+    async def recall(self, key: bytes, fingerprint: bytes, call: Call) -> Reply | None:
+        """See `Once.recall`.
+
+        Raises:
+            DatabaseUnavailable: the table can't be reached.
+            OutcomeUnknown: whoever executed it has crashed, or has not answered in our time.
+        """
+        known = await self._ours.recall(key, fingerprint, call)
+        return known or await self._look(key, fingerprint, call, claimed=False)
+
+    def may_know(self, key: bytes) -> bool:
+        """See `Once.may_know`: the table may, and is yet to be asked."""
+        del key
+        return True
+
+    async def close(self) -> None:
+        """End the look-ups that are under way."""
+        await self._rows.close()
 
     async def sweep(self) -> None:
         """Remove expired rows, again and again, until cancelled."""
@@ -99,10 +130,8 @@ class MysqlOnce:
         self, key: bytes, fingerprint: bytes, call: Call, execute: Execute
     ) -> Reply:
         while not await self._intend(key, fingerprint, call):
-            known = await self._look(key, fingerprint, call)
+            known = await self._look(key, fingerprint, call, claimed=True)
             if known is not None:
-                self._metrics.duplicates.inc()
-                call.repeated = True
                 return known
         try:
             reply = await execute()
@@ -128,41 +157,53 @@ class MysqlOnce:
         except BridgeError:
             raise DatabaseUnavailable() from None
 
-    async def _look(self, key: bytes, fingerprint: bytes, call: Call) -> Reply | None:
-        """The answer under a taken id; None when the id turns out to be ours to use.
+    async def _look(
+        self, key: bytes, fingerprint: bytes, call: Call, *, claimed: bool
+    ) -> Reply | None:
+        """The answer that the table has, or will have; None when the id is free to use.
+
+        Args:
+            claimed: whether our memory holds the id for this very call.
 
         Raises:
             IdempotencyConflict, OutcomeUnknown, DatabaseUnavailable: see `answer`.
         """
         while True:
             try:
-                rows = await self._database.fetch(_LOOK, (key,), deadline=self._soon())
+                row = await self._rows.get(key)
+                if row is not None and row.expires_in < 0:
+                    await self._database.execute(_GONE, (key,), deadline=self._soon())
+                    return None
             except BridgeError:
                 raise DatabaseUnavailable() from None
-            if not rows:
+            if row is None:
                 return None
-            known, process, instance, works_for, expires_in, reply = rows[0]
-            if expires_in < 0:
-                await self._database.execute(_GONE, (key,), deadline=self._soon())
-                return None
-            if known != fingerprint:
+            if row.fingerprint != fingerprint:
                 raise IdempotencyConflict()
-            if reply is not None:
-                return Reply.load(reply)
-            if process == self._process:
-                # Ours, but not in our memory: an attempt whose INSERT was not confirmed in time,
-                # and which therefore sent nothing.
+            if row.process == self._process and not claimed:
+                # Another call of this process has begun it meanwhile.
+                return await self._ours.recall(key, fingerprint, call)
+            if row.process == self._process and row.reply is None:
+                # Ours, and nobody's in our memory: an attempt whose INSERT was not confirmed in
+                # time, and which therefore sent nothing.
                 await self._forget(key)
                 return None
-            if instance == self._instance or works_for < 0:
+            call.repeated = True
+            if row.reply is not None:
+                return Reply.load(row.reply)
+            if row.instance == self._instance or row.works_for < 0:
                 # An earlier process of our name, or one that is past its time: it has crashed.
                 raise OutcomeUnknown()
             if call.seconds_left() <= _LOOK_SECONDS:
                 raise OutcomeUnknown()
             if call.turn is not None:
                 # It will most likely send nothing itself, so that nobody need wait for it.
-                call.turn.pass_on()
+                call.turn.give_up()
             await asyncio.sleep(_LOOK_SECONDS)
+
+    async def _load(self, keys: Sequence[bytes], deadline: float) -> dict[bytes, _Row]:
+        rows = await self._database.fetch(_LOOK, (keys,), deadline=deadline)
+        return {key: _Row(*columns) for key, *columns in rows}
 
     async def _remember(self, key: bytes, reply: Reply, call: Call) -> None:
         values = (reply.dump(), max(self._ttl, call.seconds_left()), key)

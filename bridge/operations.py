@@ -167,6 +167,8 @@ async def config(fields: DeviceFields, call: Call) -> DeviceConfig:
 
 async def batch(fields: BatchFields, call: Call) -> BatchResult:
     """Several requests in one: reads together, commands in list order."""
+    with call.in_time():
+        await call.services.pace.keep()
     items = [call.items.open_item(call, raw, n) for n, raw in enumerate(fields.requests)]
     ordered: list[Item] = []
     alike: dict[str, list[Item]] = {}
@@ -276,9 +278,8 @@ async def _profile(device_uuid: str, call: Call) -> DeviceProfile:
 
 async def _send(device: DeviceProfile, command: JsonObject, call: Call) -> None:
     """Send one command in its turn, and wait until the broker has it."""
-    if call.turn is not None:
-        await call.turn.reached()
-    check_acknowledgement(await call.hand_over(device, command), device)
+    acknowledged = await call.send(device, command, call.turn)
+    check_acknowledgement(await acknowledged, device)
 
 
 def _now(call: Call) -> datetime:

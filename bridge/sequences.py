@@ -61,15 +61,12 @@ class _Run:
         call = self.call
         try:
             if number == 1:
-                if call.turn is not None:
-                    await call.turn.reached()
-                acknowledged = call.hand_over(self.device, step.command)
+                acknowledged = await call.send(self.device, step.command, call.turn)
                 if call.on_begun is not None:
                     call.on_begun()
             else:
                 with call.services.lines.place(key_of(self.device.uuid)) as turn:
-                    await turn.reached()
-                    acknowledged = call.hand_over(self.device, step.command)
+                    acknowledged = await call.send(self.device, step.command, turn)
         except BridgeError as error:
             if number == 1:
                 raise

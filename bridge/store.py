@@ -54,7 +54,7 @@ LANES = 2
 # What is read by one statement, and handed out in one turn of the loop: batches of a hundred
 # readings would else keep the loop from hearing, and refusing, anything new.
 _KEYS_A_STATEMENT = 1024
-_MODELS_A_TURN = 256
+_MODELS_A_TURN = 128
 # What a batch whose oldest request has waited long may still take, in seconds.
 _LEAST_TIME = 0.5
 

@@ -14,14 +14,14 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bridge"
 # Lowest first; a folder counts as one module. A new module gets a place here: those of one level
 # never import each other, and the transports stand on one.
 LEVELS = (
-    ("__init__", "errors", "deadlines", "lines", "logs", "sidecar", "systemd", "wire"),
+    ("__init__", "errors", "deadlines", "lines", "logs", "pace", "sidecar", "systemd", "wire"),
     ("settings", "models", "metrics"),
     ("database", "envelope", "link", "replies", "sensors", "topics"),
     ("store", "commands", "calls", "client"),
     ("access", "once", "sequences"),
     ("once_mysql", "operations"),
     ("dispatch", "documents"),
-    ("activity",),
+    ("activity", "shedding"),
     ("console", "mcp"),
     ("http", "mqtt"),
     ("app",),

@@ -119,6 +119,7 @@ async def port() -> AsyncIterator[int]:
     runner = Runner(
         app,
         on_error=on_error,
+        at_sight=lambda *_: None,
         access_log=None,
     )
     await runner.setup()
@@ -159,6 +160,7 @@ async def test_server_makes_protocols_with_the_options_of_the_application(port):
     runner = Runner(
         web.Application(),
         on_error=lambda _: Answer(400, "text/plain", b""),
+        at_sight=lambda *_: None,
         access_log=None,
         keepalive_timeout=12.5,
     )

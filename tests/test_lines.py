@@ -33,8 +33,7 @@ class Queue:
             with place:
                 if prepared is not None:
                     await prepared.wait()
-                await turn.reached()
-                self.left.append(name)
+                await turn.leave(lambda: self.left.append(name))
 
         return asyncio.create_task(leave())
 
@@ -78,26 +77,57 @@ async def test_no_device_waits_for_another(queue):
     stuck.cancel()
 
 
-async def test_the_next_leaves_as_soon_as_the_turn_was_passed_on(lines):
+async def test_the_next_leaves_as_soon_as_the_place_before_was_given_up(lines):
     with lines.place("a") as first, lines.place("a") as second:
-        await first.reached()
-        waiting = asyncio.create_task(second.reached())
+        waiting = asyncio.create_task(second.leave(lambda: "left"))
         await settled()
         assert not waiting.done()
-        first.pass_on()
-        await asyncio.wait_for(waiting, 1)
+        first.give_up()
+        assert await asyncio.wait_for(waiting, 1) == "left"
 
 
-async def test_turn_may_be_passed_on_more_than_once(lines):
+async def test_place_may_be_given_up_more_than_once_and_after_it_was_left(lines):
     with lines.place("a") as first, lines.place("a") as second, lines.place("a") as third:
-        first.pass_on()
-        first.pass_on()
-        await second.reached()
-        waiting = asyncio.create_task(third.reached())
-        await settled()
-        assert not waiting.done()
-        second.pass_on()
+        first.give_up()
+        first.give_up()
+        await second.leave(lambda: None)
+        second.give_up()
+        assert await asyncio.wait_for(third.leave(lambda: 3), 1) == 3
+
+
+async def test_all_whose_turn_has_come_leave_in_one_turn_of_the_loop(queue):
+    """Or a long line would wait for as many turns of a busy loop."""
+    first = asyncio.Event()
+    tasks = [queue.command(str(n), prepared=None if n else first) for n in range(1000)]
+    await settled()
+    first.set()
+    await tasks[0]
+    assert queue.left == [str(n) for n in range(1000)]
+    await asyncio.gather(*tasks)
+
+
+async def test_one_that_gave_its_place_up_may_leave_all_the_same_behind_the_others(lines):
+    """A duplicate whose first attempt turns out to have sent nothing is executed after all."""
+    left: list[str] = []
+    with lines.place("a") as first, lines.place("a") as second, lines.place("a") as third:
+        second.give_up()
+        waiting = asyncio.create_task(third.leave(lambda: left.append("third")))
+        await first.leave(lambda: left.append("first"))
+        await asyncio.wait_for(second.leave(lambda: left.append("second")), 1)
         await waiting
+    assert left == ["first", "third", "second"]
+    assert lines._lines == {}
+
+
+async def test_what_fails_to_leave_is_told_so_and_holds_up_nobody(lines):
+    def fail():
+        raise ZeroDivisionError
+
+    with lines.place("a") as first, lines.place("a") as second:
+        waiting = asyncio.create_task(second.leave(lambda: "left"))
+        with pytest.raises(ZeroDivisionError):
+            await first.leave(fail)
+        assert await asyncio.wait_for(waiting, 1) == "left"
 
 
 @pytest.mark.parametrize("way", ["fails", "is cancelled"])
@@ -152,7 +182,7 @@ async def test_device_is_forgotten_when_nobody_is_in_its_line(queue, lines):
     tasks = [queue.command(str(n), device) for n in range(3) for device in "abc"]
     await asyncio.gather(*tasks)
     await settled()
-    assert lines._last == {}
+    assert lines._lines == {}
 
 
 async def test_one_that_comes_after_the_line_was_empty_leaves_at_once(queue):
@@ -164,7 +194,7 @@ async def test_one_that_comes_after_the_line_was_empty_leaves_at_once(queue):
 async def test_a_turn_of_nobody_before_is_reached_at_once(lines):
     with lines.place("a") as turn:
         assert isinstance(turn, Turn)
-        await asyncio.wait_for(turn.reached(), 1)
+        await asyncio.wait_for(turn.leave(lambda: None), 1)
 
 
 # Sequences
