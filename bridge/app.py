@@ -185,7 +185,8 @@ class Bridge:
     async def stop(self) -> None:
         """Drain, say goodbye, close; within `DRAIN_TIMEOUT`."""
         loop = asyncio.get_running_loop()
-        until = loop.time() + max(0.0, self._settings.drain_timeout - _GOODBYE_SECONDS)
+        timeout = self._settings.drain_timeout
+        until = loop.time() + timeout - min(_GOODBYE_SECONDS, timeout / 2)
         systemd.notify("STOPPING=1")
         logger.info("draining", extra={"in_flight": self._dispatcher.in_flight})
         self._drain.begin(until)

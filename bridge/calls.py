@@ -51,14 +51,18 @@ class Store(Protocol):
 class Publisher(Protocol):
     """How commands leave."""
 
-    def hand_over(self, topic: str, payload: bytes, expiry: float) -> Awaitable[int]:
-        """Hand a command to the broker now, at QoS 1; the awaited is its PUBACK's reason code.
+    def hand_over(
+        self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
+    ) -> Awaitable[int]:
+        """Hand a command to the broker, at QoS 1; the awaited is its PUBACK's reason code.
 
         Args:
-            expiry: seconds after which the broker shall not deliver it any more.
+            expires: after which it neither leaves nor is delivered; on the monotonic clock.
+            on_left: called when it leaves, which may be later, where the broker is slow.
 
         Raises:
-            MqttUnavailable: at once, when there is no connection: nothing was sent.
+            MqttUnavailable: there is no connection, or there was none any more before it left
+                (at once, or when awaited): nothing was sent.
             OutcomeUnknown: when awaited, if the connection was lost before the PUBACK.
         """
 
@@ -130,9 +134,12 @@ class Call:
     origin: Any
     # Called when a sequence's first step has left: from then on it is never begun again.
     on_begun: Callable[[], None] | None = None
+    is_sequence: bool = False
     # The place in its device's line, for operations that send commands.
     turn: Turn | None = None
+    # Something may have reached a device: the outcome is kept.
     sent: bool = False
+    commands_left: int = 0
     # It was answered with the outcome of an earlier request with the same id.
     repeated: bool = False
     # Its `expires_at` has passed: it begins nothing, and may only be told what a first one did.
@@ -177,13 +184,31 @@ class Call:
         left = self.seconds_left()
         if left <= 0:
             raise RequestTimeout()
-        acknowledged = self.services.publisher.hand_over(
+        return self.services.publisher.hand_over(
             control_topic(device),
             orjson.dumps(command),
-            min(left, self.services.settings.control_expiry),
+            time.monotonic() + min(left, self.services.settings.control_expiry),
+            self._note_that_one_left,
         )
+
+    def _note_that_one_left(self) -> None:
         self.sent = True
-        return acknowledged
+        self.commands_left += 1
+        if self.is_sequence and self.on_begun is not None:
+            self.on_begun()
+
+    def check_acknowledgement(self, reason: int, device: DeviceProfile) -> None:
+        """Whether the PUBACK of the only command, or the first, says that it reached someone.
+
+        Raises:
+            DeviceUnreachable: nobody is subscribed.
+            PublishRefused: the broker did not take it: nothing is known to have been sent.
+        """
+        if reason == NO_MATCHING_SUBSCRIBERS:
+            raise DeviceUnreachable(device=device.name)
+        if reason >= REFUSED_FROM:
+            self.sent = False
+            raise PublishRefused(reason=reason, topic=control_topic(device))
 
 
 def control_topic(device: DeviceProfile) -> str:
@@ -199,16 +224,3 @@ def control_topic(device: DeviceProfile) -> str:
     ):
         raise UncontrollableDevice()
     return f"devices/{device.uuid}/control"
-
-
-def check_acknowledgement(reason: int, device: DeviceProfile) -> None:
-    """Whether a command's PUBACK says that it reached someone.
-
-    Raises:
-        DeviceUnreachable: nobody is subscribed.
-        PublishRefused: the broker did not take it.
-    """
-    if reason == NO_MATCHING_SUBSCRIBERS:
-        raise DeviceUnreachable(device=device.name)
-    if reason >= REFUSED_FROM:
-        raise PublishRefused(reason=reason, topic=control_topic(device))

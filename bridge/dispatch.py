@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,9 +19,11 @@ from .errors import (
     Draining,
     Expired,
     FieldError,
+    IdempotencyConflict,
     OperationNotFound,
     RequestTimeout,
     ValidationFailed,
+    as_property,
 )
 from .logs import printable
 from .metrics import UNKNOWN, Metrics
@@ -77,6 +79,8 @@ class Dispatcher:
         self._once = once
         self._metrics = metrics
         self._in_hand = 0
+        # All that is being answered: also what waits for an id's first attempt, or is refused.
+        self._answering = 0
         self._busy = reply_to_error(Busy(), services.settings.language)
         self._when_idle: asyncio.Future[None] | None = None
         self.observers: list[Callable[[Observation], None]] = []
@@ -97,11 +101,14 @@ class Dispatcher:
 
         A duplicate is answered however busy we are, and so is what is always answered.
         """
-        if not self.is_full(arriving) or row.always or self._services.drain.begun.is_set():
+        if row.always or self._services.drain.begun.is_set():
             return False
         if not row.commands or once_id is None:
+            return self.is_full(arriving)
+        if self._answering - self._in_hand > self._services.settings.max_in_flight:
+            # So many wait for others' outcomes already; they are not free either.
             return True
-        return not self._once.may_know(once_key(requester, once_id))
+        return self.is_full(arriving) and not self._once.may_know(once_key(requester, once_id))
 
     def turned_away(self, row: Operation, request: Request) -> Reply:
         """The reply to a request that is turned away without a call of `answer`."""
@@ -118,13 +125,22 @@ class Dispatcher:
         return self._services.deadlines
 
     async def idle(self) -> None:
-        """Wait until nothing is in hand."""
-        if self._in_hand:
+        """Wait until nothing is being answered."""
+        while self._answering:
             self._when_idle = asyncio.get_running_loop().create_future()
             await self._when_idle
 
     async def answer(self, request: Request) -> Reply:
         """The reply to a request; whatever goes wrong becomes one, except a cancellation."""
+        self._answering += 1
+        try:
+            return await self._observed_answer(request)
+        finally:
+            self._answering -= 1
+            if not self._answering:
+                self._tell_idle()
+
+    async def _observed_answer(self, request: Request) -> Reply:
         row = OPERATIONS.get(request.operation)
         if row is not None and request.transport == "mqtt" and not row.over_mqtt:
             row = None
@@ -133,9 +149,7 @@ class Dispatcher:
         except Exception as error:
             reply = reply_to_error(error, self._services.settings.language)
         if reply.property_name is not None and reply.property_value is None:
-            value = request.envelope.fields.get(reply.property_name)
-            if isinstance(value, str | int | float):
-                reply.property_value = str(value)
+            reply.property_value = as_property(request.envelope.fields.get(reply.property_name))
         self._observe(row, request, reply)
         return reply
 
@@ -182,18 +196,16 @@ class Dispatcher:
             if request.once_id is None:
                 reply = await execute()
             else:
-                key = once_key(request.requester, request.once_id)
-                fingerprint = fingerprint_of(row.name, fields)
                 may_begin = not (call.too_late or (counted and self.is_full()))
                 reply = await self._execute_once(
-                    key, fingerprint, call, execute if may_begin else None
+                    row, fields, request, call, execute if may_begin else None
                 )
         if not call.repeated:
             self._audit(row, fields, request, reply)
         return reply
 
     async def _execute_once(
-        self, key: bytes, fingerprint: bytes, call: Call, execute: Execute | None
+        self, row: Operation, fields: Any, request: Request, call: Call, execute: Execute | None
     ) -> Reply:
         """The outcome under an id; without `execute` nothing new may begin, and only a duplicate
         has one.
@@ -202,12 +214,17 @@ class Dispatcher:
             Expired, Busy: it is no duplicate.
             BridgeError: see `Once.answer`, `Once.recall`.
         """
+        assert request.once_id is not None
+        key = once_key(request.requester, request.once_id)
+        fingerprint = fingerprint_of(row.name, fields)
         try:
             if execute is not None:
                 return await self._once.answer(key, fingerprint, call, execute)
             if call.turn is not None:
                 call.turn.give_up()
             reply = await self._once.recall(key, fingerprint, call)
+        except IdempotencyConflict as conflict:
+            raise conflict.about(*_id_of(request)) from None
         finally:
             if call.repeated:
                 self._metrics.duplicates.inc()
@@ -264,6 +281,8 @@ class Dispatcher:
         row = OPERATIONS[item.operation]
         call: Call = item.origin
         try:
+            if call.seconds_left() <= 0:
+                raise RequestTimeout()
             return await self._perform(row, item.fields, call.origin, call, counted=False)
         except Exception as error:
             return reply_to_error(error, self._services.settings.language)
@@ -275,11 +294,12 @@ class Dispatcher:
 
     def _let_go(self) -> None:
         self._in_hand -= 1
-        if not self._in_hand and self._when_idle is not None:
-            # It is cancelled when a drain runs out of time.
-            if not self._when_idle.done():
-                self._when_idle.set_result(None)
-            self._when_idle = None
+
+    def _tell_idle(self) -> None:
+        # It is cancelled when a drain runs out of time.
+        if self._when_idle is not None and not self._when_idle.done():
+            self._when_idle.set_result(None)
+        self._when_idle = None
 
     def _observe(self, row: Operation | None, request: Request, reply: Reply) -> None:
         seconds = time.monotonic() - request.received
@@ -379,9 +399,26 @@ def _validated(row: Operation, raw: JsonObject) -> Fields:
                 include_url=False, include_context=False, include_input=False
             )
         ]
-        first = faults[0].loc[0] if faults[0].loc else None
-        value = raw.get(first) if isinstance(first, str) else None
-        raise ValidationFailed(faults, value) from None
+        raise ValidationFailed(faults, _value_at(raw, faults[0].loc)) from None
+
+
+def _value_at(value: Any, place: Sequence[str | int]) -> Any:
+    """What was sent at a place within the fields; None where there is nothing."""
+    for step in place:
+        try:
+            value = value[step]
+        except (LookupError, TypeError):
+            return None
+    return value
+
+
+def _id_of(request: Request) -> tuple[str, str | None]:
+    """The property that holds the id, and the id where it is text."""
+    if request.envelope.request_id == request.once_id:
+        return "request_id", request.envelope.request_id
+    if isinstance(request.once_id, str):
+        return "Idempotency-Key", request.once_id
+    return "Correlation Data", None
 
 
 def _row_of_item(item: JsonObject) -> Operation:

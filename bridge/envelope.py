@@ -110,7 +110,7 @@ def checked_id(request_id: object) -> str:
     """
     if isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id):
         return request_id
-    raise MalformedRequest(reason=_BAD_ID)
+    raise MalformedRequest(reason=_BAD_ID).about("request_id", request_id)
 
 
 def _seconds(value: object) -> float | None:

@@ -13,6 +13,7 @@
     ├─ Forbidden                      403 forbidden
     ├─ DeviceNotFound, SensorNotFound, PresetNotFound, OperationNotFound   404
     ├─ MethodNotAllowed, PayloadTooLarge, UnsupportedMediaType             405, 413, 415
+    │  ├─ TooManyProperties (413), UnsupportedPayloadFormat (415)
     ├─ Expired                        408 expired
     ├─ DeviceUnreachable, DeviceBusy, IdempotencyConflict                  409
     ├─ ValidationFailed               422 validation_error
@@ -24,9 +25,10 @@ An error is raised anywhere and becomes a reply in one place (`replies.py`). Its
 person or a model and says what to do next, in Chinese or English; a driver's words never enter it.
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 Language = Literal["zh", "en"]
 
@@ -51,6 +53,13 @@ class FieldError:
     type: str
 
 
+def as_property(value: object) -> str | None:
+    """A value as `__propVal` tells it: a text as it is, anything else as JSON; None if absent."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
+
+
 class BridgeError(Exception):
     """The root. `facts` fill the placeholders of the class's `text`."""
 
@@ -70,6 +79,12 @@ class BridgeError(Exception):
     def __init__(self, **facts: Any) -> None:
         super().__init__(facts)
         self.facts = facts
+
+    def about(self, name: str, value: object = None) -> Self:
+        """The same error, with the property at fault and what was sent there (absent if None)."""
+        self.property_name = name
+        self.property_value = as_property(value)
+        return self
 
     def detail(self, language: Language) -> str:
         """The sentence for a person, in `language`."""
@@ -145,6 +160,7 @@ class UncontrollableDevice(InvalidControl):
         "The device's UUID has characters that no MQTT topic may hold, so it can't be controlled; "
         "register the device anew on the platform",
     )
+    property_name = "device_uuid"
 
 
 class InvalidPreset(BridgeError):
@@ -155,6 +171,7 @@ class InvalidPreset(BridgeError):
         "预设「{preset}」无法执行：{reason}；请在平台上修改后重试",
         "The preset '{preset}' can't be run: {reason}; correct it on the platform and try again",
     )
+    property_name = "preset_key"
 
 
 class AmbiguousPreset(InvalidPreset):
@@ -162,7 +179,6 @@ class AmbiguousPreset(InvalidPreset):
         "有多个预设名为「{preset}」，请改用 preset_key：{presets}",
         "Several presets are called '{preset}'; use one of these preset keys: {presets}",
     )
-    property_name = "preset_key"
 
 
 class UnknownParameter(InvalidPreset):
@@ -273,6 +289,13 @@ class PayloadTooLarge(BridgeError):
     )
 
 
+class TooManyProperties(PayloadTooLarge):
+    text = Text(
+        "MQTT 用户属性过多，最多 {limit} 个，请求未执行",
+        "Too many user properties, at most {limit} are read; the request was not executed",
+    )
+
+
 class UnsupportedMediaType(BridgeError):
     code = 415
     error = "unsupported_media_type"
@@ -281,10 +304,13 @@ class UnsupportedMediaType(BridgeError):
         "The content type must be application/json (UTF-8)",
     )
 
-    def __init__(self, header: str | None = None, value: object = None) -> None:
-        super().__init__()
-        self.property_name = header
-        self.property_value = None if value is None else str(value)
+
+class UnsupportedPayloadFormat(UnsupportedMediaType):
+    text = Text(
+        "Payload Format Indicator 只能是 0 或 1",
+        "The Payload Format Indicator must be 0 or 1",
+    )
+    property_name = "Payload Format Indicator"
 
 
 class Expired(BridgeError):
@@ -341,8 +367,7 @@ class ValidationFailed(BridgeError):
         named = [(".".join(map(str, fault.loc)) or "request", fault.msg) for fault in errors]
         super().__init__(fields="; ".join(f"{name}: {msg}" for name, msg in named))
         self.errors = tuple(errors)
-        self.property_name = named[0][0]
-        self.property_value = None if value is None else str(value)
+        self.about(named[0][0], value)
 
 
 class Busy(BridgeError):

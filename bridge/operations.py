@@ -11,8 +11,8 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Literal
 
-from . import commands, sensors
-from .calls import Call, Item, check_acknowledgement, control_topic
+from . import commands, presets, sensors
+from .calls import Call, Item, control_topic
 from .errors import DeviceNotFound, DeviceOffline, Text
 from .models import (
     BatchFields,
@@ -129,7 +129,7 @@ async def preset(fields: PresetFields, call: Call) -> PresetResult | SequenceRes
     with call.in_time():
         device = await _profile(fields.device_uuid, call)
     limit = call.services.settings.preset_timeout
-    plan = commands.preset_plan(device, fields.preset_key, fields.parameters, limit)
+    plan = presets.preset_plan(device, fields.preset_key, fields.parameters, limit)
     if not device.online:
         raise DeviceOffline(device=device.name)
     if plan.sequence:
@@ -152,7 +152,7 @@ async def device(fields: DeviceFields, call: Call) -> DeviceDescription:
         last_seen=readings.last_seen,
         sensors=sensors.all_readings(readings, _now(call)),
         ports=commands.ports_of(profile),
-        presets=commands.preset_summaries(profile),
+        presets=presets.preset_summaries(profile),
     )
 
 
@@ -161,7 +161,7 @@ async def config(fields: DeviceFields, call: Call) -> DeviceConfig:
     profile = await _profile(fields.device_uuid, call)
     return DeviceConfig(
         device_control_config=dict(json_object(profile.control_config_json)),
-        device_preset_commands=[dict(preset) for preset in commands.presets_of(profile)],
+        device_preset_commands=[dict(preset) for preset in presets.presets_of(profile)],
     )
 
 
@@ -279,7 +279,7 @@ async def _profile(device_uuid: str, call: Call) -> DeviceProfile:
 async def _send(device: DeviceProfile, command: JsonObject, call: Call) -> None:
     """Send one command in its turn, and wait until the broker has it."""
     acknowledged = await call.send(device, command, call.turn)
-    check_acknowledgement(await acknowledged, device)
+    call.check_acknowledgement(await acknowledged, device)
 
 
 def _now(call: Call) -> datetime:

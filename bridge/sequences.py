@@ -1,12 +1,13 @@
 """Running a preset's sequence: its steps with their pauses, told truthfully when cut short."""
 
 import asyncio
+from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
-from .calls import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Call, check_acknowledgement
-from .commands import PresetPlan, Step
-from .errors import BridgeError, DeviceBusy, OutcomeUnknown, Text
+from .calls import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Call
+from .errors import BridgeError, DeviceBusy, RequestTimeout, Text
 from .models import DeviceProfile, ExecutedStep, SequenceResult
+from .presets import PresetPlan, Step
 from .store import key_of
 
 _DONE = Text(
@@ -58,35 +59,37 @@ class _Run:
                 await self._pause(step.delay, sum(s.delay for s in self.plan.steps[number:-1]))
 
     async def _leave(self, number: int, step: Step) -> None:
+        """Send one step, and note it if it left."""
         call = self.call
-        try:
-            if number == 1:
-                acknowledged = await call.send(self.device, step.command, call.turn)
-                if call.on_begun is not None:
-                    call.on_begun()
-            else:
-                with call.services.lines.place(key_of(self.device.uuid)) as turn:
-                    acknowledged = await call.send(self.device, step.command, turn)
-        except BridgeError as error:
-            if number == 1:
-                raise
-            raise _CutShortError(self._sentence(error)) from None
+        left_before = call.commands_left
         executed = ExecutedStep(number, step.command, step.delay, "unknown")
-        self.executed.append(executed)
-        await self._acknowledged(acknowledged, executed)
-
-    async def _acknowledged(self, acknowledged: object, executed: ExecutedStep) -> None:
         try:
-            with self.call.services.deadlines.until(self.call.deadline):
-                reason = await acknowledged  # type: ignore[misc]
-        except (TimeoutError, OutcomeUnknown):
-            raise _CutShortError(self._text(_UNKNOWN)) from None
+            with call.services.deadlines.until(call.deadline):
+                reason = await (await self._sent(number, step))
+        except (TimeoutError, BridgeError) as error:
+            if call.commands_left > left_before:
+                self.executed.append(executed)
+                raise _CutShortError(self._text(_UNKNOWN)) from None
+            failure = RequestTimeout() if isinstance(error, TimeoutError) else error
+            if number == 1:
+                raise failure from None
+            raise self._cut_short_by(failure) from None
+        self.executed.append(executed)
+        self._judge(reason, executed)
+
+    async def _sent(self, number: int, step: Step) -> Awaitable[int]:
+        if number == 1:
+            return await self.call.send(self.device, step.command, self.call.turn)
+        with self.call.services.lines.place(key_of(self.device.uuid)) as turn:
+            return await self.call.send(self.device, step.command, turn)
+
+    def _judge(self, reason: int, executed: ExecutedStep) -> None:
         if reason < NO_MATCHING_SUBSCRIBERS:
             executed.status = "success"
             return
         if executed.step == 1:
             # Nothing has reached anyone: the preset failed as a whole.
-            check_acknowledgement(reason, self.device)
+            self.call.check_acknowledgement(reason, self.device)
         refused = reason >= REFUSED_FROM
         executed.status = "refused" if refused else "unreachable"
         raise _CutShortError(self._text(_REFUSED if refused else _UNREACHABLE))
@@ -111,8 +114,10 @@ class _Run:
     def _text(self, text: Text) -> str:
         return text.in_(self.call.services.settings.language)
 
-    def _sentence(self, error: BridgeError) -> str:
-        return error.detail(self.call.services.settings.language)
+    def _cut_short_by(self, error: BridgeError) -> _CutShortError:
+        if isinstance(error, RequestTimeout):
+            return _CutShortError(self._text(_OUT_OF_TIME))
+        return _CutShortError(error.detail(self.call.services.settings.language))
 
 
 async def run_sequence(call: Call, device: DeviceProfile, plan: PresetPlan) -> SequenceResult:
@@ -125,6 +130,7 @@ async def run_sequence(call: Call, device: DeviceProfile, plan: PresetPlan) -> S
     with call.services.lines.sequence(key_of(device.uuid)) as alone:
         if not alone:
             raise DeviceBusy(device=device.name)
+        call.is_sequence = True
         run = _Run(call, device, plan)
         try:
             await run.all_steps()

@@ -64,8 +64,8 @@ class Topics:
         if asked.client in operations:
             raise Forbidden(reason=_CLIENT_NAMED_LIKE_OPERATION)
 
-    def check_reply(self, topic: object, asked: Asked) -> str:
-        """A reply topic that the requester named, if it may.
+    def check_reply(self, topic: object, asked: Asked, named_by: str) -> str:
+        """A reply topic that the requester named, by this property, if it may.
 
         Raises:
             ReplyTopicForbidden: it is no plain topic, or not where replies to them may go.
@@ -76,7 +76,7 @@ class Topics:
                 return topic
             if self._is_extra(topic):
                 return topic
-        raise ReplyTopicForbidden(allowed=below)
+        raise ReplyTopicForbidden(allowed=below).about(named_by, topic)
 
     def _is_extra(self, topic: str) -> bool:
         if any(topic == root or topic.startswith(f"{root}/") for root in self._never):

@@ -22,6 +22,9 @@ _SUBSCRIPTION_IDENTIFIER = 0x0B
 _TOPIC_ALIAS = 0x23
 _USER_PROPERTY = 0x26
 
+# A packet of a megabyte holds 200,000 of them, which would take a tenth of a second to read.
+MOST_USER_PROPERTIES = 256
+
 _UINT16 = struct.Struct("!H")
 _UINT32 = struct.Struct("!I")
 
@@ -47,6 +50,10 @@ class Message:
     content_type: str | None = None
     payload_format: int | None = None
     user_properties: list[tuple[str, str]] = field(default_factory=list)
+    # It has more user properties than anyone means by them; what follows them was not read.
+    overloaded: bool = False
+    # When it came, on the monotonic clock; where we slept, the last moment at which it had not.
+    came: float = 0.0
 
 
 def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
@@ -106,11 +113,11 @@ def publish(
     if qos:
         parts.append(_UINT16.pack(packet_id))
     if properties is not None:
-        parts += [_to_varint(len(properties)), properties]
+        parts += [varint(len(properties)), properties]
     parts.append(payload)
     length = sum(map(len, parts))
     first = PUBLISH << 4 | qos << 1 | retain
-    return b"".join([bytes((first,)), _to_varint(length), *parts])
+    return b"".join([bytes((first,)), varint(length), *parts])
 
 
 def properties(
@@ -144,6 +151,9 @@ def _read_properties(message: Message, body: bytes, at: int, end: int) -> None:
         kind = body[at]
         at += 1
         if kind == _USER_PROPERTY:
+            if len(message.user_properties) == MOST_USER_PROPERTIES:
+                message.overloaded = True
+                return
             name, at = _text(body, at)
             value, at = _text(body, at)
             message.user_properties.append((name, value))
@@ -197,7 +207,8 @@ def _varint(body: bytes, at: int) -> tuple[int, int]:
             raise MalformedPacketError("a length of more than four bytes")
 
 
-def _to_varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
+    """A Variable Byte Integer (MQTT 5.0, section 1.5.5)."""
     if value < 0x80:
         return bytes((value,))
     encoded = bytearray()

@@ -14,14 +14,16 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bridge"
 # Lowest first; a folder counts as one module. A new module gets a place here: those of one level
 # never import each other, and the transports stand on one.
 LEVELS = (
-    ("__init__", "errors", "deadlines", "lines", "logs", "pace", "sidecar", "systemd", "wire"),
-    ("settings", "models", "metrics"),
+    ("__init__", "errors", "deadlines", "lines", "logs", "pace", "systemd", "wire"),
+    ("connections", "framing"),
+    ("settings", "models", "metrics", "sidecar", "bodies"),
     ("database", "envelope", "link", "replies", "sensors", "topics"),
     ("store", "commands", "calls", "client"),
+    ("presets",),
     ("access", "once", "sequences"),
     ("once_mysql", "operations"),
     ("dispatch", "documents"),
-    ("activity", "shedding"),
+    ("activity", "pages", "shedding"),
     ("console", "mcp"),
     ("http", "mqtt"),
     ("app",),
@@ -32,7 +34,17 @@ LEVELS = (
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 
 # What a module that promises to be pure may not know of: the loop, sockets, drivers.
-PURE = ("commands", "envelope", "errors", "models", "replies", "sensors", "topics", "wire")
+PURE = (
+    "commands",
+    "envelope",
+    "errors",
+    "models",
+    "presets",
+    "replies",
+    "sensors",
+    "topics",
+    "wire",
+)
 OUTSIDE = {"asyncio", "socket", "aiomqtt", "paho", "aiohttp", "asyncmy", "uvloop"}
 
 PACKAGES = sorted(path.parent.name for path in PACKAGE.glob("*/__init__.py"))

@@ -1,4 +1,4 @@
-"""Device commands: what the firmware is sent for a control or a preset, and what is refused."""
+"""Device commands: what the firmware is sent for a control, and what is refused."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ PRODUCT_PORTS = {
 }
 
 
-def device(ports=None, config=None, presets=None):
+def device(ports=None, config=None):
     def column(value):
         return None if value is None else json.dumps(value, ensure_ascii=False)
 
-    settings = None if presets is None else {"preset_commands": presets}
-    return DeviceProfile("uuid", "板", True, column(ports), column(config), column(settings))
+    return DeviceProfile("uuid", "板", True, column(ports), column(config), None)
 
 
 def command(on, **fields):
@@ -155,151 +154,11 @@ def test_missing_field_or_value_out_of_range_is_a_fault_of_that_field(fields, at
     assert (refusal.code, refusal.property_name) == (422, at_fault)
 
 
-# ---- presets ------------------------------------------------------------------------------------
-
-
-def sequence(*steps, **more):
-    return {
-        "preset_key": "s",
-        "name": "序列",
-        "type": "sequence",
-        "preset_type": "sequence",
-        "steps": list(steps),
-        **more,
-    }
-
-
-def step(delay=0, **stored):
-    return {"command": stored, "delay": delay}
-
-
-BLINK = {
-    "preset_key": "blink",
-    "name": "闪烁",
-    "device_type": "led",
-    "device_id": 1,
-    "preset_type": "blink",
-    "parameters": {"count": 3, "on_time": 500},
-}
-READY = {
-    "preset_key": "off",
-    "name": "关灯",
-    "command": {"cmd": "led", "device_id": 0, "action": "off"},
-}
-
-
-def plan(*presets, wanted=None, parameters=None, limit=110.0):
-    stored = device(presets=list(presets))
-    return commands.preset_plan(stored, wanted or presets[0]["preset_key"], parameters, limit)
-
-
-STORED_STEPS = [
-    ({"cmd": "led", "device_id": 1, "device_type": "led", "value": 1}, led(1)),
-    ({"cmd": "led", "device_id": 1, "device_type": "led", "value": 0}, led(1, "off")),
-    ({"cmd": "relay", "device_id": 2, "value": 1}, relay(2)),
-    ({"cmd": "relay", "device_id": 2, "action": "off"}, relay(2, "off")),
-    ({"cmd": "servo", "device_id": 1, "device_type": "servo", "angle": 90}, servo(1, 90)),
-    ({"cmd": "pwm", "device_id": 2, "frequency": 1000, "duty": 50}, pwm(2, 50, 1000)),
-    ({"cmd": "pwm", "channel": 1, "duty_cycle": 5}, pwm(1, 5)),
-]
-
-
-@pytest.mark.parametrize(("stored", "payload"), STORED_STEPS)
-def test_stored_step_becomes_the_firmwares_command(stored, payload):
-    (only,) = plan(sequence(step(**stored))).steps
-    assert only.command == payload
-
-
-def test_sequence_keeps_its_order_and_pauses():
-    steps = [
-        step(5, cmd="led", device_id=1, value=1),
-        step("0.5", cmd="led", device_id=2, value=0),
-        {"command": {"cmd": "servo", "device_id": 1, "angle": 9}},
-    ]
-    found = plan(sequence(*steps))
-    assert found.sequence
-    assert [(one.command, one.delay) for one in found.steps] == [
-        (led(1), 5.0),
-        (led(2, "off"), 0.5),
-        (servo(1, 9), 0.0),
-    ]
-
-
-def blink(parameters):
-    return {
-        "cmd": "preset",
-        "preset_type": "blink",
-        "device_type": "led",
-        "device_id": 1,
-        "parameters": parameters,
-    }
-
-
 @pytest.mark.parametrize(
-    ("preset", "parameters", "payload"),
-    [
-        (BLINK, None, blink({"count": 3, "on_time": 500})),
-        (BLINK, {}, blink({"count": 3, "on_time": 500})),
-        (BLINK, {"count": 9}, blink({"count": 9, "on_time": 500})),
-        (BLINK, {"count": "9"}, blink({"count": 9, "on_time": 500})),
-        (READY, None, led(0, "off")),
-        (
-            {"preset_key": "r", "name": "r", "command": blink({"count": 1})},
-            {"count": 2},
-            blink({"count": 2}),
-        ),
-    ],
+    "number", [2**53, 2**64, "9007199254740992", "9" * 20, "9" * 5000, -(2**53)]
 )
-def test_ordinary_preset_becomes_one_command(preset, parameters, payload):
-    found = plan(preset, parameters=parameters)
-    assert not found.sequence
-    assert [one.command for one in found.steps] == [payload]
-
-
-@pytest.mark.parametrize("wanted", ["blink", "BLINK", "闪烁", " 闪 烁 "])
-def test_preset_is_found_by_key_or_name(wanted):
-    assert plan(READY, BLINK, wanted=wanted).name == "闪烁"
-
-
-NOT_RUN = [
-    ((BLINK,), {"wanted": "nope"}, 404, "preset_not_found", "blink"),
-    ((BLINK, {**READY, "name": "闪烁"}), {"wanted": "闪烁"}, 400, "invalid_preset", "off"),
-    ((BLINK,), {"parameters": {"volume": 1}}, 400, "invalid_preset", "on_time"),
-    ((BLINK,), {"parameters": {"count": "many"}}, 422, "validation_error", "count"),
-    ((sequence(),), {}, 400, "invalid_preset", "序列"),
-    ((sequence(steps="开灯"),), {}, 400, "invalid_preset", "序列"),
-    ((sequence({"delay": 1}),), {}, 400, "invalid_preset", "序列"),
-    ((sequence(step(cmd="led", device_id=1, value=7)),), {}, 400, "invalid_preset", "序列"),
-    ((sequence(step(-1, cmd="led", device_id=1, value=1)),), {}, 400, "invalid_preset", "delay"),
-    ((sequence(step("x", cmd="led", device_id=1, value=1)),), {}, 400, "invalid_preset", "delay"),
-    ((sequence(step(60, cmd="led", value=1), step(60, cmd="led", value=1)),), {}, 400,
-     "invalid_preset", "110"),
-    (({"preset_key": "e", "name": "空"},), {}, 400, "invalid_preset", "空"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    ("presets", "asked", "code", "error", "mentions"), NOT_RUN, ids=range(len(NOT_RUN))
-)
-def test_preset_that_cannot_be_run_is_refused(presets, asked, code, error, mentions):
-    with pytest.raises(BridgeError) as refusal:
-        plan(*presets, **asked)
-    assert (refusal.value.code, refusal.value.error) == (code, error)
-    assert mentions in refusal.value.detail("zh")
-
-
-def test_presets_are_told_with_what_their_pauses_add_up_to():
-    stored = device(
-        presets=[BLINK, sequence(step(5, cmd="led", value=1), step(2, cmd="led", value=0))]
-    )
-    told = commands.preset_summaries(stored)
-    assert [(one.preset_key, one.name, one.type, one.total_seconds) for one in told] == [
-        ("blink", "闪烁", "blink", 0.0),
-        ("s", "序列", "sequence", 7.0),
-    ]
-
-
-@pytest.mark.parametrize("stored", [None, {}, [], "x", {"preset_commands": None}])
-def test_device_whose_settings_hold_no_presets_has_none(stored):
-    profile = DeviceProfile("uuid", "板", True, None, None, json.dumps(stored))
-    assert commands.preset_summaries(profile) == []
+def test_port_with_a_number_that_no_json_of_ours_could_repeat_is_none(number):
+    huge = {"type": "led", "device_id": number, "name": "大"}
+    ports = commands.ports_of(device({**PRODUCT_PORTS, "huge": huge}))
+    assert "大" not in {port.name for port in ports}
+    assert len(ports) == 5

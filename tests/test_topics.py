@@ -76,7 +76,7 @@ LONGEST = "plugin/reply/" + "x" * (256 - len("plugin/reply/"))
     ],
 )
 def test_topic_below_the_reply_prefix_may_be_used(topic, asked):
-    assert topics().check_reply(topic, asked) == topic
+    assert topics().check_reply(topic, asked, "reply_to") == topic
 
 
 FORBIDDEN = [
@@ -114,7 +114,7 @@ FORBIDDEN = [
 @pytest.mark.parametrize("topic", FORBIDDEN)
 def test_forbidden_reply_topic_is_refused(topic):
     with pytest.raises(ReplyTopicForbidden):
-        topics().check_reply(topic, PLAIN)
+        topics().check_reply(topic, PLAIN, "reply_to")
 
 
 @pytest.mark.parametrize(
@@ -122,7 +122,7 @@ def test_forbidden_reply_topic_is_refused(topic):
 )
 def test_client_may_hear_below_its_own_level_only(topic):
     with pytest.raises(ReplyTopicForbidden) as refusal:
-        topics().check_reply(topic, BY_KIM)
+        topics().check_reply(topic, BY_KIM, "reply_to")
     assert "plugin/reply/kim/" in refusal.value.detail("zh")
 
 
@@ -151,10 +151,10 @@ def test_client_may_hear_below_its_own_level_only(topic):
 def test_extra_reply_topics_never_reach_what_others_act_on(topic_filter, topic, allowed):
     extra = topics(reply_filters=[topic_filter])
     if allowed:
-        assert extra.check_reply(topic, PLAIN) == topic
+        assert extra.check_reply(topic, PLAIN, "reply_to") == topic
     else:
         with pytest.raises(ReplyTopicForbidden):
-            extra.check_reply(topic, PLAIN)
+            extra.check_reply(topic, PLAIN, "reply_to")
 
 
 def test_client_level_is_never_an_operations_name():

@@ -414,7 +414,7 @@ STREAM = [
     (0x31, b"r" * 16384),
     (0x90, b"\x00\x01\x00"),
 ]
-STREAMED = b"".join(bytes((first,)) + wire._to_varint(len(body)) + body for first, body in STREAM)
+STREAMED = b"".join(bytes((first,)) + wire.varint(len(body)) + body for first, body in STREAM)
 
 
 @examples
@@ -446,4 +446,4 @@ def test_length_of_five_bytes_is_malformed(tail):
 def test_length_is_written_as_paho_writes_it(length):
     from paho.mqtt.properties import VariableByteIntegers
 
-    assert wire._to_varint(length) == VariableByteIntegers.encode(length)
+    assert wire.varint(length) == VariableByteIntegers.encode(length)

@@ -199,4 +199,4 @@ def _after_properties(body: bytes, at: int) -> int:
 
 
 def _packet(first: int, body: bytes) -> bytes:
-    return bytes((first,)) + wire._to_varint(len(body)) + body
+    return bytes((first,)) + wire.varint(len(body)) + body

@@ -1,27 +1,37 @@
-"""Overload: twice what the bridge can do, on both transports, and a flood behind a stalled one."""
+"""Overload: twice what the bridge can do, on both transports, and a flood behind a stalled one.
+
+Load generator, broker, database and device share the machine with the bridge, and the more they
+take, the less it can do: so the generator is as cheap as Python allows, and the device is not ours.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
+from asyncio.subprocess import DEVNULL
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+from urllib.parse import urlencode
 
 from tests.chaos.findings import Findings, in_ms, percentile
 from tests.chaos.load import Ask, HttpLoad, MqttLoad, Tally, closed_loop, http_request, open_loop
 from tests.chaos.site import Site, open_site
 from tests.lab.platform import BOARD_A
+from tests.lab.servers import program
 
 MAX_IN_FLIGHT = 256
 CONTROL = {"device_uuid": BOARD_A, "port_type": "led", "port_id": 1, "action": "on"}
 READING = {"device_uuid": BOARD_A, "sensor": "temperature"}
-# A refusal costs what reading a request costs. Where a request costs hardly more than that, no
-# one process can refuse the second half of twice its capacity: of these, the batch costs more.
-REQUESTS = {
+# The cheapest of all, the dearest, and one that waits for the broker.
+REQUESTS: dict[str, dict[str, Any]] = {
+    "sensor-data": READING,
     "control": CONTROL,
     "batch": {"requests": [{"operation": "sensor-data", **READING}] * 100},
 }
+# Over MQTT each command has an id; the outcomes that are kept under them are no growth.
+_FORGETFUL = {"DEDUP_TTL": "1", "REQUEST_TIMEOUT": "3"}
 
 # More than max_inflight_messages (20) and max_queued_messages (1000) of a broker as it comes.
 FLOOD = 3000
@@ -39,10 +49,10 @@ async def overload(
     """
     fields = REQUESTS[operation]
     findings = Findings()
-    settings = {"LOG_LEVEL": "ERROR", "MAX_IN_FLIGHT": str(MAX_IN_FLIGHT)}
-    async with open_site(tapped=False, **settings) as site:
+    settings = {"LOG_LEVEL": "ERROR", "MAX_IN_FLIGHT": str(MAX_IN_FLIGHT), **_FORGETFUL}
+    async with open_site(tapped=False, **settings) as site, _cheap_devices(site):
         async with HttpLoad(site.bridges[0].url) as http:
-            request = http_request("POST", f"/api/{operation}", fields)
+            request = _over_http(operation, fields)
 
             async def ask_http(number: int) -> int:
                 return (await http.ask(request))[0]
@@ -61,6 +71,34 @@ async def overload(
             await _twice("MQTT", ask_mqtt, site, findings, seconds, strict)
             await _expect_well(site, loads[0], findings)
     return findings
+
+
+def _over_http(operation: str, fields: dict[str, Any]) -> bytes:
+    if operation == "sensor-data":
+        return http_request("GET", f"/api/sensor-data?{urlencode(fields)}")
+    return http_request("POST", f"/api/{operation}", fields)
+
+
+@asynccontextmanager
+async def _cheap_devices(site: Site) -> AsyncIterator[None]:
+    """All devices in a process that costs next to nothing, in place of the site's own."""
+    await site.classroom.unsubscribe("devices/+/control")
+    address = ["-h", site.broker.host, "-p", str(site.broker.port)]
+    devices = await asyncio.create_subprocess_exec(
+        program("mosquitto_sub"), *address, "-q", "1", "-t", "devices/+/control", stdout=DEVNULL
+    )
+    try:
+        await _until_heard(site)
+        yield
+    finally:
+        devices.terminate()
+        await devices.wait()
+
+
+async def _until_heard(site: Site) -> None:
+    async with asyncio.timeout(10), MqttLoad(site.broker) as load:
+        while (await load.ask("control", CONTROL))["code"] != 200:
+            await asyncio.sleep(0.05)
 
 
 async def _twice(
@@ -85,11 +123,11 @@ async def _twice(
     }
     findings.expect(set(tally.codes) <= _ACCEPTABLE, f"{name}: answered {tally.codes}")
     findings.expect(tally.unanswered == 0, f"{name}: {tally.unanswered} unanswered")
-    if name == "HTTP":
-        # Over MQTT the broker hands over all it has: what waits for its turn waits with us.
-        findings.expect(growth < (0.1 if strict else 0.5), f"{name}: RSS grew by {growth:.1%}")
-        if strict:
-            _judge_times(tally, capacity, findings)
+    # Over MQTT the broker hands over all it has: what waits for its turn waits with us.
+    most = 0.1 if strict and name == "HTTP" else 0.5
+    findings.expect(growth < most, f"{name}: RSS grew by {growth:.1%}")
+    if strict and name == "HTTP":
+        _judge_times(tally, capacity, findings)
 
 
 def _judge_times(tally: Tally, capacity: float, findings: Findings) -> None:

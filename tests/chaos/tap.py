@@ -37,6 +37,7 @@ class Tap:
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._serving: set[asyncio.Task[None]] = set()
+        self._lines: set[asyncio.StreamWriter] = set()
         self.host, self.port = LOOPBACK, 0
         self.departures: list[Departure] = []
         self.lag = 0.0
@@ -54,10 +55,16 @@ class Tap:
         await asyncio.gather(self._beating, *self._serving, return_exceptions=True)
         await self._server.wait_closed()
 
+    def cut(self) -> None:
+        """Cut every connection, as a network would."""
+        for line in self._lines:
+            line.transport.abort()
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._serving.add(task)
+        self._lines.add(writer)
         to_broker = None
         try:
             from_broker, to_broker = await asyncio.open_connection(
@@ -71,6 +78,7 @@ class Tap:
             pass
         finally:
             self._serving.discard(task)
+            self._lines.discard(writer)
             for end in (writer, to_broker):
                 if end is not None:
                     end.close()

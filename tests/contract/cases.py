@@ -214,9 +214,9 @@ INVALID = [
     Refusal("unknown port name", "control", _control(port="卧室灯", action="on"), 400,
             "invalid_control", ("卧室灯", ALIAS, "RELAY2"), "port"),
     Refusal("steps are not a list", "preset", _of(BOARD_A, preset_key=MALFORMED_PRESET), 400,
-            "invalid_preset"),
+            "invalid_preset", at_fault="preset_key"),
     Refusal("longer than PRESET_TIMEOUT", "preset", _of(BOARD_A, preset_key=ENDLESS_SEQUENCE),
-            400, "invalid_preset", ("3600", "110")),
+            400, "invalid_preset", ("3600", "110"), "preset_key"),
     Refusal("unknown parameter", "preset",
             _of(BOARD_A, preset_key=ORDINARY_PRESET, parameters={"volume": 3}), 400,
             "invalid_preset", ("volume", "count", "on_time", "off_time"), "parameters"),
@@ -292,7 +292,7 @@ PASSED = [
 
 BAD_IDS = [
     Refusal(f"request_id {bad!r:.20}", "control", _control(**on_port("led", 1), request_id=bad),
-            400, "malformed_request", ("request_id",))
+            400, "malformed_request", ("request_id",), "request_id")
     for bad in ("", "a b", "a/b", "编号", "x" * 129, 5, True, {"a": 1})
 ]  # fmt: skip
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 
 import pytest
@@ -61,6 +62,17 @@ async def test_duplicate_is_known_however_its_fields_are_spelt(ask_once, call, b
     first = await ask_once("control", LIGHT, key)
     again = {**LIGHT, "port_id": "1", "unknown": 1, "expires_at": 4e9, "value": None}
     assert await ask_once("control", again, key) == first
+    await only_then(device, call, 1)
+
+
+async def test_duplicate_that_comes_too_late_gets_the_same_answer(ask_once, call, board):
+    """It begins nothing; and that the first was not executed would be a lie."""
+    device, key = await board(BOARD_A), fresh()
+    first = await ask_once("control", LIGHT, key)
+    assert first["code"] == 200
+    too_late = {**LIGHT, "expires_at": time.time() - 1}
+    assert await ask_once("control", too_late, key) == first
+    check_refusal(await ask_once("control", too_late, fresh()), 408, "expired")
     await only_then(device, call, 1)
 
 

@@ -1,0 +1,104 @@
+"""What comes in: read at once, and seen to a little at a time, in the order in which it came."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+
+from .. import wire
+
+# Of how many packets a turn of the loop sees to what they ask. What is not read in time the broker
+# may drop (Mosquitto holds 1000 packets for a socket that is full), so all there is is read and
+# waits here for its turn, while turns stay short for everyone else. What we have read, we can at
+# least refuse.
+_PACKETS_A_TURN = 64
+# No more is read while so much waits (bytes).
+_MOST_BYTES = 64 * 1024 * 1024
+# Who slept longer than this can't tell when a packet came (seconds).
+SLEPT_SECONDS = 0.5
+
+
+class Inbox:
+    """Hands packets to `take`, each with when it came; PUBACKs go to `acknowledged` at once.
+
+    When it came is on the monotonic clock. Where we slept, or did not read, it is the last moment
+    at which it had not come: a request must not seem younger than it is. `broken` hears of bytes
+    that are no MQTT, and `has_room` when it is no longer full.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[int, bytes, float], None],
+        acknowledged: Callable[[int, int], None],
+        broken: Callable[[wire.MalformedPacketError], None],
+        has_room: Callable[[], None],
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._take = take
+        self._acknowledged = acknowledged
+        self._broken = broken
+        self._has_room = has_room
+        self._frames = wire.Frames()
+        self._waiting: deque[tuple[int, bytes, float]] = deque()
+        self._waiting_bytes = 0
+        self._going_on = False
+        # Up to when all that had come was read.
+        self._read_until = time.monotonic()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether no more should be read for now."""
+        return self._waiting_bytes >= _MOST_BYTES
+
+    def nothing_came(self) -> None:
+        """There is nothing unread at this moment."""
+        self._read_until = time.monotonic()
+
+    def feed(self, data: bytes, *, all_read: bool) -> None:
+        """Take what was read; `all_read`: there was no more."""
+        now = time.monotonic()
+        came = now if now - self._read_until < SLEPT_SECONDS else self._read_until
+        if all_read:
+            self._read_until = now
+        try:
+            for first, body in self._frames.feed(data):
+                if first >> 4 == wire.PUBACK:
+                    # They let replies go, which must not wait for what these replies answer.
+                    self._acknowledged(*wire.read_puback(body))
+                else:
+                    self._waiting.append((first, body, came))
+                    self._waiting_bytes += len(body)
+        except wire.MalformedPacketError as error:
+            self._broken(error)
+            return
+        if not self._going_on:
+            self._see_to_some()
+
+    def clear(self) -> None:
+        """Forget what waits: it comes again on the next connection, if the session survives."""
+        self._waiting.clear()
+        self._waiting_bytes = 0
+
+    def _see_to_some(self) -> None:
+        self._going_on = False
+        was_full = self.is_full
+        try:
+            self._take_some()
+        except wire.MalformedPacketError as error:
+            self._broken(error)
+        finally:
+            # Whatever went wrong with one packet, the others are still to be seen to.
+            if self._waiting:
+                self._going_on = True
+                self._loop.call_soon(self._see_to_some)
+        if was_full and not self.is_full:
+            self._has_room()
+
+    def _take_some(self) -> None:
+        for _ in range(_PACKETS_A_TURN):
+            if not self._waiting:
+                # All were seen to, or the connection was lost on the way.
+                return
+            first, body, came = self._waiting.popleft()
+            self._waiting_bytes -= len(body)
+            self._take(first, body, came)

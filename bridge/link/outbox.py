@@ -1,0 +1,130 @@
+"""What leaves at QoS 1: no more at a time than the broker takes, the rest in order after it."""
+
+import asyncio
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .. import wire
+from .below import OUR_PACKET_IDS, RECEIVE_MAXIMUM
+
+
+class LinkError(Exception):
+    """No connection, or no more; `reason` is the MQTT reason code if there is one."""
+
+    def __init__(self, words: str, reason: int | None = None) -> None:
+        super().__init__(words)
+        self.reason = reason
+
+
+class NotSentError(LinkError):
+    """There was no connection any more, or no time, before a message left; it never did."""
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """A message at QoS 1 that is to leave; for as long as the broker's send quota is used up."""
+
+    topic: bytes
+    payload: bytes
+    retain: bool
+    # But the expiry, which is told as it leaves; None for 3.1.1.
+    properties: bytes | None
+    expires: float | None
+    never_late: bool
+    on_left: Callable[[], None] | None
+    acknowledged: asyncio.Future[int]
+
+
+class Outbox:
+    """Sends by `write`, and hears of each PUBACK."""
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
+        # How many the broker takes unacknowledged (its Receive Maximum).
+        self.quota = RECEIVE_MAXIMUM
+        self.last_packet_id = 0
+        self._pending: dict[int, asyncio.Future[int]] = {}
+        self._held: deque[Outgoing] = deque()
+
+    @property
+    def oldest(self) -> asyncio.Future[int] | None:
+        """What has waited longest for its PUBACK: they come in order."""
+        return next(iter(self._pending.values()), None)
+
+    def put(self, outgoing: Outgoing) -> None:
+        """Send it, or keep it until the broker takes more."""
+        if len(self._pending) >= self.quota:
+            self._held.append(outgoing)
+        else:
+            self._send(outgoing)
+
+    def acknowledged(self, packet_id: int, reason: int) -> None:
+        """Note a PUBACK, and send what waited for it."""
+        acknowledged = self._pending.pop(packet_id, None)
+        if acknowledged is not None and not acknowledged.done():
+            acknowledged.set_result(reason)
+        while self._held and len(self._pending) < self.quota:
+            self._send_held(self._held.popleft())
+
+    def fail(self) -> None:
+        """The connection was lost: tell all who wait."""
+        pending, held = list(self._pending.values()), list(self._held)
+        self._pending.clear()
+        self._held.clear()
+        for acknowledged in pending:
+            _fail(acknowledged, LinkError("the connection was lost"))
+        for outgoing in held:
+            _fail(outgoing.acknowledged, NotSentError("the connection was lost before"))
+
+    def _send_held(self, outgoing: Outgoing) -> None:
+        if outgoing.acknowledged.done():
+            # Nobody waits any more for what was cancelled here: it need not leave late.
+            return
+        expires = outgoing.expires
+        if outgoing.never_late and expires is not None and expires <= time.monotonic():
+            _fail(outgoing.acknowledged, NotSentError("there was no time left"))
+        else:
+            self._send(outgoing)
+
+    def _send(self, outgoing: Outgoing) -> None:
+        packet_id = self.last_packet_id
+        while True:
+            packet_id = packet_id % OUR_PACKET_IDS + 1
+            if packet_id not in self._pending:
+                break
+        self.last_packet_id = packet_id
+        self._pending[packet_id] = outgoing.acknowledged
+        self._write(
+            wire.publish(
+                outgoing.topic,
+                outgoing.payload,
+                qos=1,
+                retain=outgoing.retain,
+                packet_id=packet_id,
+                properties=with_expiry(outgoing.properties, outgoing.expires),
+            )
+        )
+        if outgoing.on_left is not None:
+            outgoing.on_left()
+
+
+def with_expiry(properties: bytes | None, expires: float | None) -> bytes | None:
+    """Properties and, as Message Expiry, what is left until `expires` on the monotonic clock."""
+    if properties is None or expires is None:
+        return properties
+    return wire.properties(expiry=_whole_seconds(expires - time.monotonic())) + properties
+
+
+def _whole_seconds(seconds: float) -> int:
+    # An expiry of 0 would be delivered as none at all. What the clock's arithmetic adds is no time.
+    return max(1, math.ceil(seconds - 1e-6))
+
+
+def _fail(acknowledged: "asyncio.Future[int]", error: LinkError) -> None:
+    if not acknowledged.done():
+        acknowledged.set_exception(error)
+        # Whoever waits raises it; a command whose request was given up has nobody.
+        acknowledged.exception()

@@ -1,0 +1,159 @@
+"""From a message to the request that it is and the way back; and what a reply carries on it."""
+
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .. import wire
+from ..dispatch import Request
+from ..envelope import TRACE_SHAPES, Envelope, open_payload
+from ..errors import (
+    BridgeError,
+    TooManyProperties,
+    UnsupportedMediaType,
+    UnsupportedPayloadFormat,
+)
+from ..logs import printable
+from ..operations import OPERATION_NAMES, OPERATIONS
+from ..replies import Reply
+from ..settings import Settings
+from ..topics import Asked, Topics, is_plain
+
+_CONTENT_TYPE = b"application/json"
+_LONGEST_PROPERTY = 300
+_JSON_TYPE = re.compile(r"\s*(application/([\w.-]+\+)?json|text/json)\s*(;.*)?", re.IGNORECASE)
+
+
+@dataclass(slots=True)
+class Return:
+    """Where and how a reply goes back."""
+
+    topic: str
+    request_id: str | None
+    qos: int
+    expires: float | None = None
+    correlation: bytes | None = None
+    trace: list[tuple[str, str]] = field(default_factory=list)
+    # Nothing but the code and the Correlation Data, since the broker takes no more.
+    bare: bool = False
+
+
+class Dropped(Exception):
+    """A request that gets no reply, by the rule that `reason` names."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Addressing:
+    """Reads messages by the topics and limits of one bridge."""
+
+    def __init__(self, settings: Settings, topics: Topics) -> None:
+        self._settings = settings
+        self._topics = topics
+
+    def read(self, message: wire.Message, on_begun: Callable[[], None]) -> tuple[Request, Return]:
+        """The request that a message is, refused already if it is at fault; and the way back.
+
+        Raises:
+            Dropped: a rule says that it is not answered.
+        """
+        asked = self._topics.asked(message.topic)
+        envelope = self._open(message, asked)
+        back = self._way_back(message, asked, envelope)
+        if message.expiry is not None:
+            back.expires = message.came + message.expiry
+            if back.expires <= time.monotonic():
+                raise Dropped("expired")
+        if not is_plain(back.topic):
+            raise Dropped("unanswerable")
+        request = Request(
+            transport="mqtt",
+            operation=asked.operation,
+            envelope=envelope,
+            received=message.came,
+            requester=asked.client or back.topic,
+            once_id=envelope.request_id or message.correlation or None,
+            expires=back.expires,
+            on_begun=on_begun,
+            traceparent=next((v for k, v in back.trace if k == "traceparent"), None),
+        )
+        return request, back
+
+    def _open(self, message: wire.Message, asked: Asked) -> Envelope:
+        row = OPERATIONS.get(asked.operation)
+        envelope = open_payload(
+            message.payload,
+            self._settings.max_payload,
+            may_be_empty=row is not None and row.always,
+        )
+        try:
+            _check_media_type(message)
+        except UnsupportedMediaType as refusal:
+            envelope.refusal = refusal
+        if message.overloaded:
+            envelope.refusal = TooManyProperties(limit=wire.MOST_USER_PROPERTIES)
+        return envelope
+
+    def _way_back(self, message: wire.Message, asked: Asked, envelope: Envelope) -> Return:
+        """Where the reply goes; a topic that may not be used refuses the request."""
+        back = Return(
+            self._topics.default_reply(asked, envelope.request_id),
+            envelope.request_id,
+            message.qos,
+            correlation=message.correlation,
+            trace=_trace_of(message),
+        )
+        named, by = message.response_topic, "Response Topic"
+        if named is None:
+            named, by = envelope.reply_to, "reply_to"
+        try:
+            self._topics.check_client(asked, OPERATION_NAMES)
+            if named is not None:
+                back.topic = self._topics.check_reply(named, asked, by)
+        except BridgeError as refusal:
+            envelope.refusal = refusal
+        return back
+
+
+def _check_media_type(message: wire.Message) -> None:
+    """Whether the payload is said to be JSON, or nothing is said; the property at fault is named.
+
+    Raises:
+        UnsupportedMediaType: it is said to be something else.
+    """
+    declared = message.content_type
+    if declared and not _JSON_TYPE.fullmatch(declared):
+        raise UnsupportedMediaType().about("Content Type", declared)
+    if message.payload_format not in (None, 0, 1):
+        raise UnsupportedPayloadFormat().about("Payload Format Indicator", message.payload_format)
+
+
+def _trace_of(message: wire.Message) -> list[tuple[str, str]]:
+    """The trace that the request belongs to, as far as it will do: each part once."""
+    parts = {
+        name: value
+        for name, value in message.user_properties
+        if name in TRACE_SHAPES and TRACE_SHAPES[name].fullmatch(value)
+    }
+    return list(parts.items())
+
+
+def properties(reply: Reply, back: Return) -> bytes:
+    """A reply's properties, but for its expiry."""
+    user = [("__stat", str(reply.code))]
+    if back.bare:
+        return wire.properties(correlation=back.correlation, user=user)
+    if reply.error is not None:
+        user.append(("__stMsg", printable(reply.detail or "", _LONGEST_PROPERTY)))
+        if reply.in_operation:
+            user.append(("__apErr", "true"))
+        if reply.property_name is not None:
+            user.append(("__propName", printable(reply.property_name, _LONGEST_PROPERTY)))
+        if reply.property_value is not None:
+            user.append(("__propVal", printable(reply.property_value, _LONGEST_PROPERTY)))
+    return wire.properties(
+        content_type=_CONTENT_TYPE, correlation=back.correlation, user=user + back.trace
+    )
