@@ -46,16 +46,16 @@ def message(payload: bytes) -> bytes:
 
 
 async def test_flood_is_taken_whole_and_in_order_over_several_turns(taken):
-    flood = [b"%d" % number for number in range(1000)]
+    flood = [b"%d" % number for number in range(3000)]
     taken.inbox.feed(b"".join(map(message, flood)), all_read=True)
     turns = 0
-    while len(taken.payloads) < 1000:
+    while len(taken.payloads) < 3000:
         before = len(taken.payloads)
         await asyncio.sleep(0)
-        assert len(taken.payloads) - before < 200, "too much for one turn"
+        assert len(taken.payloads) - before <= 256, "too much for one turn"
         turns += 1
     assert taken.payloads == flood
-    assert turns > 5
+    assert turns > 9
 
 
 async def test_few_are_taken_at_once(taken):
@@ -87,7 +87,7 @@ async def test_bytes_that_are_no_mqtt_are_told(taken):
 
 async def test_inbox_that_was_full_says_when_it_has_room(taken, monkeypatch):
     monkeypatch.setattr(inbox_module, "_MOST_BYTES", 5000)
-    taken.inbox.feed(message(b"x" * 100) * 200, all_read=True)
+    taken.inbox.feed(message(b"x" * 100) * 3000, all_read=True)
     assert taken.inbox.is_full
     assert not taken.room
     while taken.inbox.is_full:

@@ -184,6 +184,26 @@ async def test_stop_amidst_a_reconnect_still_answers_and_says_goodbye(
     )
 
 
+# A command that the broker refuses
+
+DENIED = f"topic readwrite plugin/#\ntopic read devices/{BOARD_A}/control\n"
+ALLOWED = f"topic readwrite plugin/#\ntopic readwrite devices/{BOARD_A}/control\n"
+
+
+async def test_command_that_the_broker_refused_is_tried_again_under_its_id(
+    private_mosquitto, private_bridge, connect_requester, board
+):
+    """It is told as unavailable, which says: ask again. Nothing has reached anyone."""
+    broker = private_mosquitto(acl=DENIED)
+    private_bridge(broker=broker)
+    requester, device = await connect_requester(broker), await board(BOARD_A, broker)
+    command = {**pwm(1), "request_id": "refused"}
+    assert (await requester.ask("control", command)).error == "mqtt_unavailable"
+    await asyncio.to_thread(broker.set_acl, ALLOWED)
+    assert [(await requester.ask("control", command)).code for _ in range(2)] == [200, 200]
+    assert len(device.commands) == 1
+
+
 # More than can be taken
 
 

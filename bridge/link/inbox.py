@@ -7,11 +7,12 @@ from collections.abc import Callable
 
 from .. import wire
 
-# Of how many packets a turn of the loop sees to what they ask. What is not read in time the broker
-# may drop (Mosquitto holds 1000 packets for a socket that is full), so all there is is read and
-# waits here for its turn, while turns stay short for everyone else. What we have read, we can at
-# least refuse.
-_PACKETS_A_TURN = 64
+# What is not read in time the broker may drop (Mosquitto holds 1000 packets for a socket that is
+# full), so all there is is read; but what the packets ask is seen to in turns that stay short for
+# everyone else. So many packets at the most, and no more once so many seconds have passed.
+_PACKETS_A_TURN = 256
+_SECONDS_A_TURN = 0.003
+_BETWEEN_LOOKS = 16
 # No more is read while so much waits (bytes).
 _MOST_BYTES = 64 * 1024 * 1024
 # Who slept longer than this can't tell when a packet came (seconds).
@@ -95,9 +96,10 @@ class Inbox:
             self._has_room()
 
     def _take_some(self) -> None:
-        for _ in range(_PACKETS_A_TURN):
-            if not self._waiting:
-                # All were seen to, or the connection was lost on the way.
+        ends = time.monotonic() + _SECONDS_A_TURN
+        for number in range(_PACKETS_A_TURN):
+            if not self._waiting or (number % _BETWEEN_LOOKS == 0 and time.monotonic() > ends):
+                # All were seen to, the connection was lost on the way, or it is others' turn.
                 return
             first, body, came = self._waiting.popleft()
             self._waiting_bytes -= len(body)

@@ -39,7 +39,11 @@ class Outgoing:
 
 
 class Outbox:
-    """Sends by `write`, and hears of each PUBACK."""
+    """Sends by `write`, and hears of each PUBACK.
+
+    Of what waits, what must not be late goes first: commands do not wait for the replies to a flood
+    that is being refused.
+    """
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
         self._write = write
@@ -47,6 +51,7 @@ class Outbox:
         self.quota = RECEIVE_MAXIMUM
         self.last_packet_id = 0
         self._pending: dict[int, asyncio.Future[int]] = {}
+        self._hurried: deque[Outgoing] = deque()
         self._held: deque[Outgoing] = deque()
 
     @property
@@ -56,23 +61,26 @@ class Outbox:
 
     def put(self, outgoing: Outgoing) -> None:
         """Send it, or keep it until the broker takes more."""
-        if len(self._pending) >= self.quota:
-            self._held.append(outgoing)
-        else:
+        if len(self._pending) < self.quota:
             self._send(outgoing)
+        elif outgoing.never_late:
+            self._hurried.append(outgoing)
+        else:
+            self._held.append(outgoing)
 
     def acknowledged(self, packet_id: int, reason: int) -> None:
         """Note a PUBACK, and send what waited for it."""
         acknowledged = self._pending.pop(packet_id, None)
         if acknowledged is not None and not acknowledged.done():
             acknowledged.set_result(reason)
-        while self._held and len(self._pending) < self.quota:
-            self._send_held(self._held.popleft())
+        while (waiting := self._hurried or self._held) and len(self._pending) < self.quota:
+            self._send_held(waiting.popleft())
 
     def fail(self) -> None:
         """The connection was lost: tell all who wait."""
-        pending, held = list(self._pending.values()), list(self._held)
+        pending, held = list(self._pending.values()), [*self._hurried, *self._held]
         self._pending.clear()
+        self._hurried.clear()
         self._held.clear()
         for acknowledged in pending:
             _fail(acknowledged, LinkError("the connection was lost"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import socket
@@ -10,14 +11,40 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Self, cast
+from typing import Any, NamedTuple, Self, cast
 from urllib.parse import urlsplit
 
 from bridge import wire
+from tests.chaos.findings import percentile
 from tests.lab.mqtt import NO_MATCHING_SUBSCRIBERS, Broker
 from tests.lab.raw import Raw
 
 _TICK = 0.002
+
+
+class Times(NamedTuple):
+    """How long answers took, in seconds."""
+
+    p50: float
+    p99: float
+    longest: float
+
+
+@dataclass
+class Outcome:
+    """What came of a load: how many answers of each code, and how long they took."""
+
+    codes: dict[int, int] = field(default_factory=dict)
+    times: dict[int, Times] = field(default_factory=dict)
+    unanswered: int = 0
+    # From the beginning to the last answer, and the 99th percentile of how late requests left.
+    elapsed: float = 0.0
+    late: float = 0.0
+
+    @property
+    def per_second(self) -> float:
+        """Answered with 200."""
+        return self.codes.get(200, 0) / self.elapsed
 
 
 @dataclass
@@ -42,9 +69,16 @@ class Tally:
     def total(self) -> int:
         return sum(self.codes.values())
 
-    @property
-    def per_second(self) -> float:
-        return self.codes.get(200, 0) / (self.ended - self.began)
+    def outcome(self) -> Outcome:
+        return Outcome(
+            self.codes,
+            {
+                code: Times(*(percentile(seconds, share) for share in (0.5, 0.99, 1.0)))
+                for code, seconds in self.seconds.items()
+            },
+            self.unanswered,
+            self.ended - self.began,
+        )
 
 
 class HttpConnection(asyncio.Protocol):
@@ -198,13 +232,18 @@ Ask = Callable[[int], Any]
 """Asks the n-th request: an awaitable of its code."""
 
 
-async def closed_loop(ask: Ask, *, at_once: int, count: int) -> Tally:
-    """So many at once, the next as soon as one is answered, until all are."""
+async def closed_loop(
+    ask: Ask, *, at_once: int, count: int | None = None, seconds: float | None = None
+) -> Tally:
+    """So many at once, the next as soon as one is answered: so many in all, or for so long."""
     tally = Tally(began=time.monotonic())
-    numbers = iter(range(count))
+    numbers = iter(range(count)) if count is not None else itertools.count()
+    ends = float("inf") if seconds is None else tally.began + seconds
 
     async def work() -> None:
         for number in numbers:
+            if time.monotonic() >= ends:
+                return
             due = time.monotonic()
             tally.answered(await ask(number), due)
 

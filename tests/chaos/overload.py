@@ -12,11 +12,12 @@ import time
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlencode
 
-from tests.chaos.findings import Findings, in_ms, percentile
-from tests.chaos.load import Ask, HttpLoad, MqttLoad, Tally, closed_loop, http_request, open_loop
+from tests.chaos.findings import Findings, in_ms
+from tests.chaos.http_load import http_load
+from tests.chaos.load import MqttLoad, Outcome, Times, closed_loop, http_request, open_loop
 from tests.chaos.site import Site, open_site
 from tests.lab.platform import BOARD_A
 from tests.lab.servers import program
@@ -51,26 +52,42 @@ async def overload(
     findings = Findings()
     settings = {"LOG_LEVEL": "ERROR", "MAX_IN_FLIGHT": str(MAX_IN_FLIGHT), **_FORGETFUL}
     async with open_site(tapped=False, **settings) as site, _cheap_devices(site):
-        async with HttpLoad(site.bridges[0].url) as http:
-            request = _over_http(operation, fields)
+        url, request = site.bridges[0].url, _over_http(operation, fields)
 
-            async def ask_http(number: int) -> int:
-                return (await http.ask(request))[0]
+        async def over_http(seconds: float, per_second: float = 0) -> Outcome:
+            connections = 4 * MAX_IN_FLIGHT if per_second else 64
+            return await http_load(
+                url, request, connections=connections, seconds=seconds, per_second=per_second
+            )
 
-            await _twice("HTTP", ask_http, site, findings, seconds, strict)
+        await _twice("HTTP", over_http, site, findings, seconds, strict)
         async with AsyncExitStack() as connections:
             loads = [await connections.enter_async_context(MqttLoad(site.broker)) for _ in range(4)]
-
-            payload = json.dumps(fields).encode()
-
-            async def ask_mqtt(number: int) -> int:
-                reply = await loads[number % 4].ask_raw(operation, payload)
-                assert reply is not None, "nobody is subscribed"
-                return _code_of(reply)
-
-            await _twice("MQTT", ask_mqtt, site, findings, seconds, strict)
+            over_mqtt = _over_mqtt(loads, operation, json.dumps(fields).encode())
+            await _twice("MQTT", over_mqtt, site, findings, seconds, strict)
             await _expect_well(site, loads[0], findings)
     return findings
+
+
+class Generator(Protocol):
+    """Loads the bridge for so long, at a pace or as fast as 64 can."""
+
+    async def __call__(self, seconds: float, per_second: float = 0) -> Outcome: ...
+
+
+def _over_mqtt(loads: list[MqttLoad], operation: str, payload: bytes) -> Generator:
+    async def ask(number: int) -> int:
+        reply = await loads[number % len(loads)].ask_raw(operation, payload)
+        assert reply is not None, "nobody is subscribed"
+        return _code_of(reply)
+
+    async def load(seconds: float, per_second: float = 0) -> Outcome:
+        if not per_second:
+            return (await closed_loop(ask, at_once=64, seconds=seconds)).outcome()
+        tally = await open_loop(ask, per_second=per_second, seconds=seconds, patience=_PATIENCE)
+        return tally.outcome()
+
+    return load
 
 
 def _over_http(operation: str, fields: dict[str, Any]) -> bytes:
@@ -102,41 +119,41 @@ async def _until_heard(site: Site) -> None:
 
 
 async def _twice(
-    name: str, ask: Ask, site: Site, findings: Findings, seconds: float, strict: bool
+    name: str, load: Generator, site: Site, findings: Findings, seconds: float, strict: bool
 ) -> None:
     bridge = site.bridges[0]
-    # All connections are made before anything is measured.
-    await closed_loop(ask, at_once=4 * MAX_IN_FLIGHT, count=4 * MAX_IN_FLIGHT)
-    capacity = (await closed_loop(ask, at_once=64, count=int(seconds * 100))).per_second
+    await load(min(2, seconds))
+    capacity = (await load(min(5, seconds))).per_second
     # What the flood itself keeps (connections, buffers) is there before it is measured.
-    await open_loop(ask, per_second=2 * capacity, seconds=min(2, seconds), patience=_PATIENCE)
+    await load(min(2, seconds), 2 * capacity)
     before = bridge.rss_bytes
-    tally = await open_loop(ask, per_second=2 * capacity, seconds=seconds, patience=_PATIENCE)
+    outcome = await load(seconds, 2 * capacity)
     growth = bridge.rss_bytes / before - 1
     findings.figures |= {
         f"{name}: capacity": f"{capacity:.0f}/s",
-        f"{name}: asked": f"{2 * capacity:.0f}/s for {seconds} s",
-        f"{name}: codes": tally.codes,
-        f"{name}: accepted": _times(tally, 200),
-        f"{name}: refused": _times(tally, 429),
+        f"{name}: asked": f"{2 * capacity:.0f}/s for {seconds} s, late by {in_ms(outcome.late)}",
+        f"{name}: codes": outcome.codes,
+        f"{name}: accepted": _told(outcome.times.get(200)),
+        f"{name}: refused": _told(outcome.times.get(429)),
         f"{name}: RSS grew by": f"{growth:.1%}",
     }
-    findings.expect(set(tally.codes) <= _ACCEPTABLE, f"{name}: answered {tally.codes}")
-    findings.expect(tally.unanswered == 0, f"{name}: {tally.unanswered} unanswered")
+    findings.expect(set(outcome.codes) <= _ACCEPTABLE, f"{name}: answered {outcome.codes}")
+    findings.expect(outcome.unanswered == 0, f"{name}: {outcome.unanswered} unanswered")
     # Over MQTT the broker hands over all it has: what waits for its turn waits with us.
     most = 0.1 if strict and name == "HTTP" else 0.5
     findings.expect(growth < most, f"{name}: RSS grew by {growth:.1%}")
     if strict and name == "HTTP":
-        _judge_times(tally, capacity, findings)
+        _judge_times(outcome, capacity, findings)
 
 
-def _judge_times(tally: Tally, capacity: float, findings: Findings) -> None:
+def _judge_times(outcome: Outcome, capacity: float, findings: Findings) -> None:
     bound = 2 * MAX_IN_FLIGHT / capacity
-    accepted = percentile(tally.seconds.get(200, []), 0.99)
-    refused = percentile(tally.seconds.get(429, []), 0.99)
     findings.figures["HTTP: bound on the p99 of what is accepted"] = in_ms(bound)
+    accepted, refused = outcome.times[200].p99, outcome.times.get(429)
     findings.expect(accepted <= bound, f"accepted p99 {in_ms(accepted)} > {in_ms(bound)}")
-    findings.expect(not refused > 0.05, f"429 came after {in_ms(refused)} (p99)")
+    if refused is not None:
+        late = refused.p99
+        findings.expect(late <= 0.05, f"429 came after {in_ms(late)} (p99)")
 
 
 def _code_of(reply: bytes) -> int:
@@ -145,12 +162,10 @@ def _code_of(reply: bytes) -> int:
     return int(reply[8:11])
 
 
-def _times(tally: Tally, code: int) -> str:
-    seconds = tally.seconds.get(code, [])
-    return ", ".join(
-        f"{label} {in_ms(percentile(seconds, share))}"
-        for label, share in (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
-    )
+def _told(times: Times | None) -> str:
+    if times is None:
+        return "none"
+    return f"p50 {in_ms(times.p50)}, p99 {in_ms(times.p99)}, max {in_ms(times.longest)}"
 
 
 async def _expect_well(site: Site, load: MqttLoad, findings: Findings) -> None:

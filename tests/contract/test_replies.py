@@ -320,6 +320,50 @@ async def test_refusal_is_told_in_user_properties_too(requester, refusal):
     assert set(told) <= {"__propVal"}
 
 
+@pytest.mark.parametrize(
+    ("options", "named", "value"),
+    [
+        ({"response_topic": "elsewhere"}, "Response Topic", "elsewhere"),
+        ({"reply_to": "elsewhere", "response_topic": ABSENT}, "reply_to", "elsewhere"),
+        ({"reply_to": 5, "response_topic": ABSENT}, "reply_to", "5"),
+    ],
+)
+async def test_forbidden_reply_topic_is_named(requester, options, named, value):
+    fields = dict(LIGHT)
+    if "reply_to" in options:
+        fields["reply_to"] = options.pop("reply_to")
+    told = (await requester.ask("control", fields, **options)).user_properties
+    assert (told["__propName"], told["__propVal"]) == (named, value)
+
+
+async def test_id_of_another_request_is_named(requester, board):
+    await board(BOARD_A)
+    first = {**LIGHT, "request_id": "taken"}
+    assert (await requester.ask("control", first)).code == 200
+    reply = await requester.ask("control", {**first, "action": "off"})
+    assert reply.error == "idempotency_conflict"
+    told = reply.user_properties
+    assert (told["__propName"], told["__propVal"]) == ("request_id", "taken")
+    assert (await requester.ask("control", LIGHT, correlation=b"\xff")).code == 200
+    reply = await requester.ask("control", {**LIGHT, "action": "off"}, correlation=b"\xff")
+    assert reply.error == "idempotency_conflict"
+    assert reply.user_properties["__propName"] == "Correlation Data"
+    assert "__propVal" not in reply.user_properties
+
+
+@pytest.mark.parametrize(
+    ("fields", "named", "value"),
+    [
+        ({**LIGHT, "port_id": {"a": 1}}, "port_id", '{"a": 1}'),
+        ({**LIGHT, "port_id": "x"}, "port_id", "x"),
+        ({**LIGHT, "port_id": True}, "port_id", "true"),
+    ],
+)
+async def test_value_at_fault_is_told_as_it_was_sent(requester, fields, named, value):
+    told = (await requester.ask("control", fields)).user_properties
+    assert (told["__propName"], told["__propVal"]) == (named, value)
+
+
 async def test_trace_context_comes_back(requester):
     trace = {"traceparent": PARENT, "tracestate": "vendor=1,other=2"}
     for fields in (READING, {}):

@@ -1,0 +1,196 @@
+/* HTTP load that costs less than what it asks for: one request, over many keep-alive connections.
+ *
+ *     http_load HOST PORT FILE CONNECTIONS RATE SECONDS
+ *
+ * FILE holds the request, whole. With a RATE (a second) the loop is open: requests are due at that
+ * pace however many are unanswered, and what has no free connection waits here, with its time
+ * running. With RATE 0 it is closed: each connection asks again as soon as it is answered.
+ *
+ * Each connection is answered once before the clock starts, since a server may take its time to
+ * accept them.
+ *
+ * Prints lines of `name value …`, times in ms from when a request was due:
+ *     code STATUS COUNT P50 P99 MAX        for each status that was answered
+ *     late P99 MAX                         how late requests left, because of us
+ *     unanswered COUNT
+ *     elapsed SECONDS
+ */
+#define _GNU_SOURCE
+#include <arpa/inet.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { MOST_STATUS = 600, BUFFER = 256 * 1024, EVENTS = 512 };
+static const double PATIENCE = 30.0, TICK = 0.05;
+
+struct connection {
+    int socket, status;
+    double due;
+    long filled, expected; /* bytes of the answer: so far, and in all (-1: not known yet) */
+    char *answer;
+};
+
+struct times {
+    double *ms;
+    long count, room;
+};
+
+static char request[BUFFER];
+static long request_bytes;
+
+static double now(void) {
+    struct timespec time;
+    clock_gettime(CLOCK_MONOTONIC, &time);
+    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
+}
+
+static void fail(const char *what) {
+    perror(what);
+    exit(1);
+}
+
+static void note(struct times *times, double ms) {
+    if (times->count == times->room) {
+        times->room = times->room ? 2 * times->room : 1024;
+        times->ms = realloc(times->ms, (size_t)times->room * sizeof *times->ms);
+        if (!times->ms) fail("memory");
+    }
+    times->ms[times->count++] = ms;
+}
+
+static int ascending(const void *left, const void *right) {
+    double difference = *(const double *)left - *(const double *)right;
+    return (difference > 0) - (difference < 0);
+}
+
+static double at(const struct times *sorted, double share) {
+    return sorted->count ? sorted->ms[(long)((double)(sorted->count - 1) * share)] : 0.0;
+}
+
+static void sort(struct times *times) {
+    qsort(times->ms, (size_t)times->count, sizeof *times->ms, ascending);
+}
+
+static int connected(const char *host, int port) {
+    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+    inet_pton(AF_INET, host, &address.sin_addr);
+    int one = 1, made = socket(AF_INET, SOCK_STREAM, 0);
+    if (made < 0 || connect(made, (struct sockaddr *)&address, sizeof address)) fail("connect");
+    setsockopt(made, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+    fcntl(made, F_SETFL, O_NONBLOCK);
+    return made;
+}
+
+static void ask(struct connection *one, double due) {
+    one->due = due;
+    one->filled = 0;
+    one->expected = -1;
+    /* Requests are small, and one at a time: the socket has room for it. */
+    if (send(one->socket, request, (size_t)request_bytes, MSG_NOSIGNAL) != request_bytes)
+        fail("send");
+}
+
+/* Whether the answer is there, whole. */
+static int answered(struct connection *one) {
+    for (;;) {
+        ssize_t got =
+            recv(one->socket, one->answer + one->filled, (size_t)(BUFFER - one->filled - 1), 0);
+        if (got < 0 && errno == EAGAIN) return 0;
+        if (got <= 0) {
+            fprintf(stderr, "a connection was closed\n");
+            exit(1);
+        }
+        one->filled += got;
+        one->answer[one->filled] = 0;
+        if (one->expected < 0) {
+            char *head_end = strstr(one->answer, "\r\n\r\n");
+            if (!head_end) continue;
+            char *length = strcasestr(one->answer, "content-length:");
+            one->status = atoi(one->answer + strlen("HTTP/1.1 "));
+            one->expected = head_end + 4 - one->answer + (length ? atol(length + 15) : 0);
+        }
+        if (one->filled >= one->expected) return 1;
+    }
+}
+
+/* Wait until all have been answered once. */
+static void warm_up(struct connection *all, long connections) {
+    for (long number = 0; number < connections; number++) ask(&all[number], now());
+    for (long number = 0; number < connections; number++)
+        while (!answered(&all[number])) usleep(100);
+}
+
+int main(int count, char **words) {
+    if (count != 7) {
+        fprintf(stderr, "http_load HOST PORT FILE CONNECTIONS RATE SECONDS\n");
+        return 2;
+    }
+    FILE *file = fopen(words[3], "rb");
+    if (!file) fail(words[3]);
+    request_bytes = (long)fread(request, 1, sizeof request, file);
+    fclose(file);
+    long connections = atol(words[4]);
+    double rate = atof(words[5]), seconds = atof(words[6]);
+
+    int poll = epoll_create1(0);
+    struct connection *all = calloc((size_t)connections, sizeof *all);
+    long *idle = calloc((size_t)connections, sizeof *idle), idle_count = 0;
+    for (long number = 0; number < connections; number++) {
+        all[number].socket = connected(words[1], atoi(words[2]));
+        all[number].answer = malloc(BUFFER);
+        struct epoll_event wanted = {.events = EPOLLIN, .data.u64 = (uint64_t)number};
+        epoll_ctl(poll, EPOLL_CTL_ADD, all[number].socket, &wanted);
+        idle[idle_count++] = number;
+    }
+
+    warm_up(all, connections);
+
+    static struct times by_status[MOST_STATUS], late;
+    double began = now(), ends = began + seconds, last = began;
+    long asked = 0, done = 0, total = rate > 0 ? (long)(rate * seconds) : -1;
+    struct epoll_event events[EVENTS];
+    for (;;) {
+        double present = now();
+        int more = rate > 0 ? asked < total : present < ends;
+        if ((!more && done == asked) || present > ends + PATIENCE) break;
+        while (more && idle_count) {
+            double due = rate > 0 ? began + (double)asked / rate : present;
+            if (due > present) break;
+            ask(&all[idle[--idle_count]], due);
+            note(&late, (now() - due) * 1000);
+            asked++;
+            more = rate <= 0 || asked < total;
+        }
+        double wait = TICK;
+        if (rate > 0 && asked < total && idle_count) wait = began + (double)asked / rate - now();
+        int ms = wait <= 0 ? 0 : (int)(wait * 1000) + 1;
+        int ready = epoll_wait(poll, events, EVENTS, ms > 50 ? 50 : ms);
+        for (int number = 0; number < ready; number++) {
+            struct connection *one = &all[events[number].data.u64];
+            if (!answered(one)) continue;
+            last = now();
+            note(&by_status[one->status % MOST_STATUS], (last - one->due) * 1000);
+            idle[idle_count++] = (long)events[number].data.u64;
+            done++;
+        }
+    }
+    for (int status = 0; status < MOST_STATUS; status++) {
+        struct times *times = &by_status[status];
+        if (!times->count) continue;
+        sort(times);
+        printf("code %d %ld %.3f %.3f %.3f\n", status, times->count, at(times, 0.5),
+               at(times, 0.99), at(times, 1.0));
+    }
+    sort(&late);
+    printf("late %.3f %.3f\n", at(&late, 0.99), at(&late, 1.0));
+    printf("unanswered %ld\nelapsed %.3f\n", (total < 0 ? asked : total) - done, last - began);
+    return 0;
+}
