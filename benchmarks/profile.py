@@ -20,7 +20,11 @@ _SAMPLES_A_SECOND = 500
 
 # What a frame belongs to, by its file; the first that matches.
 _PARTS = (
-    ("bridge/sidecar.py", "HTTP: the answer's head and body, and writing them"),
+    ("bridge/sidecar.py", "HTTP: cut into requests, the answer's head and body, writing them"),
+    ("bridge/framing.py", "HTTP: cut into requests, the answer's head and body, writing them"),
+    ("bridge/connections.py", "HTTP: cut into requests, the answer's head and body, writing them"),
+    ("bridge/shedding.py", "HTTP: admit, read the query, choose the answer"),
+    ("bridge/bodies.py", "HTTP: admit, read the query, choose the answer"),
     ("bridge/http.py", "HTTP: admit, read the query, choose the answer"),
     ("aiohttp/", "HTTP: aiohttp (parse, route, a task a request)"),
     ("yarl/", "HTTP: aiohttp (parse, route, a task a request)"),

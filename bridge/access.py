@@ -1,5 +1,6 @@
 """API keys: who may ask over HTTP, and what each key may do."""
 
+import contextlib
 import hmac
 import logging
 import stat
@@ -10,7 +11,7 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from .errors import Forbidden, Text, Unauthorized
-from .settings import Networks, Settings, SettingsError, parse_api_keys
+from .settings import UNREADABLE, Networks, Settings, SettingsError, parse_api_keys
 from .store import key_of
 
 logger = logging.getLogger(__name__)
@@ -78,10 +79,12 @@ class Keys:
         """
         self._by_digest = read_keys(self._settings)
         path = self._settings.api_keys_file
-        if path is not None and path.stat().st_mode & _READABLE_BY_OTHERS:
-            logger.warning(
-                "API_KEYS_FILE: every user of this machine may read %s; make it chmod 640", path
-            )
+        # It may have gone by now.
+        with contextlib.suppress(OSError):
+            if path is not None and path.stat().st_mode & _READABLE_BY_OTHERS:
+                logger.warning(
+                    "API_KEYS_FILE: every user of this machine may read %s; make it chmod 640", path
+                )
 
     def admit(self, secret: str | None, address: str | None) -> Grant | None:
         """What the bearer of a secret, or the caller from an address, may do; None: everything.
@@ -126,8 +129,8 @@ def read_keys(settings: Settings) -> dict[bytes, Grant]:
     """What each key may do, by its secret's digest; a line of the file limits a key of `API_KEYS`.
 
     Raises:
-        SettingsError: the file can't be used, or holds no key although there are no others: that
-            would open the door to everyone.
+        SettingsError: the file can't be used, or holds no key: editors empty a file before they
+            write it, and without it there would be no limits, or no guard at all.
     """
     grants = {
         _digest(secret): Grant(name)
@@ -136,8 +139,6 @@ def read_keys(settings: Settings) -> dict[bytes, Grant]:
     if settings.api_keys_file is None:
         return grants
     grants |= _read_file(settings.api_keys_file)
-    if not grants:
-        raise SettingsError("API_KEYS_FILE: it holds no key, which would let everyone in")
     names = [grant.name for grant in grants.values()]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
@@ -146,13 +147,8 @@ def read_keys(settings: Settings) -> dict[bytes, Grant]:
 
 
 def _read_file(path: Path) -> dict[bytes, Grant]:
-    try:
-        # Windows' editors begin a UTF-8 file with a mark.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError):
-        raise SettingsError(f"API_KEYS_FILE: {str(path)!r} can't be read as text") from None
     grants: dict[bytes, Grant] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_text_of(path).split("\n"), start=1):
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
@@ -161,7 +157,20 @@ def _read_file(path: Path) -> dict[bytes, Grant]:
         if digest in grants or any(grant.name == other.name for other in grants.values()):
             raise SettingsError(f"{where}: its name or secret stands in a line above")
         grants[digest] = grant
+    if not grants:
+        raise SettingsError("API_KEYS_FILE: it holds no key; to do without it, remove the setting")
     return grants
+
+
+def _text_of(path: Path) -> str:
+    if not path.is_file():
+        # A pipe would be waited for.
+        raise SettingsError("API_KEYS_FILE: it names no regular file")
+    try:
+        # Windows' editors begin a UTF-8 file with a mark.
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(f"API_KEYS_FILE: {UNREADABLE}") from None
 
 
 def _read_line(words: list[str], where: str) -> tuple[bytes, Grant]:

@@ -154,6 +154,8 @@ class Bridge:
         Raises:
             PortTakenError: someone else listens on our port.
         """
+        if hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_keys)
         await self._http.start()
         self._say_what_is_served()
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -168,8 +170,6 @@ class Bridge:
     async def run(self, stop: asyncio.Event) -> bool:
         """Serve until `stop` is set; whether it ended as it should."""
         loop = asyncio.get_running_loop()
-        if hasattr(signal, "SIGHUP"):
-            loop.add_signal_handler(signal.SIGHUP, self._reload_keys)
         stopping = [
             loop.create_task(stop.wait(), name="stop signal"),
             loop.create_task(self._background.failed.wait(), name="failure"),

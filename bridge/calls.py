@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -48,13 +48,22 @@ class Store(Protocol):
         """A device with its ports and presets; None when there is no such device."""
 
 
+class Acknowledgement(Protocol):
+    """A command's PUBACK, to be awaited: its reason code."""
+
+    def __await__(self) -> Generator[Any, None, int]: ...
+
+    def cancel(self) -> object:
+        """Nobody waits any more: a command that has not left never does."""
+
+
 class Publisher(Protocol):
     """How commands leave."""
 
     def hand_over(
         self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
-    ) -> Awaitable[int]:
-        """Hand a command to the broker, at QoS 1; the awaited is its PUBACK's reason code.
+    ) -> Acknowledgement:
+        """Hand a command to the broker, at QoS 1.
 
         Args:
             expires: after which it neither leaves nor is delivered; on the monotonic clock.
@@ -168,8 +177,8 @@ class Call:
 
     async def send(
         self, device: DeviceProfile, command: JsonObject, turn: Turn | None
-    ) -> Awaitable[int]:
-        """Hand a command to the broker in its turn; the awaited is its PUBACK's reason code.
+    ) -> Acknowledgement:
+        """Hand a command to the broker in its turn.
 
         Raises:
             RequestTimeout: the deadline has passed; nothing was sent.
@@ -178,18 +187,33 @@ class Call:
         """
         if turn is None:
             return self._hand_over(device, command)
-        return await turn.leave(lambda: self._hand_over(device, command))
+        handed: list[Acknowledgement] = []
+        try:
+            return await turn.leave(lambda: self._hand_over(device, command, handed))
+        except asyncio.CancelledError:
+            # Cancelled as its turn came: it may still wait for the broker to take more.
+            for acknowledgement in handed:
+                acknowledgement.cancel()
+            raise
 
-    def _hand_over(self, device: DeviceProfile, command: JsonObject) -> Awaitable[int]:
+    def _hand_over(
+        self,
+        device: DeviceProfile,
+        command: JsonObject,
+        handed: list[Acknowledgement] | None = None,
+    ) -> Acknowledgement:
         left = self.seconds_left()
         if left <= 0:
             raise RequestTimeout()
-        return self.services.publisher.hand_over(
+        acknowledgement = self.services.publisher.hand_over(
             control_topic(device),
             orjson.dumps(command),
             time.monotonic() + min(left, self.services.settings.control_expiry),
             self._note_that_one_left,
         )
+        if handed is not None:
+            handed.append(acknowledgement)
+        return acknowledgement
 
     def _note_that_one_left(self) -> None:
         self.sent = True

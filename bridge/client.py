@@ -550,14 +550,19 @@ def _unheard(question: _Question) -> Unheard:
 
 
 def _parse(url: str, tls: ssl.SSLContext | None) -> BrokerAddress:
-    parts = urlsplit(url)
-    # No word of the URL is repeated: it may hold a password.
-    if parts.scheme not in ("mqtt", "mqtts") or not parts.hostname:
-        raise ValueError("the broker must be given as mqtt://host:1883 or mqtts://host:8883")
+    # No word of the URL is repeated, by the parser either: it may hold a password.
+    malformed = ValueError("the broker must be given as mqtt://host:1883 or mqtts://host:8883")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise malformed from None
+    if parts.scheme not in ("mqtt", "mqtts") or not host:
+        raise malformed
     secure = parts.scheme == "mqtts"
     return BrokerAddress(
-        parts.hostname,
-        parts.port or (8883 if secure else 1883),
+        host,
+        port or (8883 if secure else 1883),
         unquote(parts.username or ""),
         unquote(parts.password or ""),
         (tls or ssl.create_default_context()) if secure else None,

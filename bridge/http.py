@@ -8,33 +8,26 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 import orjson
-from aiohttp import web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import hdrs, web
 
 from . import __version__
+from .acceptor import Acceptor
 from .access import Grant, Keys
+from .bodies import NOT_HTTP, json_body
+from .connections import most_connections
 from .console import Console
 from .dispatch import Dispatcher, Request
-from .documents import Address, Document, Documents, page
+from .documents import Address, Document, Documents
 from .envelope import TRACE_SHAPES, Envelope, checked_id, open_fields, open_payload
-from .errors import (
-    Busy,
-    MalformedRequest,
-    MethodNotAllowed,
-    OperationNotFound,
-    PayloadTooLarge,
-    RequestTimeout,
-    Text,
-    Unauthorized,
-    UnsupportedMediaType,
-)
+from .errors import Busy, MalformedRequest, MethodNotAllowed, OperationNotFound
 from .mcp.endpoint import Caller, Endpoint
 from .mcp.visitors import Visitors
 from .metrics import UNKNOWN, Metrics
 from .operations import OPERATIONS, Operation
+from .pages import Handler as Guarded
+from .pages import SwaggerUi
 from .replies import Reply, reply_to_error
 from .settings import Settings
 from .shedding import Shedding
@@ -45,10 +38,8 @@ logger = logging.getLogger(__name__)
 Headers = Sequence[tuple[str, str]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-_JSON = "application/json"
 # A connection that sends no request, or only part of one's head, is closed after so long.
 _IDLE_SECONDS = 75.0
-_NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
 _RETRY_AFTER = ("Retry-After", "1")
 _ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)
 _VARY = ("Vary", "Origin")
@@ -83,13 +74,15 @@ class HttpTransport:
     ) -> None:
         self._settings = settings
         self._keys = keys
+        self._named_origins = frozenset(settings.cors_origins) - {"*"}
         self._metrics = metrics
         self._is_ready = is_ready
         self._mqtt_connected = mqtt_connected
         self._documents = Documents(settings)
         self._dispatcher = dispatcher
         self._runner: Runner | None = None
-        self._server: asyncio.Server | None = None
+        self._acceptor: Acceptor | None = None
+        self._swagger_ui = SwaggerUi(self._admit)
         self._console = Console(settings, dispatcher.health, self._admit)
         dispatcher.observers.append(self._console.activity.observe)
         self._mcp = Endpoint(settings, dispatcher)
@@ -108,26 +101,25 @@ class HttpTransport:
         self._runner = Runner(
             app,
             on_error=self._answer_outside,
-            at_sight=self._shedding().answer,
+            at_sight=self._shedding(),
+            most_connections=most_connections(),
             access_log=None,
             keepalive_timeout=_IDLE_SECONDS,
         )
         await self._runner.setup()
+        self._acceptor = Acceptor(self._runner.protocol)
+        settings = self._settings
         try:
-            self._server = await asyncio.get_running_loop().create_server(
-                self._runner.protocol,
-                self._settings.service_host,
-                self._settings.service_port,
-                reuse_port=True if self._settings.workers > 1 else None,
-                backlog=1024,
+            await self._acceptor.listen(
+                settings.service_host, settings.service_port, reuse_port=settings.workers > 1
             )
         except OSError as error:
-            raise PortTakenError(_port_taken(self._settings, error)) from None
+            raise PortTakenError(_port_taken(settings, error)) from None
 
     async def stop(self) -> None:
         """Stop listening, and close the connections after what they are being answered."""
-        if self._server is not None:
-            self._server.close()
+        if self._acceptor is not None:
+            self._acceptor.close()
         self._console.close()
         if self._runner is not None:
             await self._runner.close(within=0.25)
@@ -143,19 +135,13 @@ class HttpTransport:
         self._add(app, "GET", "/livez", self._guarded(self._livez, open_=True))
         self._add(app, "GET", "/readyz", self._guarded(self._readyz, open_=True))
         self._add(app, "GET", "/metrics", self._guarded(self._metrics_page))
-        self._add_documents(app)
-        self._add(app, "POST", "/mcp/", self._guarded(self._mcp_message))
-        app.router.add_route("*", "/mcp", self._to_mcp)
-        for place in self._console.places():
-            self._add(app, "GET", place.path, self._guarded(place.handler, open_=place.open))
-        app.router.add_route("*", "/{path:.*}", self._guarded(self._not_found))
-
-    def _add_documents(self, app: web.Application) -> None:
         for path, document in self._documents.by_path.items():
             self._add(app, "GET", path, self._guarded(self._document(document)))
-        self._add(app, "GET", "/docs", self._guarded(self._docs, open_=True))
-        for name in page.FILES:
-            self._add(app, "GET", f"/docs/{name}", self._guarded(self._docs_file(name)))
+        self._add(app, "POST", "/mcp/", self._guarded(self._mcp_message))
+        app.router.add_route("*", "/mcp", self._to_mcp)
+        for place in (*self._swagger_ui.places(), *self._console.places()):
+            self._add(app, "GET", place.path, self._guarded(place.handler, open_=place.open))
+        app.router.add_route("*", "/{path:.*}", self._guarded(self._not_found))
 
     def _add(self, app: web.Application, method: str, path: str, handler: Handler) -> None:
         resource = app.router.add_resource(path)
@@ -170,18 +156,13 @@ class HttpTransport:
 
         resource.add_route("*", not_allowed)
 
-    def _operation(self, row: Operation) -> Callable[[web.Request, Grant | None], Awaitable[Any]]:
+    def _operation(self, row: Operation) -> Guarded:
         async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
             return await self._answer(row, request, grant)
 
         return handle
 
-    def _guarded(
-        self,
-        handler: Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]],
-        *,
-        open_: bool = False,
-    ) -> Handler:
+    def _guarded(self, handler: Guarded, *, open_: bool = False) -> Handler:
         """Admit the caller, unless the place is open to all; whatever is raised is answered."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -198,7 +179,10 @@ class HttpTransport:
     def _admit(self, request: web.Request) -> Grant | None:
         if not self._keys.required:
             return None
-        return self._keys.admit(_secret(request), request.remote)
+        # A browser at a trusted address shows us pages of anyone's, which say whose they are.
+        origins = request.headers.getall(hdrs.ORIGIN, ())
+        trusted = all(origin in self._named_origins for origin in origins)
+        return self._keys.admit(_secret(request), request.remote if trusted else None)
 
     # ---- operations -----------------------------------------------------------------------------
 
@@ -207,11 +191,10 @@ class HttpTransport:
     ) -> web.StreamResponse:
         received = time.monotonic()
         requester = "http" if grant is None else grant.name
-        # What is refused anyway is refused before its body is read; an id may stand in there.
-        turned_away = not row.commands and self._dispatcher.turns_away(row, requester, None)
-        envelope = (
-            Envelope(refusal=Busy()) if turned_away else await self._open(row, request, received)
-        )
+        if not self._is_all_here(row, request) and self._turns_away(row, requester):
+            envelope = Envelope(refusal=Busy())
+        else:
+            envelope = await self._open(row, request, received)
         headers = request.headers
         key = headers.get("Idempotency-Key")
         if key is not None:
@@ -230,6 +213,14 @@ class HttpTransport:
         )
         return self._respond(request, reply, envelope.request_id)
 
+    def _is_all_here(self, row: Operation, request: web.Request) -> bool:
+        """Whether nothing has to be waited for to tell the id that it may hold."""
+        return row.method == "GET" or request.content.is_eof()
+
+    def _turns_away(self, row: Operation, requester: str) -> bool:
+        """Whether it is refused whatever is still to come of it; a command's id may be known."""
+        return not row.commands and self._dispatcher.turns_away(row, requester, None)
+
     async def _open(self, row: Operation, request: web.Request, received: float) -> Envelope:
         if row.method == "GET":
             return open_fields({**request.query, **request.match_info})
@@ -237,23 +228,8 @@ class HttpTransport:
         return open_payload(payload, self._settings.max_payload)
 
     async def _payload(self, request: web.Request, received: float) -> bytes:
-        """A body of JSON, read in time.
-
-        Raises:
-            BridgeError: it is declared as something else, too large, too late, or broken off.
-        """
-        if request.content_type != _JSON:
-            raise UnsupportedMediaType()
-        try:
-            with self._dispatcher.deadlines.until(received + self._settings.request_timeout):
-                return await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            raise PayloadTooLarge(limit=self._settings.max_payload) from None
-        except TimeoutError:
-            raise RequestTimeout() from None
-        except (web.RequestPayloadError, HttpProcessingError, ConnectionError):
-            # The last of these: the client went away amidst its body, and nobody reads the answer.
-            raise MalformedRequest(reason=_NOT_HTTP) from None
+        in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
+        return await json_body(request, self._settings.max_payload, in_time)
 
     async def _health(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         """The health object bare, for monitors that read it so."""
@@ -277,6 +253,8 @@ class HttpTransport:
         headers = request.headers
         if grant is None:
             self._mcp_visitors.check(headers.get("Host"), headers.get("Origin"))
+        if self._dispatcher.is_full():
+            raise Busy()
         payload = await self._payload(request, received)
         # MCP's parsers take what we don't, such as NaN; an answer of ours is clear to a client too.
         refusal = open_payload(payload, self._settings.max_payload).refusal
@@ -329,9 +307,7 @@ class HttpTransport:
 
     # ---- documents ------------------------------------------------------------------------------
 
-    def _document(
-        self, document: Document
-    ) -> Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]]:
+    def _document(self, document: Document) -> Guarded:
         async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
             del grant
             secure = request.secure or request.headers.get("X-Forwarded-Proto") == "https"
@@ -339,36 +315,6 @@ class HttpTransport:
             # In a thread, since making one for the first time takes some milliseconds.
             body = await asyncio.to_thread(document, self._keys.required, reached)
             return self._send(request, body, 200)
-
-        return handle
-
-    async def _docs(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        """The page of Swagger UI. A browser can't show a key when it opens a page: with the 401
-        it gets the page all the same, which holds nothing yet and asks for the key.
-        """
-        del grant
-        status = 200
-        try:
-            self._admit(request)
-        except Unauthorized:
-            if "text/html" not in request.headers.get("Accept", ""):
-                raise
-            status = 401
-        headers = {
-            "Content-Type": "text/html; charset=utf-8",
-            "Content-Security-Policy": page.security_policy(),
-            "X-Content-Type-Options": "nosniff",
-            "Referrer-Policy": "no-referrer",
-            "Cache-Control": "no-cache",
-        }
-        return web.Response(body=page.html(), status=status, headers=headers)
-
-    def _docs_file(
-        self, name: str
-    ) -> Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]]:
-        async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-            del request, grant
-            return web.FileResponse(page.file(name), headers={"Cache-Control": "private, no-cache"})
 
         return handle
 
@@ -386,9 +332,10 @@ class HttpTransport:
 
     def _answer_outside(self, error: BaseException | None) -> Answer:
         """The answer to what failed before or after a handler; None: it could not be parsed."""
-        failed = error if isinstance(error, Exception) else MalformedRequest(reason=_NOT_HTTP)
+        failed = error if isinstance(error, Exception) else MalformedRequest(reason=NOT_HTTP)
         reply = self._refused(failed)
-        return Answer(reply.code, JSON_UTF8, reply.encode(), keep_alive=False)
+        headers = (*self._cors(None), *((_RETRY_AFTER,) if reply.code == 429 else ()))
+        return Answer(reply.code, JSON_UTF8, reply.encode(), headers, keep_alive=False)
 
     def _respond(
         self,

@@ -1,4 +1,7 @@
-"""`python run.py init-db`: make our one table, and say which rights the bridge needs on it."""
+"""`python run.py init-db`: make our one table, and say which rights the bridge needs on it.
+
+A table that an earlier version made serves as it is: its columns are the same.
+"""
 
 import asyncio
 import sys

@@ -1,9 +1,19 @@
-"""Logging: text for people, JSON lines for machines; nothing that a caller sent breaks a line."""
+"""Logging: text for people, JSON lines for machines; nothing that a caller sent breaks a line.
 
+The lines are written by a thread: whoever reads them may stop (a pipe to a program that hangs, a
+terminal on hold), and must stop nobody else by it.
+"""
+
+import json
 import logging
+import os
 import re
+import select
 import sys
+import time
 from datetime import UTC, datetime
+from queue import SimpleQueue
+from threading import Event, Lock, Thread
 from typing import Any, Literal
 
 import orjson
@@ -12,16 +22,127 @@ import orjson
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # JSON leaves these as they are, though terminals obey them, or UTF-8 can't hold them.
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# In a value as it is they would begin another field, or a quoted value.
+_UNCLEAR_IN_TEXT = re.compile('[ ="]')
+
+# Some megabytes, and some seconds of the heaviest load.
+_MOST_LINES = 10_000
+# How long a full queue makes its writer wait, so that the thread which empties it gets a turn.
+_TURN_SECONDS = 0.02
+# How long the end of the process waits for what is still to be written.
+_FLUSH_SECONDS = 1.0
 
 
 def set_up(level: str, style: Literal["text", "json"]) -> None:
     """Send all logging to stderr, in one of the two forms."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_JsonLines() if style == "json" else _TextLines())
+    handler: logging.Handler = logging.NullHandler()
+    # A process may be started without a stderr, and its number is then anybody's.
+    if sys.stderr is not None:
+        handler = LineWriter(sys.stderr.fileno())
+    handler.setFormatter(JsonLines() if style == "json" else TextLines())
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # They speak of every connection, packet or failed parse; what matters of it we say ourselves.
     for chatty in ("asyncio", "aiohttp", "mqtt", "asyncmy", "mcp"):
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
+
+
+class LineWriter(logging.Handler):
+    """Writes lines to a descriptor, and never keeps those waiting who log them.
+
+    At most `limit` lines wait for the reader. From then on lines are dropped, until the reader has
+    had all that waited; then it is told how many. `flush` and the process's end wait a second.
+    """
+
+    def __init__(self, descriptor: int, limit: int = _MOST_LINES) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._limit = limit
+        self._waiting: SimpleQueue[bytes | Event] = SimpleQueue()
+        self._held: bytes | None = None
+        self._dropped = 0
+        self._counting = Lock()
+        # The end of the process does not wait for a daemon.
+        Thread(target=self._write_all, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Have a line written; it is made here and now, since a record holds what may change."""
+        with self._counting:
+            if self._dropped or self._is_full():
+                self._dropped += 1
+                return
+        self._waiting.put(self._line(record))
+
+    def flush(self) -> None:
+        """Wait until all is written that was logged so far, but for no more than a second."""
+        reached = Event()
+        self._waiting.put(reached)
+        reached.wait(_FLUSH_SECONDS)
+
+    def _is_full(self) -> bool:
+        if self._waiting.qsize() < self._limit:
+            return False
+        # A loop that never rests may have starved the thread (the interpreter's lock is not fair);
+        # a reader that has stopped is another matter.
+        time.sleep(_TURN_SECONDS)
+        return self._waiting.qsize() > self._limit // 2
+
+    def _write_all(self) -> None:
+        while True:
+            lines, reached = self._next()
+            self._write(lines)
+            if self._dropped and self._held is None and self._waiting.empty():
+                self._tell_dropped()
+            if reached is not None:
+                reached.set()
+
+    def _next(self) -> tuple[bytes, Event | None]:
+        """What waits: as much as a pipe takes as one, so that lines of several workers don't mix.
+
+        Ends where somebody waits for what stands before.
+        """
+        lines = b""
+        while True:
+            item = self._held or self._waiting.get()
+            self._held = None
+            if isinstance(item, Event):
+                return lines, item
+            if lines and len(lines) + len(item) > select.PIPE_BUF:
+                self._held = item
+                return lines, None
+            lines += item
+            if self._waiting.empty():
+                return lines, None
+
+    def _write(self, lines: bytes) -> None:
+        # Past sys.stderr, whose lock, held by a thread that waits, would abort the process's end.
+        while lines:
+            try:
+                lines = lines[os.write(self._descriptor, lines) :]
+            except BlockingIOError:
+                # Somebody who has the same terminal or pipe made it so.
+                select.select((), (self._descriptor,), ())
+            except OSError:
+                # Nobody will ever read it.
+                return
+
+    def _tell_dropped(self) -> None:
+        with self._counting:
+            dropped, self._dropped = self._dropped, 0
+        words = f"{dropped} lines of the log were dropped: nobody read them in time"
+        self._write(self._line(_record(logging.WARNING, words)))
+
+    def _line(self, record: logging.LogRecord) -> bytes:
+        try:
+            line = self.format(record)
+        except Exception as error:
+            # logging would print the traceback to stderr itself, and wait for the reader.
+            words = f"a line of {record.name} can't be written: {type(error).__name__}"
+            line = self.format(_record(logging.ERROR, words))
+        return f"{line}\n".encode(errors="backslashreplace")
+
+
+def _record(level: int, message: str) -> logging.LogRecord:
+    return logging.LogRecord(__name__, level, "", 0, message, None, None)
 
 
 def printable(text: str, limit: int = 200) -> str:
@@ -38,11 +159,13 @@ def _fields(record: logging.LogRecord) -> dict[str, Any]:
     }
 
 
-class _TextLines(logging.Formatter):
+class TextLines(logging.Formatter):
+    """A line for people: time, level, message, and the event's fields as `name=value`."""
+
     def format(self, record: logging.LogRecord) -> str:
         when = self.formatTime(record, "%Y-%m-%d %H:%M:%S")
         fields = "".join(
-            f" {name}={printable(str(value))}" for name, value in _fields(record).items()
+            f" {name}={_unmistakable(value)}" for name, value in _fields(record).items()
         )
         line = f"{when} {record.levelname:<7} {printable(record.getMessage(), 2000)}{fields}"
         if record.exc_info:
@@ -52,7 +175,17 @@ class _TextLines(logging.Formatter):
         return line
 
 
-class _JsonLines(logging.Formatter):
+def _unmistakable(value: object) -> str:
+    """A field's value: plain, or as a JSON string where it would read like more than a value."""
+    text = printable(str(value))
+    if isinstance(value, int | float) or (text and not _UNCLEAR_IN_TEXT.search(text)):
+        return text
+    return json.dumps(text, ensure_ascii=False)
+
+
+class JsonLines(logging.Formatter):
+    """A JSON object a line, for machines."""
+
     def format(self, record: logging.LogRecord) -> str:
         event = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),

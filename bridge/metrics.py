@@ -11,9 +11,24 @@ from prometheus_client import (
     Histogram,
     generate_latest,
     multiprocess,
+    values,
 )
 
 UNKNOWN = "unknown"
+
+# The environment variable that tells a worker its number, from 1.
+WORKER_NUMBER = "BRIDGE_WORKER_NUMBER"
+
+
+def _go_on_with_the_files_of(number: str) -> None:
+    """Name a worker's files by its number, not by its process: whoever takes its place goes on with
+    them, so that no count ever falls, and a worker that crashes leaves nothing behind."""
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+
+
+if WORKER_NUMBER in os.environ:
+    # Before the first metric is made.
+    _go_on_with_the_files_of(os.environ[WORKER_NUMBER])
 
 _SECONDS = (
     0.001,

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-import orjson
-
 from .commands import TOO_LARGE, as_firmware_takes_it
 from .errors import (
     AmbiguousPreset,
@@ -153,7 +151,7 @@ def _check_parameters(preset: Mapping[str, Any], name: str, parameters: Mapping[
                 preset=name, parameter=parameter, parameters=", ".join(stored) or "-"
             )
             raise unknown.about(f"parameters.{parameter}", value)
-        if not (_same_kind(stored[parameter], value) and _is_json(value)):
+        if not _same_kind(stored[parameter], value):
             raise ValidationFailed([_fault(parameter, stored[parameter])], value)
 
 
@@ -171,15 +169,6 @@ def _same_kind(stored: Any, given: Any) -> bool:
     if isinstance(stored, int | float):
         return _number(given) is not None
     return isinstance(given, type(stored))
-
-
-def _is_json(value: Any) -> bool:
-    """Whether it can be sent: what MCP's reader made of a payload may hold numbers of any size."""
-    try:
-        orjson.dumps(value)
-    except orjson.JSONEncodeError:
-        return False
-    return True
 
 
 def _number(value: Any) -> int | float | None:

@@ -1,10 +1,9 @@
 """Running a preset's sequence: its steps with their pauses, told truthfully when cut short."""
 
 import asyncio
-from collections.abc import Awaitable
 from dataclasses import dataclass, field
 
-from .calls import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Call
+from .calls import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Acknowledgement, Call
 from .errors import BridgeError, DeviceBusy, RequestTimeout, Text
 from .models import DeviceProfile, ExecutedStep, SequenceResult
 from .presets import PresetPlan, Step
@@ -77,7 +76,7 @@ class _Run:
         self.executed.append(executed)
         self._judge(reason, executed)
 
-    async def _sent(self, number: int, step: Step) -> Awaitable[int]:
+    async def _sent(self, number: int, step: Step) -> Acknowledgement:
         if number == 1:
             return await self.call.send(self.device, step.command, self.call.turn)
         with self.call.services.lines.place(key_of(self.device.uuid)) as turn:

@@ -53,6 +53,12 @@ Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 Networks = Annotated[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...], NoDecode]
 
+# Of a file that holds a secret. Its path is not repeated: some give the secret itself there.
+UNREADABLE = "the file that it names can't be read as text"
+_UNREADABLE_URL = (
+    "is no URL that can be read; its port is a number from 1 to 65535, and special characters of "
+    "user and password are percent-encoded: @ is %40, / is %2F, : is %3A, [ is %5B, # is %23"
+)
 # What stands before an IPv4 address in IPv6 (::ffff:10.0.0.1).
 _MAPPED_BITS = 96
 _TOPIC_LEVEL = re.compile(r"[^\x00-\x1f\x7f/+#$ ]+")
@@ -155,6 +161,14 @@ class Settings(BaseSettings):
             return tuple(_network(part.strip()) for part in value.split(",") if part.strip())
         return value
 
+    @field_validator("mqtt_broker", "db_host")
+    @classmethod
+    def _host_alone(cls, value: str) -> str:
+        # Both are told in the log, and where somebody gave a URL its password would be too.
+        if "/" in value or "@" in value:
+            raise ValueError("must be a host's name or address, and nothing else")
+        return value
+
     @field_validator("mqtt_topic_prefix", "mqtt_instance")
     @classmethod
     def _one_topic_level(cls, value: str) -> str:
@@ -209,11 +223,18 @@ class Settings(BaseSettings):
     def _lower(cls, value: object) -> object:
         return value.strip().lower() if isinstance(value, str) else value
 
-    @field_validator("db_tls_ca", "mqtt_tls_ca", "mqtt_tls_cert", "mqtt_tls_key", "api_keys_file")
+    @field_validator("db_tls_ca", "mqtt_tls_ca", "mqtt_tls_cert", "mqtt_tls_key")
     @classmethod
     def _readable(cls, value: Path | None) -> Path | None:
         if value is not None and not os.access(value, os.R_OK):
             raise ValueError(f"the file {str(value)!r} can't be read")
+        return value
+
+    @field_validator("api_keys_file")
+    @classmethod
+    def _readable_secret(cls, value: Path | None) -> Path | None:
+        if value is not None and not os.access(value, os.R_OK):
+            raise ValueError(UNREADABLE)
         return value
 
     @field_validator("mqtt_tls_key")
@@ -286,8 +307,8 @@ class _SecretFiles(PydanticBaseSettingsSource):
             return None, field_name, False
         try:
             return Path(path).read_text(encoding="utf-8").strip("\r\n"), field_name, False
-        except (OSError, UnicodeDecodeError):
-            raise SettingsError(f"{field_name.upper()}_FILE: {path!r} can't be read") from None
+        except (OSError, ValueError):
+            raise SettingsError(f"{field_name.upper()}_FILE: {UNREADABLE}") from None
 
     def __call__(self) -> dict[str, Any]:
         found = {}
@@ -341,19 +362,22 @@ def parse_api_keys(text: str) -> dict[str, str]:
 
 
 def _parse_database_url(url: str) -> DatabaseAddress:
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        # The library's own words repeat what it could not read: the password.
+        raise ValueError(_UNREADABLE_URL) from None
     if parts.scheme not in ("mysql", "mysql+pymysql", "mysql+asyncmy"):
         raise ValueError("must begin with mysql://, mysql+pymysql:// or mysql+asyncmy://")
-    try:
-        port = parts.port or 3306
-    except ValueError:
-        raise ValueError("its port is not a number from 1 to 65535") from None
-    name = unquote(parts.path.lstrip("/"))
-    if not parts.hostname or not name:
+    name = parts.path.lstrip("/")
+    if "@" in name or "/" in name:
+        # What follows a slash in the password would be told as the database's name.
+        raise ValueError(_UNREADABLE_URL)
+    if not host or not name:
         raise ValueError("must name a host and a database: mysql://user:password@host:3306/aiot")
-    return DatabaseAddress(
-        parts.hostname, port, name, unquote(parts.username or ""), unquote(parts.password or "")
-    )
+    user, password = unquote(parts.username or ""), unquote(parts.password or "")
+    return DatabaseAddress(host, port or 3306, unquote(name), user, password)
 
 
 def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -13,14 +13,19 @@ from collections.abc import Sequence
 from .access import Keys
 from .dispatch import Dispatcher, Request
 from .envelope import Envelope, open_payload
+from .framing import Plain
 from .operations import OPERATIONS, Operation
 from .replies import Reply
 from .settings import Settings
-from .sidecar import JSON_UTF8, Answer, Plain
+from .sidecar import JSON_UTF8, Answer
 
-# Headers that ask for something in the answer, or hold an id that may be known already.
-_ASKS_FOR_MORE = re.compile(rb"\n(?:idempotency-key|origin|trace(?:parent|state)):", re.IGNORECASE)
+# Headers that ask for something in the answer, or hold an id that may be known already; in lower
+# case, as `Plain` has them.
+_ASKS_FOR_MORE = re.compile(rb"\n(?:idempotency-key|origin|trace(?:parent|state)):")
 _REQUEST_ID = b"request_id"
+# A name in a query may be written so that `request_id` is not seen in it; so may one in JSON.
+_ENCODED_NAME = re.compile(rb"[?&][^=& ]*%")
+_ESCAPE = b"\\"
 
 
 class Shedding:
@@ -38,6 +43,8 @@ class Shedding:
         self._dispatcher = dispatcher
         self._headers = headers
         self._target = _targets()
+        limited = (row for row in OPERATIONS.values() if not row.always)
+        self._paths = tuple(row.path.partition("{")[0] for row in limited)
         self._without_id: tuple[int, bytes] = (0, b"")
 
     def answer(self, data: bytes, arriving: int) -> bytes | None:
@@ -57,6 +64,10 @@ class Shedding:
         request = Request("http", row.name, envelope, time.monotonic(), "http")
         return self._written(self._dispatcher.turned_away(row, request), envelope.request_id)
 
+    def counts(self, target: str) -> bool:
+        """Whether this is an operation of those that take one of the places there are."""
+        return target.startswith(self._paths)
+
     def _written(self, reply: Reply, request_id: str | None) -> bytes:
         if request_id is not None:
             return self._whole(reply, request_id)
@@ -72,8 +83,9 @@ class Shedding:
     def _envelope(self, row: Operation, plain: Plain) -> Envelope | None:
         """What of the request matters here; None where it is not to be told at sight."""
         if row.method == "GET":
-            return None if plain.body or _REQUEST_ID in plain.head else Envelope()
-        if _REQUEST_ID not in plain.body:
+            may_have_id = _REQUEST_ID in plain.head or _ENCODED_NAME.search(plain.head)
+            return None if may_have_id or plain.body else Envelope()
+        if _REQUEST_ID not in plain.body and _ESCAPE not in plain.body:
             return Envelope()
         if self._keys.required:
             # An id is its requester's own, and who that is the long way tells.
@@ -88,8 +100,8 @@ def _targets() -> re.Pattern[bytes]:
         for row in OPERATIONS.values()
         if not row.always
     ]
-    return re.compile(rf"(?:{'|'.join(lines)})(?:\?[^ \n]*)? HTTP/1\.1\r\n".encode())
+    return re.compile(rf"(?:{'|'.join(lines)})(?:\?[^\0- \x7f]*)? HTTP/1\.1\r\n".encode())
 
 
 def _path(path: str) -> str:
-    return re.sub(r"\\\{\w+\\\}", r"[^/? \n]+", re.escape(path))
+    return re.sub(r"\\\{\w+\\\}", r"[^/?\\0- \\x7f]+", re.escape(path))

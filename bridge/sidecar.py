@@ -5,30 +5,34 @@ requests that are answered at sight.
 """
 
 import asyncio
-import re
 import time
+import typing
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
-from typing import Any, NamedTuple
-from urllib.parse import quote_from_bytes
+from typing import Any, cast
 
-from aiohttp import StreamReader, hdrs, web
+from aiohttp import hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import _ErrInfo
 
+from .connections import MOST_CONNECTIONS, Connections, Patience, give_up_on_the_deaf
+from .errors import Busy
+from .framing import Begun, Framing
+
 # The answer to what failed outside a handler; None where a request could not be parsed.
 OnError = Callable[[BaseException | None], "Answer"]
-# The answer at sight of a request's bytes, with so many others on their way to their handlers; None
-# lets it in.
-AtSight = Callable[[bytes, int], "bytes | None"]
 
 JSON_UTF8 = "application/json; charset=utf-8"
 
 # A reader slower than this is waited for, before the next request of its connection is answered.
 _UNSENT_BYTES = 64 * 1024
+# How long one who reads next to nothing is waited for.
+_READER_SECONDS = 30.0
+_CLOSE = "Connection: close\r\n"
+_BODILESS = frozenset({204, 304})
 # What a client did to its own request, met once more when the rest of that is read away.
 _CLIENTS_FAULT = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 
@@ -66,7 +70,12 @@ class Answer(web.StreamResponse):
         transport = request.transport
         if transport is None:
             raise ConnectionResetError("the client has gone")
-        transport.write(head if request.method == hdrs.METH_HEAD else head + self._body_bytes)
+        body = b"" if request.method == hdrs.METH_HEAD else self._body_bytes
+        if len(body) < _UNSENT_BYTES:
+            transport.write(head + body)
+        else:
+            # Not joined: however many wait for the same large body, it is kept once.
+            transport.writelines((head, body))
         if transport.get_write_buffer_size() > _UNSENT_BYTES:
             await request.writer.drain()
 
@@ -75,11 +84,13 @@ class Answer(web.StreamResponse):
         del data
 
     def whole(self) -> bytes:
-        """All of it, as it goes to a client of HTTP/1.1 whose connection goes on."""
-        return self._head("") + self._body_bytes
+        """All of it, as it goes to a client of HTTP/1.1."""
+        return self._head("" if self._keep_alive else _CLOSE) + self._body_bytes
 
     def _head(self, persistence: str) -> bytes:
-        length = "" if self._status == 204 else f"Content-Length: {len(self._body_bytes)}\r\n"
+        length = f"Content-Length: {len(self._body_bytes)}\r\n"
+        if self._status in _BODILESS:
+            length = ""
         return (
             f"{_status_line(self._status)}{self._lines}{length}"
             f"Date: {_date(int(time.time()))}\r\n{persistence}\r\n"
@@ -88,7 +99,7 @@ class Answer(web.StreamResponse):
     def _persistence(self, request: web.BaseRequest) -> str:
         self._keep_alive = self._keep_alive and request.keep_alive
         if not self._keep_alive:
-            return "Connection: close\r\n"
+            return _CLOSE
         return "" if request.version >= (1, 1) else "Connection: keep-alive\r\n"
 
 
@@ -109,82 +120,47 @@ def _date(unix_seconds: int) -> str:
     return formatdate(unix_seconds, usegmt=True)
 
 
-_CONTENT_LENGTH = re.compile(rb"\ncontent-length:[ \t]*([0-9]{1,9})[ \t]*\r\n", re.IGNORECASE)
-_KEEP_ALIVE = re.compile(rb"\nconnection:[ \t]*keep-alive[ \t]*(?=\r\n)", re.IGNORECASE)
-# What makes more of a message, or of its connection, than a head and a body of known length.
-_SPECIAL = re.compile(rb"\n(?:connection|expect|transfer-encoding|upgrade)[ \t]*:", re.IGNORECASE)
+class AtSight(typing.Protocol):
+    """What is answered at sight of its bytes, before it costs a parser, a task and a handler."""
 
+    def answer(self, data: bytes, arriving: int) -> bytes | None:
+        """The answer, with so many others on their way to their handlers; None lets it in."""
 
-class Plain(NamedTuple):
-    """A request that HTTP/1.1 reads in one way only: a head, and a body of known length."""
-
-    head: bytes
-    body: bytes
-
-    @classmethod
-    def of(cls, data: bytes) -> "Plain | None":
-        """What `data` is, if it is one such request, whole, and nothing else.
-
-        Anything odd is left to the real parser: a line feed by itself, a length that is missing,
-        said twice or other than what came, and whatever changes how the connection goes on.
-        """
-        head, blank, body = data.partition(b"\r\n\r\n")
-        head += b"\r\n"
-        if not blank or head.count(b"\n") != head.count(b"\r\n"):
-            return None
-        if _SPECIAL.search(_KEEP_ALIVE.sub(b"", head, count=1)):
-            return None
-        lengths = _CONTENT_LENGTH.findall(head)
-        if len(lengths) > 1 or len(lengths) != head.lower().count(b"content-length"):
-            return None
-        return cls(head, body) if len(body) == sum(map(int, lengths)) else None
+    def counts(self, target: str) -> bool:
+        """Whether a request with this target is one of those others."""
 
 
 @dataclass(slots=True)
-class Arrivals:
-    """How many requests of all connections have been read and not reached their handlers yet."""
+class Shared:
+    """What all connections share."""
 
-    count: int = 0
+    on_error: OnError
+    at_sight: AtSight | None
+    connections: Connections
+    reader_seconds: float = _READER_SECONDS
+    # How many requests that count have been read and not reached their handlers yet.
+    arriving: int = 0
 
 
 class Protocol(web.RequestHandler):
-    """aiohttp's protocol, with two mends and a short cut.
+    """aiohttp's protocol, with mends and a short cut.
 
     aiohttp's C parser refuses raw UTF-8 in a request line, which curl sends and other servers
     take: it is percent-encoded before the parser sees it. What can't be parsed, or is refused
-    by aiohttp itself, is answered with the contract's JSON, without a traceback per bad client.
-    And what `at_sight` has an answer to is answered before it costs a parser, a task and a handler.
+    by aiohttp itself, is answered with the contract's JSON, without a traceback per bad client. No
+    client holds a connection by not reading. And what can be is answered at sight.
     """
 
-    __slots__ = (
-        "_arrivals",
-        "_arriving",
-        "_at_sight",
-        "_in_step",
-        "_last_body",
-        "_line_read",
-        "_on_error",
-        "_owed",
-    )
+    __slots__ = ("_arriving", "_framing", "_held", "_shared")
 
-    def __init__(
-        self,
-        on_error: OnError,
-        at_sight: AtSight,
-        arrivals: Arrivals,
-        *args: Any,
-        **kwargs: Any,
-    ) -> None:
+    def __init__(self, shared: Shared, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._on_error = on_error
-        self._at_sight = at_sight
-        self._arrivals = arrivals
-        # Whether a request of ours is among those.
+        self._shared = shared
+        self._framing = Framing()
+        # What came and is not for the parser yet.
+        self._held = b""
+        # Whether a request of ours is among those that `shared` counts.
         self._arriving = False
-        # Whether we know where the next request begins: none yet came in pieces, or in a bunch.
-        self._in_step = True
-        # What is still to come of a body.
-        self._owed = 0
         handle = self._request_handler
         assert handle is not None
 
@@ -193,82 +169,124 @@ class Protocol(web.RequestHandler):
             return handle(request)
 
         self._request_handler = begin
-        # Whether the request line of the request that is arriving has been passed on whole.
-        self._line_read = False
-        # The body of the request that came last; what comes after it is another request.
-        self._last_body: StreamReader | None = None
 
-    def data_received(self, data: bytes) -> None:
-        # aiohttp calls it with nothing, to go on with what the parser has kept.
-        if data and self._is_answered_at_sight(data):
+    # ---- its life -------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        shared = self._shared
+        if not shared.connections.admits(self):
+            shared.connections.refuse(
+                cast(asyncio.Transport, transport), lambda: shared.on_error(Busy()).whole()
+            )
             return
-        if not self._line_read and self._awaits_request():
-            line, newline, rest = data.partition(b"\n")
-            if not line.isascii():
-                data = b"".join((_percent_encoded(line), newline, rest))
-            self._line_read = bool(newline)
-        count = self._request_count
-        super().data_received(data)
-        if self._in_step and data:
-            self._keep_in_step(data, self._request_count - count)
-        if self._request_count != count:
-            self._line_read = False
-            self._last_body = self._messages[-1][1]
-            self._arrive()
+        give_up_on_the_deaf(transport)
+        super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._arrived()
+        self._shared.connections.gone(self)
+        self._held = b""
         super().connection_lost(exc)
 
-    def _keep_in_step(self, data: bytes, requests: int) -> None:
-        """See whether `data`, which began so many requests, ended where one ends, or will."""
-        if self._owed:
-            self._owed -= len(data)
-        elif requests == 1 and not isinstance(message := self._messages[-1][0], _ErrInfo):
-            ends = data.find(b"\r\n\r\n") + 4 + int(message.headers.get("Content-Length", 0))
-            self._owed = ends - len(data)
-            self._in_step = not message.chunked
+    def cut(self) -> None:
+        """Close it at once."""
+        if self.transport is not None:
+            self.transport.abort()
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        except Exception as error:
+            # What its parser lets pass but no request can be made of: a host that is no name.
+            self._give_up(None if isinstance(error, ValueError) else error)
+
+    def _give_up(self, error: Exception | None) -> None:
+        if self.transport is not None:
+            self.transport.write(self._shared.on_error(error).whole())
+        self.force_close()
+
+    async def _drain_helper(self) -> None:
+        if self.transport is None or not self.writing_paused:
+            return await super()._drain_helper()
+        patience = Patience(self.transport, self._shared.reader_seconds)
+        try:
+            return await super()._drain_helper()
+        finally:
+            patience.end()
+
+    # ---- what comes in --------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._close or self._force_close:
+            return
+        if not data:
+            # aiohttp calls it so, to go on with what the parser has kept.
+            self._feed(b"")
+        elif not self._held and self._is_answered_at_sight(data):
+            return
+        data = self._held + data
+        start = 0
+        while start < len(data) and self._has_room():
+            end = self._framing.end_of_piece(data, start)
+            self._feed(data[start:end])
+            start = end
+        self._held = data[start:]
+
+    def _has_room(self) -> bool:
+        """Whether the parser would take more; where it does not, reading is paused."""
+        return len(self._messages) < self._max_msg_queue_size and not self._reading_paused
+
+    def _feed(self, piece: bytes) -> None:
+        count, awaited = self._request_count, self._is_awaiting_a_request()
+        super().data_received(self._framing.mended(piece))
+        begun = self._request_count - count
+        if self._upgraded or begun > 1:
+            self._framing.known = False
+        if not begun:
+            self._framing.took(piece, None)
+            return
+        message, body = self._messages[-begun]
+        if isinstance(message, _ErrInfo):
+            self._framing.known = False
         else:
-            self._in_step = False
-        self._in_step = self._in_step and self._owed >= 0
+            self._framing.took(piece, Begun(message, body))
+            self._shared.connections.busy(self)
+            # One behind another may have long to wait for its turn.
+            at_sight = self._shared.at_sight
+            if awaited and at_sight is not None and at_sight.counts(message.path):
+                self._arriving = True
+                self._shared.arriving += 1
 
-    def _is_answered_at_sight(self, data: bytes) -> bool:
-        """Answer a request for which no parser, task and handler are needed."""
-        if not self._in_step or self._owed or self._is_busy():
-            return False
-        answer = self._at_sight(data, self._arrivals.count)
-        if answer is None:
-            return False
-        assert self.transport is not None
-        self.transport.write(answer)
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        return True
+    def _is_awaiting_a_request(self) -> bool:
+        return self._waiter is not None and not self._waiter.done()
 
-    def _is_busy(self) -> bool:
-        """Whether an answer would come out of turn, or to a client that does not read it."""
-        return (
-            self._arriving
-            or self._request_in_progress
-            or bool(self._messages)
-            or self._close
-            or self._force_close
-            or self.transport is None
-            or self.transport.get_write_buffer_size() > _UNSENT_BYTES
-        )
-
-    def _arrive(self) -> None:
-        if not self._arriving:
-            self._arriving = True
-            self._arrivals.count += 1
+    # ---- requests on their way to their handlers ------------------------------------------------
 
     def _arrived(self) -> None:
         if self._arriving:
             self._arriving = False
-            self._arrivals.count -= 1
+            self._shared.arriving -= 1
 
-    def _awaits_request(self) -> bool:
-        # Whether a handler is still busy says nothing: the client may have its answer already.
-        return self._last_body is None or self._last_body.is_eof()
+    def _is_answered_at_sight(self, data: bytes) -> bool:
+        """Answer a request at sight; it must be its turn, and its client must read."""
+        at_sight = self._shared.at_sight
+        if (
+            at_sight is None
+            or not self._framing.between
+            or not self._is_awaiting_a_request()
+            or self.transport is None
+            or self.transport.get_write_buffer_size() > _UNSENT_BYTES
+        ):
+            return False
+        answer = at_sight.answer(data, self._shared.arriving)
+        if answer is None:
+            return False
+        self.transport.write(answer)
+        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        self._shared.connections.idle(self)
+        return True
+
+    # ---- what goes out --------------------------------------------------------------------------
 
     def handle_error(
         self,
@@ -281,24 +299,36 @@ class Protocol(web.RequestHandler):
         if request.writer.output_size > 0:
             # Amidst a stream of ours: aiohttp closes the connection.
             raise ConnectionError("the response has begun")
-        return self._on_error(exc if status >= 500 else None)
+        return self._shared.on_error(exc if status >= 500 else None)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):
             # `OPTIONS *` and CONNECT, whose targets are no paths: none of our routes saw them.
-            resp = self._on_error(None)
-        return await super().finish_response(request, resp, start_time)
+            resp = self._shared.on_error(None)
+        if self._upgraded and not self._messages:
+            self._decline_upgrade(resp)
+        finished = await super().finish_response(request, resp, start_time)
+        if not self._messages:
+            self._shared.connections.idle(self)
+        return finished
+
+    def _decline_upgrade(self, resp: web.StreamResponse) -> None:
+        """End the connection with this response.
+
+        What its client sent behind an upgrade may be of another protocol; read as requests, it
+        would be what someone else wrote.
+        """
+        resp.force_close()
+        self._message_tail = b""
+        self.close()
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
-        if not isinstance(kw.get("exc_info"), _CLIENTS_FAULT):
-            super().log_exception(*args, **kw)
-
-
-def _percent_encoded(line: bytes) -> bytes:
-    # Everything that is ASCII stays as it was, odd or not: judging it is the parser's.
-    return quote_from_bytes(line, safe=bytes(range(128))).encode("ascii")
+        error = kw.get("exc_info")
+        if not isinstance(error, _CLIENTS_FAULT):
+            # Without its traceback: whoever knows how to cause it could fill the log with them.
+            self.logger.error("a connection was given up: %r", error or args)
 
 
 async def _let_go_on(request: web.Request) -> None:
@@ -314,16 +344,27 @@ async def _let_go_on(request: web.Request) -> None:
 
 
 class Runner:
-    """An aiohttp application behind `Protocol`, without aiohttp's own signal handling."""
+    """An aiohttp application behind `Protocol`, without aiohttp's own signal handling.
+
+    Of more than `most_connections` the one that was idle longest is closed; a client that reads
+    next to nothing of its answer for `reader_seconds` is cut off.
+    """
 
     def __init__(
-        self, app: web.Application, *, on_error: OnError, at_sight: AtSight, **options: Any
+        self,
+        app: web.Application,
+        *,
+        on_error: OnError,
+        at_sight: AtSight | None = None,
+        most_connections: int = MOST_CONNECTIONS,
+        reader_seconds: float = _READER_SECONDS,
+        **options: Any,
     ) -> None:
-        self._runner = web.AppRunner(app, handle_signals=False, **options)
-        self._on_error = on_error
-        self._at_sight = at_sight
-        self._arrivals = Arrivals()
-        self._options = options
+        # Inflated, a body of 64 KiB may be one of 64 MiB; who takes none refuses it as it is.
+        self._options = {"auto_decompress": False, **options}
+        self._runner = web.AppRunner(app, handle_signals=False, **self._options)
+        connections = Connections(most_connections)
+        self._shared = Shared(on_error, at_sight, connections, reader_seconds)
 
     async def setup(self) -> None:
         """Make it ready for `protocol`."""
@@ -334,9 +375,7 @@ class Runner:
     def protocol(self) -> Protocol:
         """One connection's protocol, as `create_server` asks for it."""
         return Protocol(
-            self._on_error,
-            self._at_sight,
-            self._arrivals,
+            self._shared,
             self._runner.server,
             loop=asyncio.get_running_loop(),
             **self._options,
@@ -344,6 +383,7 @@ class Runner:
 
     async def close(self, within: float) -> None:
         """End the connections; those still busy after `within` seconds are cut."""
+        self._shared.connections.close()
         server = self._runner.server
         if server is not None:
             server.pre_shutdown()

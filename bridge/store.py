@@ -7,7 +7,7 @@ answer is older than its question.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
-from typing import Generic, TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from .database import Database, Row
 from .deadlines import Deadlines
@@ -176,7 +176,12 @@ def profiles_of(rows: Iterable[Row]) -> dict[str, DeviceProfile]:
     }
 
 
-_Asker = tuple[Sequence[Key], "asyncio.Future[list[Model | None]]"]
+class _Asker(NamedTuple, Generic[Key, Model]):
+    """Who waits for the models of which keys, and since when on the loop's clock."""
+
+    keys: Sequence[Key]
+    answer: "asyncio.Future[list[Model | None]]"
+    arrived: float
 
 
 class Together(Generic[Key, Model]):
@@ -190,9 +195,8 @@ class Together(Generic[Key, Model]):
         self._load = load
         self._deadlines = deadlines
         self._timeout = timeout
-        # Who waits for the next statement, and for which keys.
+        # Those who wait for a statement to come, in the order of their arrival.
         self._waiting: list[_Asker[Key, Model]] = []
-        self._oldest = 0.0
         self._overdue: int | None = None
         self._under_way: set[asyncio.Task[None]] = set()
 
@@ -204,18 +208,19 @@ class Together(Generic[Key, Model]):
     def get_all(self, keys: Sequence[Key]) -> "asyncio.Future[list[Model | None]]":
         """The models of `keys`, in their order, read by one statement after this call."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[list[Model | None]] = loop.create_future()
-        if not self._waiting:
-            self._oldest = loop.time()
+        asker: _Asker[Key, Model] = _Asker(keys, loop.create_future(), loop.time())
+        self._waiting.append(asker)
+        if len(self._waiting) == 1:
             if len(self._under_way) < LANES:
                 self._begin()
             else:
-                self._overdue = self._deadlines.call_at(self._oldest + self._timeout, self._give_up)
-        self._waiting.append((keys, answer))
-        return answer
+                self._watch_the_first()
+        return asker.answer
 
     async def close(self) -> None:
-        """Cancel what is under way and wait until it has ended."""
+        """Give up those who wait, cancel what is under way, and wait until it has ended."""
+        for asker in self._take(len(self._waiting)):
+            asker.answer.cancel()
         under_way = list(self._under_way)
         for task in under_way:
             task.cancel()
@@ -223,7 +228,7 @@ class Together(Generic[Key, Model]):
 
     def _begin(self) -> None:
         # It begins in the next turn of the loop: what arrived in the same turn goes along.
-        task = asyncio.get_running_loop().create_task(self._fill(), name="read devices")
+        task = asyncio.get_running_loop().create_task(self._fill(), name="read together")
         self._under_way.add(task)
         task.add_done_callback(self._ended)
 
@@ -235,8 +240,9 @@ class Together(Generic[Key, Model]):
             # They were given up in this very turn of the loop.
             return
         now = asyncio.get_running_loop().time()
-        deadline = max(self._oldest + self._timeout, now + min(_LEAST_TIME, self._timeout))
-        wanted = dict.fromkeys(key for keys, _ in askers for key in keys)
+        oldest = askers[0].arrived
+        deadline = max(oldest + self._timeout, now + min(_LEAST_TIME, self._timeout))
+        wanted = dict.fromkeys(key for asker in askers for key in asker.keys)
         try:
             await _hand_out(await self._load(tuple(wanted), deadline), askers)
         except BaseException as error:
@@ -246,31 +252,42 @@ class Together(Generic[Key, Model]):
 
     def _next_askers(self) -> "list[_Asker[Key, Model]]":
         """Who goes along in the next statement: all who wait, or as many as it shall hold."""
+        keys = count = 0
+        while count < len(self._waiting) and keys < _KEYS_A_STATEMENT:
+            keys += len(self._waiting[count].keys)
+            count += 1
+        return self._take(count)
+
+    def _take(self, count: int) -> "list[_Asker[Key, Model]]":
+        """The first so many of those who wait, who wait no more."""
+        askers, self._waiting = self._waiting[:count], self._waiting[count:]
+        self._watch_the_first()
+        return askers
+
+    def _watch_the_first(self) -> None:
+        """See to it that whoever has waited longest is given up in time."""
         if self._overdue is not None:
             self._deadlines.cancel(self._overdue)
             self._overdue = None
-        keys = count = 0
-        while count < len(self._waiting) and keys < _KEYS_A_STATEMENT:
-            keys += len(self._waiting[count][0])
-            count += 1
-        askers, self._waiting = self._waiting[:count], self._waiting[count:]
         if self._waiting:
-            self._overdue = self._deadlines.call_at(self._oldest + self._timeout, self._give_up)
-        return askers
+            overdue = self._waiting[0].arrived + self._timeout
+            self._overdue = self._deadlines.call_at(overdue, self._give_up)
+
+    def _give_up(self) -> None:
+        """Fail those who have waited too long, and nobody else."""
+        latest = asyncio.get_running_loop().time() - self._timeout
+        count = sum(asker.arrived <= latest for asker in self._waiting)
+        _fail(self._take(count), DatabaseTimeout())
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._under_way.discard(task)
         if self._waiting:
             self._begin()
 
-    def _give_up(self) -> None:
-        askers, self._waiting, self._overdue = self._waiting, [], None
-        _fail(askers, DatabaseTimeout())
-
 
 async def _hand_out(models: Mapping[Key, Model], askers: "Iterable[_Asker[Key, Model]]") -> None:
     handed_out = 0
-    for keys, answer in askers:
+    for keys, answer, _ in askers:
         if not answer.done():
             answer.set_result([models.get(key) for key in keys])
         handed_out += len(keys)
@@ -281,7 +298,7 @@ async def _hand_out(models: Mapping[Key, Model], askers: "Iterable[_Asker[Key, M
 
 
 def _fail(askers: "Iterable[_Asker[Key, Model]]", error: BaseException) -> None:
-    for _, answer in askers:
+    for _, answer, _ in askers:
         if answer.done():
             continue
         if isinstance(error, Exception):

@@ -13,8 +13,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from typing import Any, Protocol
 
+import paho.mqtt.client as paho
 import pytest
+from paho.mqtt.enums import CallbackAPIVersion
+from paho.mqtt.properties import Properties
 
+from bridge.operations import OPERATION_NAMES
 from tests.lab.board import Board
 from tests.lab.bridge import PROJECT, Bridge
 from tests.lab.mariadb import MariaDb
@@ -139,6 +143,15 @@ async def test_plugin_asks_under_its_name_and_hears_its_reply(connect, version):
         assert default.topic == "plugin/reply/plugin-a/sensor-data"
 
 
+@pytest.mark.parametrize("operation", OPERATION_NAMES)
+async def test_plugin_may_ask_for_every_operation_there_is(connect, operation):
+    plugin = await connect("plugin-b")
+    fields = {**READING, "requests": [{"operation": "device", **READING}]}
+    reply = await ask(plugin, "plugin-b", operation, fields)
+    # That it lacks some fields is the bridge's word, not the broker's.
+    assert reply.code in (200, 422)
+
+
 async def test_plugin_switches_a_light_and_the_board_hears_it(connect, board_a):
     await check_that_only_this_light_was_switched(await connect("plugin-a"), board_a)
 
@@ -187,6 +200,9 @@ MAY_NOT_PUBLISH = {
     "ask as the bridge": ("plugin-a", "plugin/request/control/bridge"),
     "ask without a name": ("plugin-a", "plugin/request/control"),
     "ask below its own name": ("plugin-a", "plugin/request/control/plugin-a/x"),
+    # A retained message each, they would fill the broker's memory.
+    "ask for what is no operation": ("plugin-a", "plugin/request/anything/plugin-a"),
+    "ask for what only begins like one": ("plugin-a", "plugin/request/control-1/plugin-a"),
     "command a device": ("plugin-a", f"devices/{BOARD_A}/control"),
     "report for a device": ("plugin-a", f"devices/{BOARD_A}/data"),
     "answer another plugin": ("plugin-a", "plugin/reply/plugin-b/control"),
@@ -277,6 +293,45 @@ async def test_retained_request_switches_nothing_and_is_not_repeated(connect, bo
         await check_that_only_this_light_was_switched(plugin, board_a)
     finally:
         await plugin.publish(topic, b"", retain=True)
+
+
+# ---- what nobody may fill -----------------------------------------------------------------------
+
+QUEUE_BYTES = 64 * 1024 * 1024
+LARGE = bytes(4_000_000)
+
+
+async def test_session_that_is_away_takes_no_more_of_the_brokers_memory_than_its_share(
+    connect, board_a
+):
+    session = {"client_id": "away", "clean_start": False}
+    topic = f"devices/{BOARD_A}/data"
+    away = await connect("platform", **session, session_expiry=60)
+    await away.subscribe("devices/+/data")
+    await away.disconnect()
+    sent = QUEUE_BYTES // len(LARGE) + 5
+    for _ in range(sent):
+        assert await board_a.publish(topic, LARGE) == 0
+    back = await connect("platform", **session)
+    # The one that passes the limit is still taken.
+    for _ in range(QUEUE_BYTES // len(LARGE) + 1):
+        assert len((await back.next_message()).payload) == len(LARGE)
+    assert await board_a.publish(topic, b"next") == 0
+    assert (await back.next_message()).payload == b"next"
+
+
+def test_clients_are_told_how_much_they_may_leave_unacknowledged_and_how_large(deployed):
+    told: list[Properties] = []
+    client = paho.Client(CallbackAPIVersion.VERSION2, protocol=paho.MQTTv5)
+    client.username_pw_set("bridge", password("bridge"))
+    client.on_connect = lambda _c, _u, _f, _r, properties: told.append(properties)
+    client.connect(deployed.host, deployed.port)
+    while not told:
+        assert client.loop(5) == paho.MQTT_ERR_SUCCESS
+    client.disconnect()
+    client.loop(1)
+    (properties,) = told
+    assert (properties.ReceiveMaximum, properties.MaximumPacketSize) == (1000, 4 * 1024 * 1024)
 
 
 # ---- what nobody may hear -----------------------------------------------------------------------

@@ -248,6 +248,8 @@ async def test_operation_that_can_be_no_topic_level_is_an_error_of_the_caller(cl
         ("localhost:1883", {}),
         ("mqtt://", {}),
         ("mqtt://user:secret@localhost:99999", {}),
+        ("mqtt://user:密码＠secret@localhost", {}),
+        ("mqtt://user:pa[secret]word@localhost", {}),
         ("mqtt://localhost", {"name": "a/b"}),
         ("mqtt://localhost", {"client_level": "#"}),
     ],

@@ -16,8 +16,12 @@ import pytest
 from playwright.async_api import Page, expect
 
 from bridge import __version__
+from bridge.access import Grant
 from bridge.activity import LISTED_REQUESTS, WINDOW_SECONDS, Activity
+from bridge.console.editions import Editions
 from bridge.dispatch import Observation
+from bridge.models import Health
+from bridge.settings import Settings
 from tests.conftest import ConnectBoard, StartBridge
 from tests.lab.bridge import Bridge
 from tests.lab.browser import open_page
@@ -140,6 +144,71 @@ def test_a_long_text_for_a_uuid_is_not_kept(activity):
     assert len(seen.device_uuid) == 37
 
 
+# ---- what is written of it ----------------------------------------------------------------------
+
+
+def healthy() -> Health:
+    return Health("healthy", True, True, "1", 1.0, 0)
+
+
+@pytest.fixture
+def editions(activity: Activity) -> Editions:
+    return Editions(activity, Settings(_env_file=None), healthy)
+
+
+def read(event: bytes) -> tuple[str, list[int]]:
+    """An event's kind, and the codes of the requests in it, which stand for the requests."""
+    kind, data = event.decode().rstrip().split("\n")
+    requests = json.loads(data.removeprefix("data: "))["requests"]
+    return kind.removeprefix("event: "), [seen["code"] for seen in requests]
+
+
+def test_an_event_is_written_once_for_all_who_may_see_the_same(editions, activity, clock):
+    activity.observe(answered(200))
+    activity.observe(answered(201, uuid=BOARD_B))
+    of_a, also_of_a = (Grant(name, devices=frozenset({BOARD_A})) for name in ("a", "a"))
+    edition = editions.latest()
+    assert editions.latest() is edition
+    assert edition.event(None, None) is edition.event(None, None)
+    assert edition.event(of_a, None) is edition.event(also_of_a, None)
+    assert read(edition.event(None, None)) == ("history", [200, 201])
+    assert read(edition.event(of_a, None)) == ("history", [200])
+    clock.now += 1
+    assert editions.latest() is not edition
+
+
+def test_readers_are_told_of_each_request_once_whenever_they_came(editions, activity, clock):
+    activity.observe(answered(200))
+    first = editions.latest()
+    early = read(first.event(None, None))
+    activity.observe(answered(201))
+    late = read(editions.latest().event(None, None))
+    clock.now += 1
+    second = editions.latest()
+    activity.observe(answered(202))
+    assert early == late == ("history", [200])
+    assert read(second.event(None, first.number)) == ("second", [201])
+    assert read(second.event(None, None)) == ("history", [200, 201])
+    clock.now += 1
+    assert read(editions.latest().event(None, second.number)) == ("second", [202])
+
+
+def test_a_reader_who_missed_an_edition_is_told_the_history_again(editions, activity, clock):
+    told = editions.latest().number
+    for code in (200, 201):
+        activity.observe(answered(code))
+        clock.now += 1
+        latest = editions.latest()
+    assert read(latest.event(None, told)) == ("history", [200, 201])
+
+
+def test_a_history_leaves_out_no_more_than_what_came_since(editions, activity):
+    edition = editions.latest()
+    for _ in range(LISTED_REQUESTS + 50):
+        activity.observe(answered())
+    assert read(edition.event(None, None)) == ("history", [])
+
+
 # ---- who is told what ---------------------------------------------------------------------------
 
 
@@ -211,6 +280,27 @@ async def test_events_begin_with_the_history_and_go_on_every_second(private_brid
     assert abs(seen["at"] - time.time()) < 10
     assert kind == "second"
     assert second["window"]["refused"] == 1
+
+
+async def test_readers_are_all_told_of_each_request_once(private_bridge):
+    bridge = private_bridge()
+
+    async def seen(events: Events) -> list[str]:
+        """What is told until, and with, the last one."""
+        told: list[str] = []
+        while UNKNOWN_BOARD not in told:
+            _, data = await events.next()
+            told += [request["device_uuid"] for request in data["requests"]]
+        return told
+
+    async with contextlib.AsyncExitStack() as stack:
+        readers = []
+        for uuid in (BOARD_A, BOARD_B, BOARD_C):
+            await look_up(bridge, uuid)
+            readers.append(await stack.enter_async_context(watching(bridge)))
+        await look_up(bridge, UNKNOWN_BOARD)
+        told = await asyncio.gather(*(seen(events) for events in readers))
+    assert told == [[BOARD_A, BOARD_B, BOARD_C, UNKNOWN_BOARD]] * 3
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ statement of many reads, against a `load` of our own that answers when the test 
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, contextmanager
 from typing import Any
 
@@ -127,11 +129,34 @@ async def test_failure_amidst_a_result_leaves_no_poisoned_connection(
     monkeypatch.setitem(converters.conversions, FIELD_TYPE.LONGLONG, refuse)
     database = open_database(mariadb, db_pool_size=1)
     for _ in range(3):
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(DatabaseUnavailable):
             await database.fetch(
                 "SELECT seq, REPEAT('x', 500) FROM seq_1_to_5000", deadline=within(5)
             )
         assert await database.fetch("SELECT 'well'", deadline=within(5)) == [("well",)]
+
+
+async def test_mistake_of_ours_is_logged_with_its_traceback_once_per_change(
+    mariadb, open_database, caplog
+):
+    database = open_database(mariadb)
+
+    async def mistake() -> None:
+        with pytest.raises(DatabaseUnavailable):
+            await database.fetch("SELECT %s", (1, 2), deadline=within(5))
+
+    await connection_id(database)
+    for _ in range(3):
+        await mistake()
+    assert database.available
+    assert [record.exc_info is None for record in errors_in(caplog)] == [False]
+    assert await database.fetch("SELECT %s", (1,), deadline=within(5)) == [(1,)]
+    await mistake()
+    assert len(errors_in(caplog)) == 2
+
+
+def errors_in(caplog: pytest.LogCaptureFixture) -> list[logging.LogRecord]:
+    return [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_busy_task_does_not_starve_one_that_waits(mariadb, open_database):
@@ -154,16 +179,304 @@ async def test_busy_task_does_not_starve_one_that_waits(mariadb, open_database):
     hogging.cancel()
 
 
+# Connections
+
+
+class Fault:
+    """What happens to one statement on a `Line`; its sender may have left meanwhile."""
+
+    def __init__(self, *, goes_on: bool, is_answered: bool) -> None:
+        self.is_answered = is_answered
+        self.caught = asyncio.Event()
+        self.done = asyncio.Event()
+        self._goes_on = asyncio.Event()
+        if goes_on:
+            self._goes_on.set()
+
+    async def goes_on(self) -> None:
+        self.caught.set()
+        await self._goes_on.wait()
+
+    async def pass_on(self) -> None:
+        """Let it go on to the server, and wait until that has done it."""
+        self._goes_on.set()
+        async with asyncio.timeout(5):
+            await self.done.wait()
+
+
+class Line:
+    """The way to a real server, on which things go wrong when the test says so."""
+
+    def __init__(self, server: MariaDb) -> None:
+        self._server = server
+        self._faults: dict[bytes, Fault] = {}
+        self._garbled: set[bytes] = set()
+        self._passages: set[asyncio.Task[None]] = set()
+        # Whether new connections are taken without a word.
+        self.silent = False
+        self.host, self.port = LOOPBACK, 0
+        self.database, self.user, self.password = server.database, server.user, server.password
+
+    async def __aenter__(self) -> Line:
+        self._listening = await asyncio.start_server(self._accept, LOOPBACK, 0)
+        self.port = self._listening.sockets[0].getsockname()[1]
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._listening.close()
+        for passage in self._passages:
+            passage.cancel()
+        await asyncio.gather(*self._passages, return_exceptions=True)
+
+    def hold(self, word: bytes) -> Fault:
+        """Keep back the next statement that has this word."""
+        fault = self._faults[word] = Fault(goes_on=False, is_answered=True)
+        return fault
+
+    def cut(self, word: bytes) -> Fault:
+        """Cut the connection of the next statement that has this word, once it is done."""
+        fault = self._faults[word] = Fault(goes_on=True, is_answered=False)
+        return fault
+
+    def garble(self, word: bytes) -> None:
+        """Answer the next statement that has this word, unheard, with what makes no sense."""
+        self._garbled.add(word)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passage = asyncio.create_task(self._pass(reader, writer))
+        self._passages.add(passage)
+        await asyncio.wait([passage])
+        writer.close()
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.silent:
+            await reader.read()
+            return
+        answers, server = await asyncio.open_connection(self._server.host, self._server.port)
+        awaited: list[Fault] = []
+        back = asyncio.create_task(_pass_back(answers, writer, awaited))
+        try:
+            while chunk := await reader.read(65536):
+                if (word := _word_in(chunk, self._garbled)) is not None:
+                    self._garbled.discard(word)
+                    # An error packet without a number.
+                    writer.write(b"\x01\x00\x00\x01\xff")
+                elif (word := _word_in(chunk, self._faults)) is not None:
+                    fault = self._faults.pop(word)
+                    await fault.goes_on()
+                    awaited.append(fault)
+                    server.write(chunk)
+                    await fault.done.wait()
+                else:
+                    server.write(chunk)
+        finally:
+            server.close()
+            back.cancel()
+
+
+def _word_in(chunk: bytes, words: Collection[bytes]) -> bytes | None:
+    return next((word for word in words if word in chunk), None)
+
+
+async def _pass_back(
+    answers: asyncio.StreamReader, writer: asyncio.StreamWriter, awaited: list[Fault]
+) -> None:
+    is_answered = True
+    while is_answered and (chunk := await answers.read(65536)):
+        while awaited:
+            fault = awaited.pop()
+            is_answered = fault.is_answered
+            fault.done.set()
+        if is_answered and not writer.is_closing():
+            writer.write(chunk)
+    writer.close()
+
+
+async def test_no_more_connections_are_made_than_are_allowed(mariadb, open_database):
+    database = open_database(mariadb, db_pool_size=3)
+    assert len(await connection_ids(database, 12)) == 3
+
+
+async def test_connections_that_could_be_made_are_kept_and_used_though_others_could_not(
+    private_mariadb, open_database
+):
+    server = private_mariadb()
+    server.execute("CREATE USER few@'%' IDENTIFIED BY 'few' WITH MAX_USER_CONNECTIONS 3")
+    server.execute(f"GRANT SELECT ON {server.database}.* TO few@'%'")
+    database = open_database(server, db_user="few", db_password="few")
+
+    async def five_at_once() -> list[Any]:
+        asking = (database.fetch("SELECT 1, SLEEP(0.2)", deadline=within(5)) for _ in range(5))
+        return await asyncio.gather(*asking, return_exceptions=True)
+
+    for _ in range(3):
+        answers = await five_at_once()
+        assert answers.count([(1, 0)]) == 3
+        assert [type(one) for one in answers].count(DatabaseUnavailable) == 2
+    ids = server.query("SELECT id FROM information_schema.processlist WHERE user = 'few'")
+    assert len(ids) == 3
+    server.execute("ALTER USER few@'%' WITH MAX_USER_CONNECTIONS 5")
+    assert await five_at_once() == [[(1, 0)]] * 5
+
+
+async def test_one_that_cannot_be_made_keeps_nobody_from_those_there_are(mariadb, open_database):
+    async with Line(mariadb) as line:
+        database = open_database(line, db_pool_size=2)
+        await connection_id(database)
+        line.silent = True
+        asking = [
+            asyncio.create_task(database.fetch("SELECT 1", deadline=within(5))) for _ in range(2)
+        ]
+        done, hanging = await asyncio.wait(asking, return_when=asyncio.FIRST_COMPLETED)
+        for _ in range(20):
+            await database.fetch("SELECT 1", deadline=within(5))
+        assert [task.result() for task in done] == [[(1,)]]
+        assert not any(task.done() for task in hanging)
+        for task in hanging:
+            task.cancel()
+
+
+async def test_closing_takes_leave_of_the_server(mariadb, open_database):
+    def aborted() -> Any:
+        return mariadb.query("SHOW GLOBAL STATUS LIKE 'Aborted_clients'")
+
+    before = aborted()
+    database = open_database(mariadb)
+    ids = await connection_ids(database, 3)
+    await database.close()
+    listed = ", ".join(map(str, ids))
+    await asyncio.to_thread(
+        wait_until,
+        lambda: (
+            not mariadb.query(
+                f"SELECT id FROM information_schema.processlist WHERE id IN ({listed})"
+            )
+        ),
+        2,
+        "the end of the connections",
+    )
+    assert aborted() == before
+
+
+async def test_nothing_is_asked_once_it_is_closed(mariadb, open_database):
+    database = open_database(mariadb)
+    await connection_id(database)
+    await database.close()
+    with pytest.raises(DatabaseUnavailable):
+        await database.fetch("SELECT 1", deadline=within(5))
+
+
+# Whether it is available
+
+
+@pytest.fixture
+def probing_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bridge.database._PROBE_SECONDS", 0.01)
+
+
+GREETINGS = {
+    "another protocol": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+    "cut off": b"\x05\x00\x00\x00\x0ahe",
+    "empty": b"\x00" * 64,
+    "half a packet": b"\x03\x00\x00\x00abc",
+    "without salt": b"\x4a\x00\x00\x00\x0a5.5\x00" + b"\x01" * 20,
+}
+
+
+@pytest.mark.parametrize("greeting", GREETINGS.values(), ids=GREETINGS.keys())
+async def test_mangled_greeting_is_told_as_ours_and_ends_no_watch(
+    open_database, probing_at_once, greeting
+):
+    greeted = asyncio.Semaphore(0)
+
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(greeting)
+        writer.close()
+        greeted.release()
+
+    async with await asyncio.start_server(greet, LOOPBACK, 0) as server:
+        database = open_database(server.sockets[0].getsockname()[1])
+        with pytest.raises(DatabaseUnavailable):
+            await database.fetch("SELECT 1", deadline=within(5))
+        watching = asyncio.create_task(database.watch())
+        for _ in range(4):
+            await greeted.acquire()
+        assert not watching.done()
+        assert not database.available
+        watching.cancel()
+
+
+async def test_waiting_for_others_of_ours_is_no_outage(mariadb, open_database):
+    database = open_database(mariadb, db_pool_size=1, db_timeout=0.4)
+    await connection_id(database)
+    hogging = asyncio.create_task(database.fetch("SELECT SLEEP(0.3)", deadline=within(0.4)))
+    await settled()
+    with pytest.raises(DatabaseTimeout):
+        await database.fetch("SELECT 1", deadline=within(0.05))
+    assert database.available
+    assert await hogging == [(0,)]
+
+
+async def test_callers_haste_is_no_outage(mariadb, open_database):
+    database = open_database(mariadb, db_timeout=2)
+    await connection_id(database)
+    with pytest.raises(DatabaseTimeout):
+        await database.fetch("SELECT SLEEP(1)", deadline=within(0.05))
+    assert database.available
+
+
+async def test_silence_for_as_long_as_may_be_waited_is_an_outage(mariadb, open_database):
+    database = open_database(mariadb, db_timeout=0.3)
+    await connection_id(database)
+    with pytest.raises(DatabaseTimeout):
+        await database.fetch("SELECT SLEEP(1)", deadline=within(0.3))
+    assert not database.available
+
+
+@pytest.mark.parametrize(
+    "refused",
+    ["SELECT * FROM no_such_table", "UPDATE device_main SET name = 'x'", "SELECT no_such_column"],
+    ids=["no table", "no right", "no column"],
+)
+async def test_refused_statement_is_told_once_and_is_no_outage(
+    mariadb, open_database, caplog, refused
+):
+    database = open_database(mariadb)
+    await connection_id(database)
+    for _ in range(3):
+        with pytest.raises(DatabaseUnavailable):
+            await database.execute(refused, deadline=within(5))
+        await connection_id(database)
+    assert database.available
+    (told,) = (record for record in caplog.records if record.levelno == logging.WARNING)
+    assert database.last_trouble is not None
+    assert database.last_trouble in told.getMessage()
+
+
+async def test_outage_is_seen_though_nobody_asks(private_mariadb, open_database, probing_at_once):
+    server = private_mariadb()
+    database = open_database(server)
+    watching = asyncio.create_task(database.watch())
+    for is_well, change in ((True, lambda: None), (False, server.kill), (True, server.start)):
+        await asyncio.to_thread(change)
+        async with asyncio.timeout(10):
+            while database.available is not is_well:
+                await asyncio.sleep(0.01)
+    watching.cancel()
+
+
 # Nothing is waited for past its deadline
 
 
 class Silent:
-    """A server that accepts and says nothing."""
+    """A server that accepts and says nothing; the first few it may pass on to a real one."""
 
-    def __init__(self) -> None:
+    def __init__(self, after: int = 0, before: MariaDb | None = None) -> None:
         self.port = 0
         self.open = 0
         self.accepted = 0
+        self._after = after
+        self._before = before
         self._writers: list[asyncio.StreamWriter] = []
 
     async def __aenter__(self) -> Silent:
@@ -617,7 +930,8 @@ async def test_those_behind_statements_that_hang_are_answered_in_time(loads):
 
 
 async def test_no_statement_is_sent_for_those_who_were_given_up_in_that_very_turn(loads):
-    together = Together[str, str](loads, 5.0, Deadlines())
+    # Overdue at once, though `Deadlines` looks only from time to time.
+    together = Together[str, str](loads, 0.0, Deadlines())
     await all_lanes_taken(together)
     (waiting,) = await ask(together, "a")
     lane = next(iter(together._under_way))
@@ -630,6 +944,48 @@ async def test_no_statement_is_sent_for_those_who_were_given_up_in_that_very_tur
     await settled()
     assert () not in loads.asked
     await together.close()
+
+
+async def test_only_those_who_waited_too_long_are_given_up(loads):
+    together = Together[str, str](loads, 0.4, Deadlines())
+    hung = await all_lanes_taken(together)
+    (early,) = await ask(together, "a")
+    await asyncio.sleep(0.2)
+    (late,) = await ask(together, "b")
+    with pytest.raises(DatabaseTimeout):
+        await early
+    assert not late.done()
+    loads.answer(0)
+    await settled()
+    assert loads.asked[LANES:] == [("b",)]
+    loads.answer(LANES, "1")
+    assert await late == "b=1"
+    await together.close()
+    await asyncio.gather(*hung, return_exceptions=True)
+
+
+async def test_queue_that_never_empties_fails_nobody_who_waits_shortly(loads):
+    """The keys of two are more than one statement holds, so that one is always left over."""
+    together = Together[tuple[str, int], str](loads, 0.3, Deadlines())
+    keys = 1024
+
+    async def ask_again_and_again(name: str) -> None:
+        while not over.is_set():
+            await together.get_all([(name, number) for number in range(keys)])
+
+    async def answer_each() -> None:
+        for number in itertools.count():
+            while len(loads.ends) <= number:
+                await asyncio.sleep(0.005)
+            loads.ends[number].set_result({})
+
+    over = asyncio.Event()
+    answering = asyncio.create_task(answer_each())
+    asking = [asyncio.create_task(ask_again_and_again(str(n))) for n in range(LANES + 2)]
+    await asyncio.sleep(0.8)
+    over.set()
+    assert await asyncio.gather(*asking) == [None] * (LANES + 2)
+    answering.cancel()
 
 
 async def test_many_keys_of_one_request_are_answered_in_their_order(together, loads):
@@ -655,8 +1011,28 @@ async def test_statement_has_what_is_left_of_its_oldest_requests_time(loads):
     await together.close()
 
 
-async def test_closing_leaves_nobody_waiting(together, loads):
-    under_way = await all_lanes_taken(together)
+async def test_statement_does_not_pay_for_the_age_of_those_who_go_before(loads):
+    together = Together[Any, str](loads, 2.0, Deadlines())
+    await all_lanes_taken(together)
+    # As many keys as one statement holds.
+    together.get_all([f"a{number}" for number in range(1024)])
+    await asyncio.sleep(0.3)
+    now = asyncio.get_running_loop().time()
+    await ask(together, "b")
+    for lane in range(2):
+        loads.answer(lane)
+        await settled()
+    assert [asked[0] for asked in loads.asked[LANES:]] == ["a0", "b"]
+    assert loads.deadlines[LANES:] == [
+        pytest.approx(now - 0.3 + 2.0, abs=0.1),
+        pytest.approx(now + 2.0, abs=0.1),
+    ]
     await together.close()
-    outcomes = await asyncio.wait_for(asyncio.gather(*under_way, return_exceptions=True), 1)
-    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * LANES
+
+
+async def test_closing_leaves_nobody_waiting(together, loads):
+    waiting = [*await all_lanes_taken(together), *await ask(together, "a", "b")]
+    await together.close()
+    outcomes = await asyncio.wait_for(asyncio.gather(*waiting, return_exceptions=True), 1)
+    assert [type(outcome) for outcome in outcomes] == [asyncio.CancelledError] * (LANES + 2)
+    assert len(loads.asked) == LANES

@@ -160,6 +160,28 @@ def test_every_service_has_a_health_check_and_no_secret_is_in_the_file():
                 assert Path(value).name in service["secrets"]
 
 
+def test_http_is_published_to_this_machine_alone_where_no_keys_guard_it():
+    bridge = COMPOSE["services"]["bridge"]
+    assert "API_KEYS_FILE" not in bridge["environment"]
+    assert [port.rsplit(":", 2)[0] for port in bridge["ports"]] == [LOOPBACK]
+
+
+def test_compose_file_with_its_keys_taken_in_is_what_compose_takes(tmp_path):
+    """As its head says: the lines with api_keys, which are commented out."""
+    text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
+    opened = re.sub(r"^( +)# (.*api_keys.*)$", r"\1\2", text, flags=re.MULTILINE)
+    bridge = yaml.safe_load(opened)["services"]["bridge"]
+    assert Path(bridge["environment"]["API_KEYS_FILE"]).name in bridge["secrets"]
+    written = tmp_path / "compose.yaml"
+    written.write_text(opened, encoding="utf-8")
+    checked(program("docker-compose"), "-f", written, "config", "--quiet")
+
+
+def test_log_of_every_service_is_bounded():
+    for service in COMPOSE["services"].values():
+        assert service["logging"]["options"].keys() >= {"max-size", "max-file"}
+
+
 def test_bind_mounts_of_the_compose_file_are_there():
     mounts = COMPOSE["services"]["broker"]["volumes"]
     sources = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]

@@ -1,5 +1,5 @@
-"""aiohttp's protocol with our two mends (raw UTF-8 in a request line, JSON for the unparsable),
-and the answers that go out in one write.
+"""aiohttp's protocol with our mends (raw UTF-8 in a request line, JSON for the unparsable), and the
+answers that go out in one write. What attackers make of it is in `test_http_attacks.py`.
 
 What `bridge.sidecar.Protocol` relies on in aiohttp is private: when it has moved, these tests fail.
 Everything goes over real sockets, as bytes, to an application that says what it was asked.
@@ -10,18 +10,30 @@ from __future__ import annotations
 import asyncio
 import inspect
 import json
+import random
 from collections.abc import AsyncIterator
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 from urllib.parse import quote
 
+import aiohttp
 import pytest
 from aiohttp import web
+from aiohttp.base_protocol import BaseProtocol
 
+from bridge.app import Bridge
+from bridge.operations import OPERATIONS
+from bridge.settings import Settings
 from bridge.sidecar import Answer, Protocol, Runner
-from tests.lab.servers import LOOPBACK
+from tests.lab.servers import LOOPBACK, free_port
 
 CHINESE = "温度"
 UNPARSABLE = {"code": 400, "error": "malformed_request"}
+
+
+def head_of(data: bytes) -> tuple[str, dict[str, str]]:
+    """The status line, and the headers in lower case."""
+    status, *lines = data.decode("latin-1").rstrip("\r\n").split("\r\n")
+    return status, dict(line.lower().split(": ", 1) for line in lines)
 
 
 class Connection:
@@ -48,17 +60,19 @@ class Connection:
 
     async def response(self) -> tuple[int, Any]:
         """The status and the parsed body of the next response."""
+        status, _, body = await self.answer()
+        return status, body
+
+    async def answer(self) -> tuple[int, dict[str, str], Any]:
+        """Status, headers (all in lower case) and parsed body of the next response."""
         async with asyncio.timeout(5):
-            head = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1")
-            status = int(head.split(" ", 2)[1])
-            headers = dict(
-                line.lower().split(": ", 1) for line in head.split("\r\n")[1:] if ": " in line
-            )
+            line, headers = head_of(await self.reader.readuntil(b"\r\n\r\n"))
+            status = int(line.split(" ", 2)[1])
             if status == 100:
-                return status, None
+                return status, headers, None
             body = await self.reader.readexactly(int(headers["content-length"]))
         assert headers["content-type"].startswith("application/json")
-        return status, json.loads(body)
+        return status, headers, json.loads(body)
 
     async def closed(self) -> bool:
         """Whether the server closes the connection, saying nothing more."""
@@ -116,12 +130,7 @@ async def port() -> AsyncIterator[int]:
     app.router.add_route("*", "/broken", broken)
     app.router.add_route("*", "/answer", answer)
     app.router.add_route("*", "/{path:.*}", echo)
-    runner = Runner(
-        app,
-        on_error=on_error,
-        at_sight=lambda *_: None,
-        access_log=None,
-    )
+    runner = Runner(app, on_error=on_error, access_log=None)
     await runner.setup()
     server = await asyncio.get_running_loop().create_server(runner.protocol, LOOPBACK, 0)
     yield server.sockets[0].getsockname()[1]
@@ -141,18 +150,53 @@ def post(target: str, body: bytes, *headers: str) -> bytes:
 # What is private, and there
 
 
-@pytest.mark.parametrize("name", ["_request_count", "_messages", "_waiter"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_close",
+        "_force_close",
+        "_keepalive_timeout",
+        "_max_msg_queue_size",
+        "_message_tail",
+        "_messages",
+        "_next_keepalive_close_time",
+        "_reading_paused",
+        "_request_count",
+        "_request_handler",
+        "_upgraded",
+        "_waiter",
+    ],
+)
 def test_aiohttp_has_what_we_reach_for(name):
-    assert name in web.RequestHandler.__slots__
+    assert name in {*web.RequestHandler.__slots__, *BaseProtocol.__slots__}
 
 
-@pytest.mark.parametrize("name", ["data_received", "handle_error", "__init__"])
+def test_we_take_no_name_that_aiohttp_has():
+    assert not set(Protocol.__slots__) & {*web.RequestHandler.__slots__, *BaseProtocol.__slots__}
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_drain_helper",
+        "connection_lost",
+        "connection_made",
+        "data_received",
+        "finish_response",
+        "handle_error",
+        "log_exception",
+        "start",
+    ],
+)
 def test_what_we_override_is_called_as_we_declare_it(name):
     theirs = inspect.signature(getattr(web.RequestHandler, name)).parameters
-    if name == "__init__":
-        assert list(theirs)[:3] == ["self", "manager", "loop"]
-    else:
-        assert list(inspect.signature(getattr(Protocol, name)).parameters) == list(theirs)
+    assert list(inspect.signature(getattr(Protocol, name)).parameters) == list(theirs)
+
+
+def test_a_protocol_is_made_as_we_make_it():
+    theirs = inspect.signature(web.RequestHandler.__init__).parameters
+    assert list(theirs)[:3] == ["self", "manager", "loop"]
+    assert "auto_decompress" in theirs
 
 
 async def test_server_makes_protocols_with_the_options_of_the_application(port):
@@ -160,7 +204,6 @@ async def test_server_makes_protocols_with_the_options_of_the_application(port):
     runner = Runner(
         web.Application(),
         on_error=lambda _: Answer(400, "text/plain", b""),
-        at_sight=lambda *_: None,
         access_log=None,
         keepalive_timeout=12.5,
     )
@@ -274,6 +317,11 @@ async def test_body_that_nobody_reads_does_not_spoil_the_next_request(port):
 
 # Several requests at once
 
+CHUNKED = (
+    b"POST /1 HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
+    b"%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+)
+
 
 async def test_pipelined_requests_are_answered_in_order(port):
     async with Connection(port) as client:
@@ -292,14 +340,58 @@ async def test_request_sent_while_another_is_answered_gets_its_answer(port):
         assert (await client.ask(RAW))["query"]["sensor"] == CHINESE
 
 
-async def test_raw_utf_8_in_a_pipelined_request_costs_at_most_that_connection(port):
-    """Only a request that is awaited is mended, none that comes behind one unanswered."""
+@pytest.mark.parametrize(
+    "before", [get("/slow"), post("/1", BODY), CHUNKED], ids=["GET", "POST", "chunks"]
+)
+async def test_raw_utf_8_is_mended_in_every_request_of_a_bunch(port, before):
+    first = "/slow" if before.startswith(b"GET") else "/1"
     async with Connection(port) as client:
-        await client.send(get("/slow"), RAW)
-        status, body = await client.response()
-        assert (status, body) in [(200, {"path": "/slow"}), (400, UNPARSABLE)]
+        await client.send(before)
+        await client.send(RAW + post(f"/2?a={CHINESE}", BODY) + RAW)
+        asked = [(await client.response())[1] for _ in range(4)]
+    assert [one["path"] for one in asked] == [first, "/api/sensor-data", "/2", "/api/sensor-data"]
+    assert asked[2]["body"].encode() == BODY
+    assert asked[3]["query"]["sensor"] == CHINESE
+
+
+async def test_stream_of_requests_may_be_cut_anywhere(port):
+    """However the bytes fall into segments, each request is what it was."""
+    requests = [RAW, post(f"/p?a={CHINESE}", BODY), get("/q"), b"\r\n" + get("/r")] * 2
+    requests += [CHUNKED, get("/s")]
+    stream = b"".join(requests)
+    paths = ["/api/sensor-data", "/p", "/q", "/r"] * 2 + ["/1", "/s"]
+    choose = random.Random(1)
+    for _ in range(60):
+        cuts = sorted(choose.sample(range(1, len(stream)), choose.randrange(1, 12)))
+        ends = [*cuts, len(stream)]
+        async with Connection(port) as client:
+            await client.send(
+                *(stream[start:end] for start, end in zip([0, *cuts], ends, strict=True))
+            )
+            asked = [(await client.response())[1] for _ in requests]
+        assert [one["path"] for one in asked] == paths, cuts
+        assert {one["body"] for one in asked if one["method"] == "POST"} == {BODY.decode()}, cuts
+
+
+async def test_more_requests_at_once_than_the_parser_takes_are_all_answered(port):
     async with Connection(port) as client:
-        assert (await client.ask(RAW))["query"]["sensor"] == CHINESE
+        await client.send(b"".join(post(f"/{number}?a={CHINESE}", BODY) for number in range(300)))
+        paths = [(await client.response())[1]["path"] for _ in range(300)]
+    assert paths == [f"/{number}" for number in range(300)]
+
+
+async def test_body_larger_than_the_parser_keeps_is_followed_by_the_next_request(port):
+    async with Connection(port) as client:
+        await client.send(get("/slow") + post("/p?ignore=1", b"x" * 500_000) + RAW)
+        paths = [(await client.response())[1]["path"] for _ in range(3)]
+    assert paths == ["/slow", "/p", "/api/sensor-data"]
+
+
+async def test_good_requests_before_a_bad_one_are_answered(port):
+    async with Connection(port) as client:
+        await client.send(get("/1") + RAW + BAD["no HTTP"] + get("/2"))
+        assert [(await client.response())[0] for _ in range(3)] == [200, 200, 400]
+        assert await client.closed()
 
 
 async def test_connections_do_not_disturb_one_another(port):
@@ -382,11 +474,6 @@ async def test_failure_outside_the_handlers_own_care_is_answered_as_such(port):
 
 
 # Answers in one write
-
-
-def head_of(data: bytes) -> tuple[str, dict[str, str]]:
-    status, *lines = data.decode("latin-1").rstrip("\r\n").split("\r\n")
-    return status, dict(line.lower().split(": ", 1) for line in lines)
 
 
 async def exchange(client: Connection, request: bytes) -> tuple[str, dict[str, str]]:
@@ -480,3 +567,87 @@ async def test_bridge_answers_bad_requests_as_the_contract_says(bridge, kind):
         status, body = await client.response()
     assert (status, body["code"], body["error"]) == (400, 400, "malformed_request")
     assert body["detail"]
+
+
+class BrokenStore:
+    """Fails in a way that nobody thought of; a whole backend, with no life of its own."""
+
+    available = True
+
+    @property
+    def store(self) -> Self:
+        return self
+
+    async def sensors(self, wanted: object) -> NoReturn:
+        raise ZeroDivisionError(f"the driver's words about {wanted}")
+
+    async def readings(self, device_uuid: str) -> NoReturn:
+        await self.sensors(device_uuid)
+        raise NotImplementedError
+
+    async def profile(self, device_uuid: str) -> NoReturn:
+        await self.sensors(device_uuid)
+        raise NotImplementedError
+
+    async def watch(self) -> None:
+        await asyncio.Event().wait()
+
+    async def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+async def broken_bridge(mosquitto) -> AsyncIterator[int]:
+    """The HTTP port of a bridge in this process, below the topics ``broken``."""
+    port = free_port()
+    settings = Settings(
+        _env_file=None,
+        mqtt_broker=mosquitto.host,
+        mqtt_port=mosquitto.port,
+        mqtt_topic_prefix="broken",
+        mqtt_instance=f"broken-{port}",
+        service_host=LOOPBACK,
+        service_port=port,
+    )
+    bridge = Bridge(settings, backend=BrokenStore())
+    await bridge.start()
+    try:
+        async with asyncio.timeout(10):
+            while not bridge.is_ready():
+                await asyncio.sleep(0.01)
+        yield port
+    finally:
+        await bridge.stop()
+
+
+@pytest.mark.parametrize("transport", ["http", "mqtt"])
+@pytest.mark.parametrize("operation", ["sensor-data", "device", "control", "preset"])
+async def test_failure_that_nobody_thought_of_is_told_by_a_number_that_is_in_the_log(
+    broken_bridge, requester, caplog, transport, operation
+):
+    fields = {"device_uuid": "d", "sensor": "temperature", "port_type": "led", "port_id": 1,
+              "action": "on", "preset_key": "p", "request_id": "r1"}  # fmt: skip
+    if transport == "http":
+        row = OPERATIONS[operation]
+        path = row.path.format(**fields)
+        sent = {"json": fields} if row.method == "POST" else {"params": fields}
+        url = f"http://{LOOPBACK}:{broken_bridge}{path}"
+        async with aiohttp.ClientSession() as http, http.request(row.method, url, **sent) as reply:
+            assert reply.status == 500
+            body = await reply.json()
+    else:
+        body = (await requester.ask(operation, fields, prefix="broken")).body
+    incident = body.pop("incident")
+    assert body == {
+        "code": 500,
+        "msg": "失败",
+        "data": None,
+        "detail": body["detail"],
+        "error": "internal_error",
+        "request_id": "r1",
+    }
+    assert incident in body["detail"]
+    assert "driver" not in body["detail"]
+    (logged,) = (record for record in caplog.records if record.exc_info)
+    assert logged.incident == incident
+    assert "the driver's words" in str(logged.exc_info[1])

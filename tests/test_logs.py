@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
+import logging
+import os
 import re
+import select
+import subprocess
+import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import aiohttp
 import pytest
 
-from tests.lab.bridge import Bridge
+from bridge.logs import LineWriter, TextLines
+from tests.lab.bridge import PROJECT, Bridge
 from tests.lab.platform import BOARD_A, BOARD_E, SECRET_PREFIX
 from tests.lab.servers import wait_until
 
@@ -206,3 +215,202 @@ async def test_no_secret_of_a_device_is_logged(verbose, connect_requester):
     async with aiohttp.request("GET", f"{verbose.url}/api/devices/{BOARD_A}/config") as response:
         assert SECRET_PREFIX not in await response.text()
     assert SECRET_PREFIX not in verbose.output
+
+
+# ---- a value that reads like a field ------------------------------------------------------------
+
+FORGED = "x code=200 outcome=ok"
+_FIELD = re.compile(r' (\w+)=("(?:[^"\\]|\\.)*"|[^ ="]+)')
+
+
+def fields_of(line: str) -> list[tuple[str, str]]:
+    """What a reader of the text log takes for its fields: names, and values as they are written."""
+    return _FIELD.findall(line)
+
+
+async def test_value_that_a_caller_sent_is_not_read_as_another_field(private_bridge):
+    bridge = await asyncio.to_thread(private_bridge)
+    command = {"device_uuid": FORGED, "port_type": "led", "port_id": 1, "action": "on"}
+    async with aiohttp.request("POST", f"{bridge.url}/api/control", json=command) as refusal:
+        assert refusal.status == 404
+    fields = fields_of(await written(bridge, "INFO    command"))
+    assert [name for name, _ in fields] == [
+        "who",
+        "device",
+        "operation",
+        "asked",
+        "code",
+        "outcome",
+    ]
+    told = dict(fields)
+    assert (told["device"], told["code"]) == (f'"{FORGED}"', "404")
+    assert told["outcome"] == "device_not_found"
+    assert json.loads(json.loads(told["asked"])) == {
+        "port_type": "led",
+        "port_id": 1,
+        "action": "on",
+    }
+
+
+@pytest.mark.parametrize(
+    ("value", "written_as"),
+    [
+        ("plain-1.0:x/y_z", "plain-1.0:x/y_z"),
+        ("温度", "温度"),
+        (200, "200"),
+        (1.5, "1.5"),
+        ("", '""'),
+        ("a b", '"a b"'),
+        ("a=b", '"a=b"'),
+        ('a"b', r'"a\"b"'),
+        ("a\nb", r"a\u000ab"),
+        ("a \n", r'"a \\u000a"'),
+        ("a " * 200, f'"{"a " * 100}…"'),
+    ],
+)
+def test_value_is_quoted_where_it_would_be_more_than_one(value, written_as):
+    line = TextLines().format(logging.makeLogRecord({"msg": "said", "it": value}))
+    assert line.endswith(f" said it={written_as}")
+
+
+# ---- a reader that stops ------------------------------------------------------------------------
+
+PIPE_BYTES = 4096
+
+
+class Unread(Bridge):
+    """A bridge whose stderr is a pipe that holds a page, and that nobody reads unless told to."""
+
+    def command(self) -> list[str]:
+        return ["sh", "-c", 'exec "$0" "$@" 2>stderr', *super().command()]
+
+    @contextlib.contextmanager
+    def pipe(self) -> Iterator[int]:
+        os.mkfifo(self.folder / "stderr")
+        reading = os.open(self.folder / "stderr", os.O_RDONLY | os.O_NONBLOCK)
+        fcntl.fcntl(reading, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        os.set_blocking(reading, True)
+        try:
+            yield reading
+        finally:
+            os.close(reading)
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+async def test_reader_of_the_log_that_stops_stops_nothing_else(private_mosquitto, mariadb, workers):
+    bridge = Unread(private_mosquitto(), mariadb, WORKERS=workers)
+    command = {"device_uuid": "nowhere", "port_type": "led", "port_id": 1, "action": "on"}
+    try:
+        with bridge.pipe():
+            await asyncio.to_thread(bridge.start)
+            async with asyncio.timeout(20), aiohttp.ClientSession(bridge.url) as session:
+                for _ in range(10 * PIPE_BYTES // 100):
+                    async with session.post("/api/control", json=command) as refusal:
+                        assert refusal.status == 404
+            assert bridge.live
+            assert await asyncio.to_thread(bridge.stop) == 0
+    finally:
+        await asyncio.to_thread(bridge.close)
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[int, int]]:
+    """A pipe that holds a page: where it is read, and where it is written."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+    yield reading, writing
+    os.close(reading)
+    os.close(writing)
+
+
+def log(writer: LineWriter, text: str) -> None:
+    writer.handle(logging.makeLogRecord({"msg": text}))
+
+
+def read_until(descriptor: int, text: str) -> list[str]:
+    """All lines up to one that holds the text."""
+    read = ""
+    while text not in read or not read.endswith("\n"):
+        readable, _, _ = select.select((descriptor,), (), (), 10)
+        assert readable, f"no line with {text!r}; the last: {read[-200:]}"
+        read += os.read(descriptor, PIPE_BYTES).decode()
+    return read.splitlines()
+
+
+def test_lines_that_nobody_read_are_counted_and_told_when_somebody_reads_on(pipe):
+    reading, writing = pipe
+    writer = LineWriter(writing, limit=10)
+    for number in range(1000):
+        log(writer, f"{number:0100}")
+    *kept, told = read_until(reading, "dropped")
+    # A pipe's worth, those that waited, and what the thread had in hand; all of them in order.
+    assert [int(line) for line in kept] == list(range(len(kept)))
+    assert 10 <= len(kept) <= 10 + 2 * PIPE_BYTES // 100
+    assert f"{1000 - len(kept)} lines of the log were dropped" in told
+    log(writer, "afterwards")
+    assert read_until(reading, "afterwards") == ["afterwards"]
+    writer.flush()
+
+
+def test_busy_process_whose_lines_are_read_loses_none(pipe, tmp_path):
+    """The thread that writes them gets its turn when many wait."""
+    reading, writing = pipe
+    writer = LineWriter(writing, limit=200)
+    numbers = [str(number) for number in range(20_000)]
+    command = ["head", "-n", str(len(numbers))]
+    with (
+        (tmp_path / "log").open("w") as read,
+        subprocess.Popen(command, stdin=reading, stdout=read) as reader,
+    ):
+        for number in numbers:
+            log(writer, number)
+        try:
+            reader.wait(timeout=10)
+        finally:
+            reader.kill()
+    assert (tmp_path / "log").read_text().splitlines() == numbers
+
+
+def test_line_that_can_not_be_made_is_told_and_stops_nothing(pipe):
+    class Unspeakable:
+        def __str__(self) -> str:
+            raise RuntimeError
+
+    reading, writing = pipe
+    writer = LineWriter(writing)
+    writer.handle(logging.makeLogRecord({"name": "odd", "msg": Unspeakable()}))
+    log(writer, "next")
+    told, line = read_until(reading, "next")
+    assert told == "a line of odd can't be written: RuntimeError"
+    assert line == "next"
+
+
+MANY_LINES = """
+import logging
+from bridge import logs
+logs.set_up("INFO", "text")
+for number in range(5000):
+    logging.info("%d", number)
+"""
+
+
+def many_lines(**options: Any) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", MANY_LINES],
+        cwd=PROJECT,
+        text=True,
+        stderr=subprocess.PIPE,
+        **options,
+    )
+
+
+def test_all_lines_are_out_in_order_when_the_process_has_ended():
+    with many_lines() as process:
+        _, told = process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert [int(line.split()[-1]) for line in told.splitlines()] == list(range(5000))
+
+
+def test_process_ends_though_nobody_reads_its_lines():
+    with many_lines() as process:
+        assert process.wait(timeout=10) == 0

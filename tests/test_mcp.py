@@ -206,6 +206,28 @@ async def test_ordinary_preset_is_run(bridge, board: ConnectBoard):
     assert (await listening.next_command()).json["parameters"]["count"] == 9
 
 
+NUMBERS: list[Any] = [3, 2**40, 2**64 - 1, 10**30, -(10**19), 1e300, [10**30], {"a": 10**30}]
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=repr)
+async def test_number_means_what_it_means_in_any_request(connect, http, board, number):
+    """The SDK's parser takes integers without end, which ours reads as floating-point numbers."""
+    listening = await board(BOARD_A)
+    arguments = {"device_uuid": BOARD_A, "preset_key": ORDINARY_PRESET}
+    arguments["parameters"] = {"count": number}
+    async with http.post("/api/preset", json=arguments) as answer:
+        body = await answer.json()
+    async with connect() as client:
+        result = await client.call_tool("run_preset", arguments)
+    assert body["code"] in (200, 400, 422)
+    if body["code"] != 200:
+        assert told(result) == body["detail"]
+        return
+    assert given(result) == body["data"]
+    by_request, by_tool = await listening.next_commands(2)
+    assert by_tool == by_request
+
+
 async def test_device_is_described(connect):
     async with connect() as client:
         device = given(await client.call_tool("describe_device", {"device_uuid": BOARD_A}))
@@ -695,6 +717,17 @@ async def test_standard_output_carries_the_protocol_alone(process):
     process.stdin.close()
     rest = await process.stdout.read()
     assert (rest, await process.wait()) == (b"", 0)
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e999", "1" + "0" * 400], ids=range(4))
+async def test_value_that_no_request_can_hold_is_refused_in_words(process, value):
+    process.stdin.write(INITIALIZE + line("notifications/initialized"))
+    arguments = {"device_uuid": BOARD_A, "preset_key": ORDINARY_PRESET, "parameters": {"count": 0}}
+    call = line("tools/call", id=2, params={"name": "run_preset", "arguments": arguments})
+    process.stdin.write(call.replace(b'"count": 0', b'"count": ' + value.encode()))
+    _, refused = [json.loads(await process.stdout.readline()) for _ in range(2)]
+    assert refused["result"]["isError"]
+    assert "JSON" in refused["result"]["content"][0]["text"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

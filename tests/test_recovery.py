@@ -230,11 +230,10 @@ async def test_requests_outstanding_when_the_broker_ends_are_answered(open_site,
 async def test_command_is_refused_while_the_broker_is_away_and_sent_when_it_is_back(open_site):
     site = await open_site()
     await site.well()
-    already = len(site.board.commands)
     await in_thread(site.broker.kill)
     await site.board.offline()
     with at_most(2):
-        status, body = await site.control()
+        status, body = await site.control(port_id=2)
     assert (status, body["error"]) == (503, "mqtt_unavailable")
     assert (await site.read())[0] == 200
     assert (await site.get("/readyz"))[0] == 503
@@ -244,14 +243,18 @@ async def test_command_is_refused_while_the_broker_is_away_and_sent_when_it_is_b
 
     async def arrived() -> bool:
         # The broker acknowledges to us before it delivers to the board.
-        return len(site.board.commands) > already
+        return bool(commands_to(site, 2))
 
     await until(arrived, RECOVERY)
-    assert len(site.board.commands) == already + 1
+    assert len(commands_to(site, 2)) == 1
+
+
+def commands_to(site: Site, port_id: int) -> list[Any]:
+    return [command for command in site.board.commands if command.json["device_id"] == port_id]
 
 
 async def controlled(site: Site) -> bool:
-    return (await site.control())[0] == 200
+    return (await site.control(port_id=2))[0] == 200
 
 
 async def test_broker_that_freezes_shortly_delays_answers_and_loses_none(open_site):

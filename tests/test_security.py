@@ -152,6 +152,46 @@ def test_bad_file_read_again_leaves_the_old_keys_in_force(keys_file, text):
     assert keys.required
 
 
+def test_file_that_an_editor_has_emptied_lifts_no_limit(keys_file):
+    """Though a key of the setting would stay, and with the file's word of it gone might do all."""
+    keys = keys_of(keys_file(KEYS_FILE), api_keys=f"reader:{READER},admin:{ADMIN}")
+    keys_file("")
+    with pytest.raises(SettingsError, match="holds no key"):
+        keys.load()
+    with pytest.raises(Forbidden):
+        keys.admit(READER, None).check("control", BOARD_A)
+    assert keys.admit(TEACHER, None).name == "teacher"
+
+
+@pytest.mark.parametrize("text", ["", "# reader:commented out\n"])
+def test_file_without_a_key_is_refused_whatever_the_setting_has(keys_file, text):
+    with pytest.raises(SettingsError, match="holds no key"):
+        keys_of(keys_file(text), api_keys=f"admin:{ADMIN}")
+
+
+@pytest.mark.parametrize("kind", ["pipe", "folder", "device"])
+def test_what_is_no_regular_file_stops_the_start_instead_of_being_waited_for(tmp_path, kind):
+    path = Path("/dev/null") if kind == "device" else tmp_path / "keys"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    with closing(Bridge(None, None, API_KEYS_FILE=str(path), API_KEYS="a:b")) as site:
+        site.spawn()
+        assert site.wait(timeout=10) == 2
+        (line,) = site.output.splitlines()
+    assert "API_KEYS_FILE: it names no regular file" in line
+
+
+def test_file_that_has_gone_leaves_the_old_keys_in_force(keys_file):
+    path = keys_file(KEYS_FILE)
+    keys = keys_of(path)
+    path.unlink()
+    with pytest.raises(SettingsError, match="API_KEYS_FILE"):
+        keys.load()
+    assert keys.admit(READER, None).name == "reader"
+
+
 def test_file_read_again_replaces_all_keys(keys_file):
     keys = keys_of(keys_file(KEYS_FILE))
     keys_file("new:new-5ecret\n")

@@ -118,6 +118,8 @@ def test_names_of_others_are_ignored(surroundings, monkeypatch):
         ("mysql://u:p%40%2F%3A%23@h/d", ("h", 3306, "d", "u", "p@/:#")),
         ("mysql://u@h/d", ("h", 3306, "d", "u", "")),
         ("mysql://u:p@[::1]:3306/d", ("::1", 3306, "d", "u", "p")),
+        ("mysql://u:密码@h/库", ("h", 3306, "库", "u", "密码")),
+        ("mysql://u:p@ss%5Bw%5D@h/d", ("h", 3306, "d", "u", "p@ss[w]")),
     ],
 )
 def test_database_url_tells_the_address_and_wins(monkeypatch, url, address):
@@ -188,9 +190,22 @@ def test_secret_given_itself_wins_over_its_file(surroundings, monkeypatch):
     assert settings.db_password.get_secret_value() == "given"
 
 
-def test_secret_file_that_is_not_there_is_told(monkeypatch):
-    with pytest.raises(SettingsError, match=r"^DB_PASSWORD_FILE: 'nowhere'"):
-        loaded(monkeypatch, DB_PASSWORD_FILE="nowhere")
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [
+        ("DB_PASSWORD_FILE", SECRET),
+        ("MQTT_PASSWORD_FILE", f"{SECRET}\0"),
+        ("DATABASE_URL_FILE", f"mysql://u:{SECRET}@h/d"),
+        ("API_KEYS_FILE", f"admin:{SECRET}"),
+    ],
+)
+def test_secret_file_that_is_not_there_is_told_without_what_may_be_the_secret(
+    surroundings, name, given
+):
+    (surroundings / ".env").write_text(f"{name}={given}\n")
+    with pytest.raises(SettingsError, match=rf"^{name}: the file that it names") as refusal:
+        load()
+    assert SECRET not in str(refusal.value)
 
 
 def test_instance_is_named_by_host_and_port_unless_told(monkeypatch):
@@ -225,6 +240,21 @@ MALFORMED = [
     ("DATABASE_URL", f"postgres://u:{SECRET}@h/d"),
     ("DATABASE_URL", f"mysql://u:{SECRET}@h:port/d"),
     ("DATABASE_URL", f"mysql://u:{SECRET}@h"),
+    # As urlsplit would not have them, and repeats them.
+    ("DATABASE_URL", f"mysql://u:{SECRET}＠密码@h:3306/d"),
+    ("DATABASE_URL", f"mysql://u:pa[{SECRET}]word@h:3306/d"),
+    ("DATABASE_URL", f"mysql://u:{SECRET}]@h/d"),
+    ("DATABASE_URL", f"mysql://u:{SECRET}[@h/d"),
+    ("DATABASE_URL", f"mysql://u:{SECRET}/p@h/d"),
+    ("DATABASE_URL", f"mysql://u:{SECRET}#p@h/d"),
+    ("DATABASE_URL", f"mysql://u:p@h:{SECRET}/d"),
+    # As it would have them, with part of the password for the database's name.
+    ("DATABASE_URL", f"mysql://u:12/{SECRET}@h/d"),
+    ("DATABASE_URL", f"mysql://u:12/{SECRET}@h"),
+    ("DATABASE_URL", f"mysql://u/{SECRET}@h/d"),
+    ("DB_HOST", f"mysql://u:{SECRET}@h/d"),
+    ("MQTT_BROKER", f"mqtt://u:{SECRET}@h:1883"),
+    ("MQTT_BROKER", f"u:{SECRET}@h"),
     ("API_KEYS", SECRET),
     ("API_KEYS", f"a:{SECRET},a:{SECRET}"),
     ("API_KEYS", f"a:{SECRET},b c:{SECRET}"),
@@ -243,6 +273,9 @@ def test_malformed_value_is_told_in_one_line_that_names_the_variable(monkeypatch
     assert told.startswith(f"{name}: ")
     assert "\n" not in told
     assert SECRET not in told
+    # Nor in what Python would print of it.
+    assert refusal.value.__cause__ is None
+    assert refusal.value.__suppress_context__
 
 
 def test_secrets_are_in_no_printed_form_of_the_settings(monkeypatch):
@@ -273,6 +306,8 @@ def run_py(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]
     [
         ("SERVICE_PORT", "high"),
         ("DATABASE_URL", f"mysql://u:{SECRET}@h:x/d"),
+        ("DATABASE_URL", f"mysql://u:{SECRET}＠123@localhost:3306/aiot"),
+        ("DATABASE_URL", f"mysql://u:pa[{SECRET}]word@localhost:3306/aiot"),
         ("MQTT_PASSWORD_FILE", "nowhere"),
         ("API_KEYS_FILE", "nowhere"),
     ],

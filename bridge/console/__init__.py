@@ -8,20 +8,20 @@ header, which a browser's EventSource can't: it reads the stream of events with 
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from importlib.resources import files
-from typing import NamedTuple
 
-import orjson
 from aiohttp import web
 
 from ..access import Grant
-from ..activity import Activity, AnsweredRequest, Follower
-from ..errors import Busy, Forbidden, Unauthorized
+from ..activity import Activity
+from ..errors import Busy, Unauthorized
 from ..models import Health
+from ..pages import Fixed, Place, fixed
 from ..settings import Settings
-
-Handler = Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]]
+from ..sidecar import Answer
+from .editions import Editions
 
 _STATIC = files(__name__) / "static"
 _CONTENT_TYPES = {
@@ -56,18 +56,8 @@ _EVENTS_HEADERS = {
     "X-Accel-Buffering": "no",
 }
 _MOST_READERS = 64
-# A reader who takes nothing for so long is gone, or might as well be.
-_WRITE_SECONDS = 10.0
 # Timers of some loops are a millisecond early; a second must be over when it is told.
 _AFTER_THE_SECOND = 0.005
-
-
-class Place(NamedTuple):
-    """A path that is served with GET; to all if it is `open`."""
-
-    path: str
-    handler: Handler
-    open: bool
 
 
 class Console:
@@ -85,27 +75,30 @@ class Console:
         admit: Callable[[web.Request], Grant | None],
     ) -> None:
         self.activity = Activity()
-        self._settings = settings
-        self._health = health
+        self._editions = Editions(self.activity, settings, health)
+        self._language = settings.language.encode()
         self._admit = admit
         self._closing = asyncio.Event()
         self._readers = 0
 
     def places(self) -> Iterator[Place]:
         """All that is to be served."""
-        page = (_STATIC / "page.html").read_bytes()
-        page = page.replace(b"{{language}}", self._settings.language.encode())
-        yield Place("/console", _served(page, ".html"), open=True)
+        yield Place("/console", fixed(self._page), open=True)
         yield Place("/console/", _to_the_page, open=True)
         for file in _STATIC.iterdir():
             suffix = file.name[file.name.rfind(".") :]
             if file.name != "page.html" and suffix in _CONTENT_TYPES:
-                yield Place(f"/console/{file.name}", _served(file.read_bytes(), suffix), open=True)
-        yield Place("/console/events", self._events, open=False)
+                read = partial(_file, file.name, _CONTENT_TYPES[suffix])
+                yield Place(f"/console/{file.name}", fixed(read), open=True)
+        yield Place("/console/events", self._events)
 
     def close(self) -> None:
         """End the streams."""
         self._closing.set()
+
+    def _page(self) -> Fixed:
+        page = (_STATIC / "page.html").read_bytes().replace(b"{{language}}", self._language)
+        return Fixed.of(page, _CONTENT_TYPES[".html"], _PAGE_HEADERS)
 
     async def _events(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         del grant
@@ -120,29 +113,25 @@ class Console:
         except (ConnectionError, Unauthorized):
             # They went away, or their key was taken back: the stream just ends.
             pass
-        except TimeoutError:
-            # What is still to be written would wait for them again.
-            if request.transport is not None:
-                request.transport.abort()
         finally:
             self._readers -= 1
         return response
 
     async def _tell(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Send the history at once, then an event a second.
+        """Send the history at once, then an event a second; the history again if one was missed.
 
         Raises:
-            ConnectionError, TimeoutError: the reader is gone.
+            ConnectionError: the reader is gone, or reads nothing.
             Unauthorized: the key is no longer one of ours.
         """
-        follower = self.activity.follow()
-        kind = "history"
+        told = None
         while not self._closing.is_set():
             # Anew each time: keys may be read again while someone watches.
-            event = self._event(kind, follower, self._admit(request))
-            async with asyncio.timeout(_WRITE_SECONDS):
-                await response.write(event)
-            kind = "second"
+            grant = self._admit(request)
+            edition = self._editions.latest()
+            if edition.number != told:
+                await response.write(edition.event(grant, told))
+                told = edition.number
             await self._second_over()
 
     async def _second_over(self) -> None:
@@ -151,45 +140,12 @@ class Console:
             async with asyncio.timeout(left):
                 await self._closing.wait()
 
-    def _event(self, kind: str, follower: Follower, grant: Grant | None) -> bytes:
-        news = follower.news()
-        body = {
-            "second": news.second,
-            "time": news.time,
-            "window": news.window,
-            "seconds": news.seconds,
-            "requests": [seen for seen in news.requests if _may_see(grant, seen)],
-            "health": self._health(),
-            "instance": self._settings.instance,
-            "workers": self._settings.workers,
-        }
-        return b"event: %b\ndata: %b\n\n" % (kind.encode(), orjson.dumps(body))
 
-
-def _may_see(grant: Grant | None, seen: AnsweredRequest) -> bool:
-    """Whether a key may be told of a request: what it may not do itself, it is not told of."""
-    if grant is None:
-        return True
-    if grant.devices is not None and seen.device_uuid is None:
-        return False
-    try:
-        grant.check(seen.operation, seen.device_uuid)
-    except Forbidden:
-        return False
-    return True
-
-
-def _served(body: bytes, suffix: str) -> Handler:
-    headers = {**_PAGE_HEADERS, "Content-Type": _CONTENT_TYPES[suffix]}
-
-    async def serve(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
-        return web.Response(body=body, headers=headers)
-
-    return serve
+def _file(name: str, content_type: str) -> Fixed:
+    return Fixed.of((_STATIC / name).read_bytes(), content_type, _PAGE_HEADERS)
 
 
 async def _to_the_page(request: web.Request, grant: Grant | None) -> web.StreamResponse:
     """`/console/` is where people land; relative, so that it holds behind a proxy's prefix too."""
     del request, grant
-    return web.Response(status=308, headers={"Location": "../console"})
+    return Answer(308, "text/plain", b"", (("Location", "../console"),))

@@ -10,7 +10,11 @@ from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
-FILES = ("swagger-ui.css", "swagger-ui-bundle.js")
+# Swagger UI's files, and what each is.
+FILES = {
+    "swagger-ui.css": "text/css; charset=utf-8",
+    "swagger-ui-bundle.js": "text/javascript; charset=utf-8",
+}
 
 _PAGE = Path(__file__).with_name("page.html")
 _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
@@ -35,19 +39,14 @@ def security_policy() -> str:
     )
 
 
-def file(name: str) -> Path:
-    """Where one of Swagger UI's `FILES` lies.
+def file(name: str) -> bytes:
+    """One of Swagger UI's `FILES`, read from the disk.
 
     Raises:
         FileNotFoundError: the wheel is not installed.
     """
-    return _static_files() / name
-
-
-@cache
-def _static_files() -> Path:
     # Looked for, not imported: the package would bring in a template engine.
     spec = find_spec("swagger_ui")
     if spec is None or spec.origin is None:
         raise FileNotFoundError("swagger-ui-py is not installed")
-    return Path(spec.origin).with_name("static")
+    return (Path(spec.origin).with_name("static") / name).read_bytes()

@@ -1,5 +1,6 @@
 """The MCP server: our tools as the official SDK serves them, whoever answers the questions."""
 
+import json
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -19,6 +20,7 @@ from mcp_types import Tool as ListedTool
 
 from .. import __version__
 from ..documents import schemas
+from ..envelope import Envelope, open_payload
 from ..errors import Text
 from ..models import JsonObject
 from ..settings import Settings
@@ -47,10 +49,14 @@ def make_server(settings: Settings, ask: Ask) -> Server[Any]:
         tool = TOOLS.get(params.name)
         if tool is None:
             raise MCPError(INVALID_PARAMS, f"no such tool; the tools are: {', '.join(TOOLS)}")
-        fields = tool.fields(params.arguments or {}, default_device)
+        opened = _read_again(params.arguments or {})
+        # With fields it is the operation that refuses them, and is seen to.
+        if opened.refusal is not None and not opened.fields:
+            return _failure(opened.refusal.detail(settings.language))
+        fields = tool.fields(opened.fields, default_device)
         body = await ask(tool.operation, fields, context)
         if body["code"] != 200:
-            return CallToolResult(content=[_text(body["detail"])], is_error=True)
+            return _failure(body["detail"])
         result = tool.result(fields, body["data"])
         # The text is for clients that know no structured results, and says the same.
         text = _text(orjson.dumps(result).decode())
@@ -65,6 +71,23 @@ def make_server(settings: Settings, ask: Ask) -> Server[Any]:
         on_list_tools=list_tools,
         on_call_tool=call_tool,
     )
+
+
+def _read_again(arguments: JsonObject) -> Envelope:
+    """The arguments as our own parser reads them, or refuses to.
+
+    The SDK's takes what no request of ours can hold: integers without end, NaN, lone surrogates.
+    """
+    try:
+        payload = json.dumps(arguments, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        # A surrogate, an integer of thousands of digits, or nesting without end.
+        payload = b""
+    return open_payload(payload, len(payload))
+
+
+def _failure(detail: str) -> CallToolResult:
+    return CallToolResult(content=[_text(detail)], is_error=True)
 
 
 def _listed(settings: Settings) -> list[ListedTool]:

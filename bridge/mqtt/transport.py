@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 import aiomqtt
@@ -239,7 +239,7 @@ class MqttTransport:
 
     def hand_over(
         self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
-    ) -> Awaitable[int]:
+    ) -> "_Acknowledgement":
         """See `Publisher.hand_over`."""
         link = self._link
         if link is None:
@@ -410,7 +410,7 @@ class MqttTransport:
 
 
 class _Acknowledgement:
-    """A command's PUBACK, to be awaited or not; one that does not come is told in our errors."""
+    """A command's PUBACK, to be awaited or not; one that does not come is told by our errors."""
 
     __slots__ = ("_acknowledged",)
 
@@ -424,3 +424,7 @@ class _Acknowledgement:
             raise MqttUnavailable() from None
         except LinkError:
             raise OutcomeUnknown() from None
+
+    def cancel(self) -> bool:
+        """See `calls.Acknowledgement`."""
+        return self._acknowledged.cancel()

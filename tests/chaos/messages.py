@@ -6,6 +6,7 @@ its place in the lists. The strategies make ingredients; a run puts them togethe
 
 from __future__ import annotations
 
+import gzip
 import json
 import random
 import struct
@@ -151,6 +152,8 @@ PROPERTIES = (
     _user(b"name", b"\xff"),
     _user(b"a" * 65_535, b"b" * 65_535),
     _user(b"a", b"b") * 10_000,
+    _user(b"", b"") * 200_000,
+    _user(b"traceparent", b"00-" + b"0" * 32 + b"-" + b"0" * 16 + b"-01") * 250,
     _user(b"traceparent", b"00-" + b"0" * 32 + b"-" + b"0" * 16 + b"-01"),
     _user(b"traceparent", b"x" * 10_000),
     _user(b"tracestate", b"\r\nX: y"),
@@ -310,7 +313,17 @@ PAYLOADS = (
     *(
         _json({"device_uuid": BOARD_A, "preset_key": key, "parameters": parameters})
         for key in (ORDINARY_PRESET, READY_PRESET, "", "'", "\x00", 1)
-        for parameters in (None, {}, [], "x", {"count": 10**30}, {"": ""}, {"count": {"a": []}})
+        for parameters in (
+            None,
+            {},
+            [],
+            "x",
+            {"count": 10**30},
+            {"count": "1e30"},
+            {"count": 1e300},
+            {"": ""},
+            {"count": {"a": []}},
+        )
     ),
     *(
         _json({"requests": requests})
@@ -339,6 +352,13 @@ PAYLOADS = (
 _POST = b"POST /api/control HTTP/1.1\r\nHost: b\r\nContent-Type: application/json\r\n"
 _GOOD = _json(_control())
 _CHUNKED = _POST + b"Transfer-Encoding: chunked\r\n\r\n"
+# 50 KB that would be 50 MB.
+_BOMB = gzip.compress(bytes(50_000_000), compresslevel=9)
+
+
+def _posted_as(content_type: bytes, headers: bytes, body: bytes) -> bytes:
+    head = b"POST /api/control HTTP/1.1\r\nHost: b\r\nContent-Type: " + content_type + b"\r\n"
+    return head + headers + b"Content-Length: %d\r\n\r\n" % len(body) + body
 
 
 def _post(headers: bytes, body: bytes) -> bytes:
@@ -365,6 +385,7 @@ REQUEST_LINES = (
     b"TRACE / HTTP/1.1",
     b"BREW /api/control HTTP/1.1",
     b"GET http://elsewhere/livez HTTP/1.1",
+    b"GET http://xn--0.com/livez HTTP/1.1",
     b"GET //livez HTTP/1.1",
     b"GET /../../etc/passwd HTTP/1.1",
     b"GET /docs/../../../etc/passwd HTTP/1.1",
@@ -458,6 +479,8 @@ HEADERS = (
     b"Cookie: " + b"a=b; " * 1_000 + b"\r\n",
     b"Range: bytes=0-0,1-1,5-2,-1\r\n",
     b"If-Modified-Since: yesterday\r\n",
+    b"If-Modified-Since: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\n",
+    b"If-Unmodified-Since: Mon, 01 Jan 99999999999999999999 00:00:00 GMT\r\n",
     b"If-None-Match: \xff\r\n",
 )
 
@@ -483,6 +506,22 @@ KEPT_HTTP = (
             b"0\r\nTrailer: x\r\n\r\n",
             b"0\r\n" + b"T: x\r\n" * 1_000 + b"\r\n",
             b"ffff\r\n" + b"a" * 65_535 + b"\r\nffff\r\n" + b"a" * 65_535 + b"\r\n0\r\n\r\n",
+        )
+    ),
+    # What costs a parser more than it costs us to send.
+    *(
+        HostileHttp((_posted_as(b"application/json" + more, b"", _GOOD),))
+        for more in (b";" * 7_900, b"(" * 3_000, b";a=1" * 1_900, b"; " + b"a " * 3_900)
+    ),
+    HostileHttp((_post(b"Content-Encoding: gzip\r\n", _BOMB),)),
+    HostileHttp((b"GET" + _post(b"Content-Encoding: gzip\r\n", _BOMB).removeprefix(b"POST"),)),
+    # A declined upgrade, and what comes after it.
+    HostileHttp(
+        (
+            b"GET /livez HTTP/1.1\r\nHost: b\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+            + _POST
+            + b"Content-Length: 60\r\n\r\n",
+            b'{"a":"\xc3k"}' + b"GET /api/operations HTTP/1.1\r\nHost: b\r\n\r\n",
         )
     ),
     # Pipelined: one behind the other, good behind bad.
