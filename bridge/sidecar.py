@@ -151,7 +151,7 @@ class Protocol(web.RequestHandler):
     client holds a connection by not reading. And what can be is answered at sight.
     """
 
-    __slots__ = ("_arriving", "_framing", "_held", "_shared")
+    __slots__ = ("_arriving", "_framing", "_held", "_shared", "_unanswered")
 
     def __init__(self, shared: Shared, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -159,6 +159,8 @@ class Protocol(web.RequestHandler):
         self._framing = Framing()
         # What came and is not for the parser yet.
         self._held = b""
+        # How many requests the parser has read whose answers have not been written.
+        self._unanswered = 0
         # Whether a request of ours is among those that `shared` counts.
         self._arriving = False
         handle = self._request_handler
@@ -237,7 +239,7 @@ class Protocol(web.RequestHandler):
         return len(self._messages) < self._max_msg_queue_size and not self._reading_paused
 
     def _feed(self, piece: bytes) -> None:
-        count, awaited = self._request_count, self._is_awaiting_a_request()
+        count, awaited = self._request_count, not self._unanswered
         super().data_received(self._framing.mended(piece))
         begun = self._request_count - count
         if self._upgraded or begun > 1:
@@ -245,6 +247,7 @@ class Protocol(web.RequestHandler):
         if not begun:
             self._framing.took(piece, None)
             return
+        self._unanswered += begun
         message, body = self._messages[-begun]
         if isinstance(message, _ErrInfo):
             self._framing.known = False
@@ -256,9 +259,6 @@ class Protocol(web.RequestHandler):
             if awaited and at_sight is not None and at_sight.counts(message.path):
                 self._arriving = True
                 self._shared.arriving += 1
-
-    def _is_awaiting_a_request(self) -> bool:
-        return self._waiter is not None and not self._waiter.done()
 
     # ---- requests on their way to their handlers ------------------------------------------------
 
@@ -273,7 +273,7 @@ class Protocol(web.RequestHandler):
         if (
             at_sight is None
             or not self._framing.between
-            or not self._is_awaiting_a_request()
+            or self._unanswered
             or self.transport is None
             or self.transport.get_write_buffer_size() > _UNSENT_BYTES
         ):
@@ -310,7 +310,8 @@ class Protocol(web.RequestHandler):
         if self._upgraded and not self._messages:
             self._decline_upgrade(resp)
         finished = await super().finish_response(request, resp, start_time)
-        if not self._messages:
+        self._unanswered -= 1
+        if not self._unanswered:
             self._shared.connections.idle(self)
         return finished
 
