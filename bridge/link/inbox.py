@@ -10,9 +10,9 @@ from .. import wire
 # What is not read in time the broker may drop (Mosquitto holds 1000 packets for a socket that is
 # full), so all there is is read; but what the packets ask is seen to in turns that stay short for
 # everyone else. So many packets at the most, and no more once so many seconds have passed.
-_PACKETS_A_TURN = 256
+_PACKETS_A_TURN = 64
 _SECONDS_A_TURN = 0.003
-_BETWEEN_LOOKS = 16
+_BETWEEN_LOOKS = 8
 # No more is read while so much waits (bytes).
 _MOST_BYTES = 64 * 1024 * 1024
 # Who slept longer than this can't tell when a packet came (seconds).

@@ -10,6 +10,10 @@ from dataclasses import dataclass
 from .. import wire
 from .below import OUR_PACKET_IDS, RECEIVE_MAXIMUM
 
+# How many replies wait before commands no longer go first, and which share they have then.
+_CROWD = 2000
+_ONE_IN = 8
+
 
 class LinkError(Exception):
     """No connection, or no more; `reason` is the MQTT reason code if there is one."""
@@ -42,7 +46,8 @@ class Outbox:
     """Sends by `write`, and hears of each PUBACK.
 
     Of what waits, what must not be late goes first: commands do not wait for the replies to a flood
-    that is being refused.
+    that is being refused. But where very many of those wait, the broker is so slow, or so stingy,
+    that they would never all go: then only one in a few that leave is a command.
     """
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
@@ -73,7 +78,7 @@ class Outbox:
         acknowledged = self._pending.pop(packet_id, None)
         if acknowledged is not None and not acknowledged.done():
             acknowledged.set_result(reason)
-        while (waiting := self._hurried or self._held) and len(self._pending) < self.quota:
+        while (waiting := self._next_to_go()) and len(self._pending) < self.quota:
             self._send_held(waiting.popleft())
 
     def fail(self) -> None:
@@ -86,6 +91,12 @@ class Outbox:
             _fail(acknowledged, LinkError("the connection was lost"))
         for outgoing in held:
             _fail(outgoing.acknowledged, NotSentError("the connection was lost before"))
+
+    def _next_to_go(self) -> deque[Outgoing]:
+        crowded = len(self._held) > _CROWD
+        if self._hurried and not (crowded and self.last_packet_id % _ONE_IN):
+            return self._hurried
+        return self._held or self._hurried
 
     def _send_held(self, outgoing: Outgoing) -> None:
         if outgoing.acknowledged.done():

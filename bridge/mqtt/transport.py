@@ -10,6 +10,7 @@ import logging
 import random
 import time
 from collections.abc import Callable, Coroutine, Generator
+from functools import partial
 from typing import Any
 
 import aiomqtt
@@ -40,6 +41,8 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
 # How long a reply waits for a connection to come back, at the least (seconds).
 _REPLY_PATIENCE = 30.0
+# While no more replies than this wait, the messages that they answer are not worth forgetting.
+_MANY_REPLIES = 256
 # A connection that others would not close so soon, and so often.
 _SHORT_LIVED_SECONDS, _SHORT_LIVED_IN_A_ROW = 5.0, 3
 
@@ -63,8 +66,8 @@ class MqttTransport:
         self._addressing = Addressing(settings, self._topics)
         self._deliveries = Deliveries()
         self._tasks: set[asyncio.Task[None]] = set()
-        # The PUBACKs to come of refusals that cost no task.
-        self._refusals: set[asyncio.Future[int]] = set()
+        # The PUBACKs to come of replies.
+        self._replies: set[asyncio.Future[int]] = set()
         self._trouble: str | None = None
         # How many connections in a row were closed a moment after their login.
         self._short_lived = 0
@@ -192,8 +195,8 @@ class MqttTransport:
                 await link.unsubscribe(self._topics.filters)
             except LinkError as error:
                 logger.debug("could not unsubscribe: %s", error)
-        while self._tasks or self._refusals:
-            owed: set[asyncio.Future[Any]] = {*self._tasks, *self._refusals}
+        while self._tasks or self._replies:
+            owed: set[asyncio.Future[Any]] = {*self._tasks, *self._replies}
             await asyncio.wait(owed)
 
     async def close(self) -> None:
@@ -264,7 +267,7 @@ class MqttTransport:
             return
         if message.retain:
             self._drop("retained", delivery)
-        elif not self._is_turned_away(link, delivery, message):
+        elif not self._is_turned_away(delivery, message):
             self._begin(self._serve(delivery, message), delivery)
 
     def _drop(self, reason: str, delivery: Delivery) -> None:
@@ -273,20 +276,18 @@ class MqttTransport:
 
     def _begin(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
         task = asyncio.get_running_loop().create_task(
-            self._settle_after(work, delivery), name="mqtt request"
+            self._watched(work, delivery), name="mqtt request"
         )
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _settle_after(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
-        """What is left to do for a request, up to its acknowledgement."""
+    async def _watched(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
         try:
             await work
         except Exception:
             # A mistake of ours; unacknowledged, it would hold up all acknowledgements after it.
             logger.exception("a request could not be answered")
-            self._metrics.dropped("internal_error")
-        self._deliveries.settle(delivery)
+            self._drop("internal_error", delivery)
 
     async def _serve(self, delivery: Delivery, message: wire.Message) -> None:
         """Answer one request, or drop it by one of the rules."""
@@ -294,16 +295,14 @@ class MqttTransport:
         try:
             request, back = self._read(delivery, message)
         except Dropped as dropped:
-            self._metrics.dropped(dropped.reason)
+            self._drop(dropped.reason, delivery)
             return
-        await self._deliver(await self._dispatcher.answer(request), back)
+        self._send_off(await self._dispatcher.answer(request), back, delivery)
 
     def _read(self, delivery: Delivery, message: wire.Message) -> tuple[Request, Return]:
         return self._addressing.read(message, lambda: self._deliveries.settle(delivery))
 
-    # ---- refusals, which must cost less than what they refuse -----------------------------------
-
-    def _is_turned_away(self, link: Link, delivery: Delivery, message: wire.Message) -> bool:
+    def _is_turned_away(self, delivery: Delivery, message: wire.Message) -> bool:
         """Refuse a request without a task, when no more can be taken; false: it is to be served."""
         assert self._dispatcher is not None
         if not self._dispatcher.is_full():
@@ -323,57 +322,78 @@ class MqttTransport:
             return False
         if not self._dispatcher.turns_away(row, request.requester, request.once_id):
             return False
-        self._refuse(link, self._dispatcher.turned_away(row, request), back, delivery)
+        self._send_off(self._dispatcher.turned_away(row, request), back, delivery)
         return True
 
-    def _refuse(self, link: Link, reply: Reply, back: Return, delivery: Delivery) -> None:
+    # ---- replies --------------------------------------------------------------------------------
+
+    def _send_off(self, reply: Reply, back: Return, delivery: Delivery) -> None:
+        """Publish a reply; when the broker has it, its request is settled.
+
+        Without a task: thousands may wait for a slow broker, and each would keep all that its
+        request was.
+        """
+        link = self._link
         try:
+            if link is None:
+                raise LinkError("not connected")
             acknowledged = self._publish(link, reply, back)
         except (LinkError, PayloadTooLarge):
-            self._begin(self._deliver(reply, back), delivery)
+            self._begin(self._deliver(reply, back, delivery), delivery)
             return
         if acknowledged is None:
             self._deliveries.settle(delivery)
             return
+        if len(self._replies) > _MANY_REPLIES:
+            delivery.forget_message()
+        self._replies.add(acknowledged)
+        acknowledged.add_done_callback(partial(self._sent_off, reply, back, delivery))
 
-        def settle(acknowledged: "asyncio.Future[int]") -> None:
-            self._refusals.discard(acknowledged)
-            if acknowledged.exception() is not None:
-                self._begin(self._deliver(reply, back), delivery)
-            else:
-                self._note_reason(acknowledged.result(), back)
-                self._deliveries.settle(delivery)
+    def _sent_off(
+        self, reply: Reply, back: Return, delivery: Delivery, acknowledged: "asyncio.Future[int]"
+    ) -> None:
+        self._replies.discard(acknowledged)
+        if acknowledged.exception() is None:
+            self._note_reason(acknowledged.result(), back)
+            self._deliveries.settle(delivery)
+        elif not self._closed:
+            self._begin(self._deliver(reply, back, delivery), delivery)
 
-        delivery.forget_message()
-        self._refusals.add(acknowledged)
-        acknowledged.add_done_callback(settle)
-
-    # ---- replies --------------------------------------------------------------------------------
-
-    async def _deliver(self, reply: Reply, back: Return) -> None:
-        """Publish a reply; on the next connection if this one is lost before the PUBACK."""
+    async def _deliver(self, reply: Reply, back: Return, delivery: Delivery) -> None:
+        """Publish a reply that could not just be sent off: later, or with less in it."""
         loop = asyncio.get_running_loop()
         patience = max(_REPLY_PATIENCE, self._settings.mqtt_session_expiry)
         give_up = min(loop.time() + patience, back.expires or float("inf"))
+        try:
+            while not await self._is_delivered(reply, back, give_up):
+                if back.bare:
+                    raise TimeoutError
+                # Correlation Data may be so long that nothing else fits beside it.
+                back.bare = reply.code == PayloadTooLarge.code
+                reply = reply_to_error(
+                    PayloadTooLarge(limit=self._settings.max_payload), self._settings.language
+                )
+        except TimeoutError:
+            self._drop_reply("undeliverable", back)
+        self._deliveries.settle(delivery)
+
+    async def _is_delivered(self, reply: Reply, back: Return, give_up: float) -> bool:
+        """Publish on this connection or the next; false if the broker takes no such packet.
+
+        Raises:
+            TimeoutError: there was no connection in time.
+        """
         while True:
+            link = await self._next_link(give_up)
             try:
-                link = await self._next_link(give_up)
                 acknowledged = self._publish(link, reply, back)
                 if acknowledged is not None:
                     self._note_reason(await acknowledged, back)
-                return
+                return True
             except LinkError:
                 self._give_up_link(link)
-            except PayloadTooLarge as too_large:
-                if back.bare:
-                    self._drop_reply("undeliverable", back)
-                    return
-                # Correlation Data may be so long that nothing else fits beside it.
-                back.bare = reply.code == too_large.code
-                reply = reply_to_error(too_large, self._settings.language)
-            except TimeoutError:
-                self._drop_reply("undeliverable", back)
-                return
+            except PayloadTooLarge:
+                return False
 
     def _publish(self, link: Link, reply: Reply, back: Return) -> "asyncio.Future[int] | None":
         return link.publish(
