@@ -10,9 +10,11 @@ refused too.
 import re
 import time
 from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 from .access import Keys
-from .dispatch import Dispatcher, Request
+from .dispatch import Dispatcher
 from .envelope import Envelope, open_payload
 from .framing import Plain
 from .operations import OPERATIONS, Operation
@@ -24,9 +26,16 @@ from .sidecar import JSON_UTF8, Answer
 # case, as `Plain` has them.
 _ASKS_FOR_MORE = re.compile(rb"\n(?:idempotency-key|origin|trace(?:parent|state)):")
 _REQUEST_ID = b"request_id"
+# Which requests are remembered (bytes), and how many.
+_SHORT, _REMEMBERED = 1024, 2048
 # A name in a query may be written so that `request_id` is not seen in it; so may one in JSON.
 _ENCODED_NAME = re.compile(rb"[?&][^=& ]*%")
 _ESCAPE = b"\\"
+
+
+class _Asked(NamedTuple):
+    row: Operation
+    request_id: str | None
 
 
 class Shedding:
@@ -47,11 +56,24 @@ class Shedding:
         limited = (row for row in OPERATIONS.values() if not row.always)
         self._paths = tuple(row.path.partition("{")[0] for row in limited)
         self._without_id: tuple[int, bytes] = (0, b"")
+        # Whoever is refused asks the same again. Not where there are keys: they are in the bytes.
+        self._read_again = lru_cache(maxsize=_REMEMBERED)(self._read)
 
     def answer(self, data: bytes, arriving: int) -> bytes | None:
         """The refusal, if `data` is refused now; `arriving` requests are on their way in."""
         if not self._dispatcher.is_full(arriving):
             return None
+        read = self._read_again if len(data) <= _SHORT and not self._keys.required else self._read
+        asked = read(data)
+        if asked is None or not self._dispatcher.turns_away(
+            asked.row, "http", asked.request_id, arriving
+        ):
+            return None
+        reply = self._dispatcher.turned_away_unseen("http", asked.row)
+        return self._written(reply, asked.request_id)
+
+    def _read(self, data: bytes) -> _Asked | None:
+        """What matters of a request here; None where it is not to be told at sight."""
         target = self._target.match(data)
         plain = None if target is None else Plain.of(data)
         if target is None or plain is None or _ASKS_FOR_MORE.search(plain.head):
@@ -60,10 +82,7 @@ class Shedding:
         envelope = self._envelope(row, plain)
         if envelope is None or envelope.refusal is not None:
             return None
-        if not self._dispatcher.turns_away(row, "http", envelope.request_id, arriving):
-            return None
-        request = Request("http", row.name, envelope, time.monotonic(), "http")
-        return self._written(self._dispatcher.turned_away(row, request), envelope.request_id)
+        return _Asked(row, envelope.request_id)
 
     def counts(self, target: str) -> bool:
         """Whether this is an operation of those that take one of the places there are."""
