@@ -226,8 +226,9 @@ class MqttTransport:
         return aiomqtt.Will(self._topics.presence, self._presence("offline"), qos=1, retain=True)
 
     async def _announce(self, link: Link, status: str) -> None:
+        # Before the replies that wait for a slow broker: there may be no time for all of these.
         acknowledged = link.publish(
-            self._topics.presence, self._presence(status), qos=1, retain=True
+            self._topics.presence, self._presence(status), qos=1, retain=True, never_late=True
         )
         assert acknowledged is not None
         reason = await acknowledged

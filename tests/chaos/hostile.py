@@ -33,6 +33,8 @@ from tests.lab.platform import BOARD_B
 from tests.lab.raw import Raw
 from tests.lab.requester import Requester
 
+# What the bridge tells the broker that it takes (its Maximum Packet Size).
+LARGEST_PACKET = 1024 * 1024
 READING = {"device_uuid": BOARD_B, "sensor": "temperature"}
 _PUBLISHERS = 8
 _HTTP_CLIENTS = 24
@@ -106,7 +108,9 @@ class _Attack:
             except ConnectionError:
                 self.mqtt["refused by the broker, with the connection"] += 1
                 continue
-            if reason == 0:
+            if reason == 0 and _size(message) > LARGEST_PACKET:
+                self.mqtt["larger than the bridge takes, which the broker drops"] += 1
+            elif reason == 0:
                 self.accepted += 1
                 self.mqtt["passed on"] += 1
             elif reason == NO_MATCHING_SUBSCRIBERS:
@@ -173,6 +177,10 @@ class _Attack:
                 self._findings.broken.append(f"good requests were answered {codes}")
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.over.wait(), 0.05)
+
+
+def _size(message: HostilePublish) -> int:
+    return len(message.topic) + len(message.properties) + len(message.payload) + 12
 
 
 async def _first_answer(reader: asyncio.StreamReader) -> bytes:
