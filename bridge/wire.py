@@ -54,6 +54,8 @@ class Message:
     overloaded: bool = False
     # When it came, on the monotonic clock; where we slept, the last moment at which it had not.
     came: float = 0.0
+    # When we read it.
+    read: float = 0.0
 
 
 def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:

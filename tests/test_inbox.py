@@ -28,9 +28,10 @@ class Taken:
             self._has_room,
         )
 
-    def _take(self, first: int, body: bytes, came: float) -> None:
+    def _take(self, first: int, body: bytes, came: float, read: float) -> None:
         self.payloads.append(wire.read_publish(first, body, with_properties=True).payload)
         self.came.append(came)
+        assert came <= read <= time.monotonic()
 
     def _has_room(self) -> None:
         self.room += 1

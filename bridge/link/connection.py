@@ -267,11 +267,11 @@ class Link:
     def _malformed(self, error: wire.MalformedPacketError) -> None:
         self._lose(LinkError(f"the broker sent a malformed packet: {error}"))
 
-    def _take(self, first: int, body: bytes, came: float) -> None:
+    def _take(self, first: int, body: bytes, came: float, read: float) -> None:
         kind = first >> 4
         if kind == wire.PUBLISH:
             message = wire.read_publish(first, body, with_properties=self._version5)
-            message.came = came
+            message.came, message.read = came, read
             self._on_message(self, message)
         elif kind == wire.DISCONNECT:
             # Not left to paho: the end of the stream, which comes with it, would be heard first.

@@ -20,7 +20,8 @@ SLEPT_SECONDS = 0.5
 
 
 class Inbox:
-    """Hands packets to `take`, each with when it came; PUBACKs go to `acknowledged` at once.
+    """Hands packets to `take`, each with when it came and was read; PUBACKs go to `acknowledged` at
+    once.
 
     When it came is on the monotonic clock. Where we slept, or did not read, it is the last moment
     at which it had not come: a request must not seem younger than it is. `broken` hears of bytes
@@ -29,7 +30,7 @@ class Inbox:
 
     def __init__(
         self,
-        take: Callable[[int, bytes, float], None],
+        take: Callable[[int, bytes, float, float], None],
         acknowledged: Callable[[int, int], None],
         broken: Callable[[wire.MalformedPacketError], None],
         has_room: Callable[[], None],
@@ -40,7 +41,7 @@ class Inbox:
         self._broken = broken
         self._has_room = has_room
         self._frames = wire.Frames()
-        self._waiting: deque[tuple[int, bytes, float]] = deque()
+        self._waiting: deque[tuple[int, bytes, float, float]] = deque()
         self._waiting_bytes = 0
         self._going_on = False
         # Up to when all that had come was read.
@@ -67,7 +68,7 @@ class Inbox:
                     # They let replies go, which must not wait for what these replies answer.
                     self._acknowledged(*wire.read_puback(body))
                 else:
-                    self._waiting.append((first, body, came))
+                    self._waiting.append((first, body, came, now))
                     self._waiting_bytes += len(body)
         except wire.MalformedPacketError as error:
             self._broken(error)
@@ -101,6 +102,6 @@ class Inbox:
             if not self._waiting or (number % _BETWEEN_LOOKS == 0 and time.monotonic() > ends):
                 # All were seen to, the connection was lost on the way, or it is others' turn.
                 return
-            first, body, came = self._waiting.popleft()
+            first, body, came, read = self._waiting.popleft()
             self._waiting_bytes -= len(body)
-            self._take(first, body, came)
+            self._take(first, body, came, read)

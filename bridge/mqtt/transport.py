@@ -41,6 +41,8 @@ logger = logging.getLogger(__name__)
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
 # How long a reply waits for a connection to come back, at the least (seconds).
 _REPLY_PATIENCE = 30.0
+# How long a request may wait for its turn after it was read (seconds).
+_LONGEST_WAIT = 1.0
 # While no more replies than this wait, the messages that they answer are not worth forgetting.
 _MANY_REPLIES = 256
 # A connection that others would not close so soon, and so often.
@@ -304,9 +306,15 @@ class MqttTransport:
         return self._addressing.read(message, lambda: self._deliveries.settle(delivery))
 
     def _is_turned_away(self, delivery: Delivery, message: wire.Message) -> bool:
-        """Refuse a request without a task, when no more can be taken; false: it is to be served."""
+        """Refuse a request without a task, when no more can be taken; false: it is to be served.
+
+        What has waited for its turn for long is refused too, wherever there is room just now: more
+        comes than we can do, and what we do is better done for those who still wait for it.
+        """
         assert self._dispatcher is not None
-        if not self._dispatcher.is_full():
+        overdue = time.monotonic() - message.read > _LONGEST_WAIT
+        arriving = self._settings.max_in_flight if overdue else 0
+        if not self._dispatcher.is_full(arriving):
             return False
         try:
             request, back = self._read(delivery, message)
@@ -321,7 +329,7 @@ class MqttTransport:
         row = OPERATIONS.get(request.operation)
         if row is None or not row.over_mqtt or request.envelope.refusal is not None:
             return False
-        if not self._dispatcher.turns_away(row, request.requester, request.once_id):
+        if not self._dispatcher.turns_away(row, request.requester, request.once_id, arriving):
             return False
         self._send_off(self._dispatcher.turned_away(row, request), back, delivery)
         return True
