@@ -1,8 +1,9 @@
 """Load shedding over HTTP: what is refused as busy is refused at sight.
 
 A refusal by way of aiohttp costs half of what the request itself would, so that twice the load that
-the bridge can bear would leave it no time for anything but refusing. Here it costs some 10 µs, and
-what the kernel takes for reading and writing.
+the bridge can bear would leave it no time for anything but refusing. Here it costs some 24 µs, what
+the kernel takes for reading and writing included.
+
 Only what can be told from a plain request is refused so; all else takes the long way, where it is
 refused too.
 """
