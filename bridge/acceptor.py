@@ -14,7 +14,9 @@ from collections.abc import Callable
 logger = logging.getLogger(__name__)
 
 _BACKLOG = 1024
-_ACCEPTED_A_TURN = 64
+# So many connections may have been accepted and not yet have their protocol, which may refuse them,
+# or close another for their sake: until then they take descriptors that nobody has counted.
+_MOST_BEGINNING = 48
 # How long we let connections wait when there is nothing left to accept them with (seconds).
 _PAUSE = 0.5
 _EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
@@ -27,7 +29,7 @@ class Acceptor:
         self._protocol = protocol
         self._loop = asyncio.get_running_loop()
         self._listening: list[socket.socket] = []
-        self._starting: set[asyncio.Task[object]] = set()
+        self._beginning: set[asyncio.Task[object]] = set()
 
     async def listen(self, host: str, port: int, *, reuse_port: bool) -> None:
         """Listen on every address that the host has.
@@ -60,7 +62,7 @@ class Acceptor:
         self._listening.clear()
 
     def _accept_some(self, listening: socket.socket) -> None:
-        for _ in range(_ACCEPTED_A_TURN):
+        for _ in range(_MOST_BEGINNING - len(self._beginning)):
             try:
                 accepted, _ = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
@@ -78,11 +80,11 @@ class Acceptor:
         task: asyncio.Task[object] = self._loop.create_task(
             self._loop.connect_accepted_socket(self._protocol, accepted), name="http connection"
         )
-        self._starting.add(task)
+        self._beginning.add(task)
         task.add_done_callback(self._begun)
 
     def _begun(self, task: "asyncio.Task[object]") -> None:
-        self._starting.discard(task)
+        self._beginning.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.debug("a connection ended as it began: %s", task.exception())
 

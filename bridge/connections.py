@@ -9,7 +9,8 @@ from collections.abc import Callable
 from typing import Protocol, cast
 
 MOST_CONNECTIONS = 4096
-# What database, broker, files and threads need; without it they could not be reached again.
+# What database, broker, files and threads need, and connections that begin (`acceptor`) or are to
+# be refused; without it servers could not be reached again.
 _OTHER_DESCRIPTORS = 128
 _MOST_DESCRIPTORS = 65536
 
