@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -139,6 +140,13 @@ def users_of(library: str) -> set[str]:
 def test_only_one_module_knows_the_database_driver_and_one_the_mqtt_client_below_aiomqtt():
     assert users_of("asyncmy") == {"database"}
     assert users_of("paho") == {"link"}
+
+
+def test_a_wheel_would_hold_every_package():
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
+    folders = {file.parent.relative_to(PACKAGE.parent) for file in PACKAGE.rglob("*.py")}
+    packages = {".".join(folder.parts) for folder in folders}
+    assert set(project["tool"]["setuptools"]["packages"]) == packages
 
 
 def test_the_requester_needs_no_database_package():

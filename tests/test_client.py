@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from bridge import errors
+from bridge import errors, wire
 from bridge.client import (
     RETRIES,
     BridgeClient,
@@ -40,6 +40,7 @@ from tests.lab.platform import (
     TEXT_VALUE,
     UNKNOWN_BOARD,
 )
+from tests.lab.scripted import Scripted
 from tests.lab.servers import LOOPBACK, free_port
 
 LED_ON = {"cmd": "led", "device_id": 1, "action": "on"}
@@ -293,6 +294,26 @@ async def test_broker_gone_before_a_request_is_not_connected(private_mosquitto, 
     await asyncio.to_thread(broker.kill)
     with pytest.raises(NotConnected, match="nothing was executed"):
         await client.call("control", timeout=0.5, device_uuid=BOARD_A)
+
+
+async def test_request_that_never_left_is_told_as_not_executed():
+    """The broker takes one message at a time, and acknowledges none."""
+    async with Scripted(b"\x20\x06\x00\x00\x03\x21\x00\x01") as broker:
+        entering = asyncio.create_task(BridgeClient(url_of(broker)).__aenter__())
+        _, subscribe = await broker.packet(8)
+        broker.send(b"\x90\x04" + subscribe[:2] + b"\x00\x01")
+        client = await asyncio.wait_for(entering, 5)
+        first, second = (
+            asyncio.create_task(client.call("control", timeout=1, device_uuid=BOARD_A))
+            for _ in range(2)
+        )
+        await broker.packet(wire.PUBLISH)
+        broker.send(b"\xe0\x00")
+        with pytest.raises(NoReply):
+            await first
+        with pytest.raises(NotConnected, match="nothing was executed"):
+            await second
+        await client.__aexit__(None, None, None)
 
 
 async def test_broker_restarted_in_the_midst_costs_no_answer(private_bridge, connect):

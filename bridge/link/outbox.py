@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from .. import wire
 from .below import OUR_PACKET_IDS, RECEIVE_MAXIMUM
 
-# How many replies wait before commands no longer go first, and which share they have then.
-_CROWD = 2000
-_ONE_IN = 8
+# Of what leaves, one in so many may be a reply while commands wait; and where more than so many
+# replies wait, one in so many a command.
+_ONE_REPLY_IN = 4
+_CROWD, _ONE_COMMAND_IN = 2000, 8
 
 
 class LinkError(Exception):
@@ -46,8 +47,9 @@ class Outbox:
     """Sends by `write`, and hears of each PUBACK.
 
     Of what waits, what must not be late goes first: commands do not wait for the replies to a flood
-    that is being refused. But where very many of those wait, the broker is so slow, or so stingy,
-    that they would never all go: then only one in a few that leave is a command.
+    that is being refused. But a few replies always go, since requests are acknowledged in order,
+    and one reply that stays behind holds up all that came after it. And where very many of them
+    wait, the broker is so slow, or so stingy, that it is the commands of which only a few go.
     """
 
     def __init__(self, write: Callable[[bytes], None]) -> None:
@@ -63,6 +65,11 @@ class Outbox:
     def oldest(self) -> asyncio.Future[int] | None:
         """What has waited longest for its PUBACK: they come in order."""
         return next(iter(self._pending.values()), None)
+
+    @property
+    def backlog(self) -> int:
+        """How many have no PUBACK yet, those that wait to leave included."""
+        return len(self._pending) + len(self._hurried) + len(self._held)
 
     def put(self, outgoing: Outgoing) -> None:
         """Send it, or keep it until the broker takes more."""
@@ -93,10 +100,13 @@ class Outbox:
             _fail(outgoing.acknowledged, NotSentError("the connection was lost before"))
 
     def _next_to_go(self) -> deque[Outgoing]:
-        crowded = len(self._held) > _CROWD
-        if self._hurried and not (crowded and self.last_packet_id % _ONE_IN):
-            return self._hurried
-        return self._held or self._hurried
+        if not (self._hurried and self._held):
+            return self._hurried or self._held
+        if len(self._held) > _CROWD:
+            hurries = self.last_packet_id % _ONE_COMMAND_IN == 0
+        else:
+            hurries = self.last_packet_id % _ONE_REPLY_IN != 0
+        return self._hurried if hurries else self._held
 
     def _send_held(self, outgoing: Outgoing) -> None:
         if outgoing.acknowledged.done():

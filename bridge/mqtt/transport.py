@@ -35,6 +35,7 @@ from ..settings import Settings
 from ..topics import Topics
 from .addressing import Addressing, Dropped, Return, properties
 from .deliveries import Deliveries, Delivery
+from .outbound import Outbound
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,7 @@ class MqttTransport:
         self._dispatcher: Dispatcher | None = None
         self._link: Link | None = None
         self._linked = asyncio.Event()
+        self._outbound = Outbound(settings, instance)
         self._serving_since: str | None = None
         # Draining, and then leaving for good.
         self._stopping = self._closed = False
@@ -177,7 +179,7 @@ class MqttTransport:
         MQTT 5 brokers say so (0x8E). Others, and Mosquitto 2.0.11, just close the connection:
         again and again, a moment after each login.
         """
-        if self._stopping:
+        if self._stopping or self._outbound.main_lost():
             return
         self._short_lived = self._short_lived + 1 if lasted < _SHORT_LIVED_SECONDS else 0
         if error.reason == SESSION_TAKEN_OVER or self._short_lived == _SHORT_LIVED_IN_A_ROW:
@@ -208,6 +210,7 @@ class MqttTransport:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        await self._outbound.close()
         link, self._link = self._link, None
         self.ready = False
         if link is None:
@@ -251,12 +254,14 @@ class MqttTransport:
         if link is None:
             raise MqttUnavailable()
         try:
+            link = self._outbound.for_command(link, topic)
             acknowledged = link.publish(
                 topic, payload, qos=1, expires=expires, never_late=True, on_left=on_left
             )
         except LinkError:
             raise MqttUnavailable() from None
         assert acknowledged is not None
+        self._outbound.under_way(topic, link, acknowledged)
         return _Acknowledgement(acknowledged)
 
     # ---- requests -------------------------------------------------------------------------------
@@ -346,6 +351,7 @@ class MqttTransport:
         try:
             if link is None:
                 raise LinkError("not connected")
+            link = self._outbound.for_reply(link)
             acknowledged = self._publish(link, reply, back)
         except (LinkError, PayloadTooLarge):
             self._begin(self._deliver(reply, back, delivery), delivery)
@@ -356,17 +362,25 @@ class MqttTransport:
         if len(self._replies) > _MANY_REPLIES:
             delivery.forget_message()
         self._replies.add(acknowledged)
-        acknowledged.add_done_callback(partial(self._sent_off, reply, back, delivery))
+        acknowledged.add_done_callback(partial(self._sent_off, link, reply, back, delivery))
 
     def _sent_off(
-        self, reply: Reply, back: Return, delivery: Delivery, acknowledged: "asyncio.Future[int]"
+        self,
+        link: Link,
+        reply: Reply,
+        back: Return,
+        delivery: Delivery,
+        acknowledged: "asyncio.Future[int]",
     ) -> None:
         self._replies.discard(acknowledged)
-        if acknowledged.exception() is None:
-            self._note_reason(acknowledged.result(), back)
-            self._deliveries.settle(delivery)
-        elif not self._closed:
-            self._begin(self._deliver(reply, back, delivery), delivery)
+        lost = acknowledged.exception() is not None
+        # A broker may know us by our client id, and refuse what comes by another.
+        if lost or (acknowledged.result() >= REFUSED_FROM and link is not self._link):
+            if not self._closed:
+                self._begin(self._deliver(reply, back, delivery), delivery)
+            return
+        self._note_reason(acknowledged.result(), back)
+        self._deliveries.settle(delivery)
 
     async def _deliver(self, reply: Reply, back: Return, delivery: Delivery) -> None:
         """Publish a reply that could not just be sent off: later, or with less in it."""

@@ -1,0 +1,112 @@
+"""The connection to the broker: subscribed to our reply topic, and back by itself when lost."""
+
+import asyncio
+from collections.abc import Callable
+
+from .. import wire
+from ..link import BrokerAddress, Link, LinkError
+from .backoff import pauses
+from .errors import NotConnected
+
+# After a lost connection the bridge may come back a little later than we do (seconds).
+_SETTLING = 5.0
+
+
+class Connection:
+    """One link after another to the same broker, from `open` until `close`."""
+
+    def __init__(
+        self,
+        broker: BrokerAddress,
+        *,
+        identifier: str,
+        reply_topic: str,
+        on_message: Callable[[Link, wire.Message], None],
+    ) -> None:
+        self.reply_topic = reply_topic
+        self._broker = broker
+        self._identifier = identifier
+        self._on_message = on_message
+        self._link: Link | None = None
+        self._linked = asyncio.Event()
+        self._keeping: asyncio.Task[None] | None = None
+        self._trouble = ""
+        self._settled = 0.0
+        self._closed = True
+
+    async def open(self) -> None:
+        """Connect; from then on the connection comes back by itself.
+
+        Raises:
+            NotConnected: the broker can't be reached, or refuses us.
+        """
+        try:
+            link = await self._connect()
+        except LinkError as error:
+            self._trouble = str(error)
+            raise self.not_connected(None) from None
+        self._closed = False
+        self._link = link
+        self._keeping = asyncio.create_task(self._keep_connected(link), name="bridge client")
+
+    async def close(self) -> None:
+        """Leave; whoever waits for a link hears of it."""
+        self._closed = True
+        if self._keeping is not None:
+            self._keeping.cancel()
+            await asyncio.wait((self._keeping,))
+        link, self._link = self._link, None
+        if link is not None:
+            await link.close()
+        self._linked.set()
+
+    async def link(self) -> Link | None:
+        """The link that there is, or the next one; None when closed."""
+        while self._link is None or self._link.lost.done():
+            if self._closed:
+                return None
+            self._linked.clear()
+            await self._linked.wait()
+        return self._link
+
+    @property
+    def is_settling(self) -> bool:
+        """Whether it was lost and came back just now, so that the bridge may not be back yet."""
+        return asyncio.get_running_loop().time() < self._settled
+
+    def not_connected(self, request_id: str | None) -> NotConnected:
+        """What to raise for a request that found no connection."""
+        return NotConnected(
+            f"not connected to the MQTT broker at {self._broker.host}:{self._broker.port} "
+            f"({self._trouble or 'closed'}) and nothing was executed; "
+            "check that it runs, and its address, user and password",
+            request_id,
+        )
+
+    async def _connect(self) -> Link:
+        link = Link(self._broker, identifier=self._identifier, on_message=self._on_message)
+        await link.open()
+        try:
+            await link.subscribe([self.reply_topic])
+        except (LinkError, asyncio.CancelledError):
+            await link.close()
+            raise
+        return link
+
+    async def _keep_connected(self, link: Link) -> None:
+        while True:
+            error = await asyncio.shield(link.lost)
+            self._trouble = str(error)
+            link = await self._reconnect()
+            self._settled = asyncio.get_running_loop().time() + _SETTLING
+            self._link = link
+            self._linked.set()
+
+    async def _reconnect(self) -> Link:
+        for pause in pauses():
+            try:
+                return await self._connect()
+            except LinkError as error:
+                self._trouble = str(error)
+            await asyncio.sleep(pause)
+        raise AssertionError("pauses never end")

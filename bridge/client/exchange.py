@@ -1,0 +1,176 @@
+"""A request's way to its reply, through as many tries as are safe and make sense.
+
+`ask` (again while the bridge's trouble passes) -> `_reply_to` (within the deadline) ->
+`_send_until_answered` (again on the next connection) -> `_attempt` (once).
+"""
+
+import asyncio
+from dataclasses import dataclass
+
+from .. import wire
+from ..errors import PayloadTooLarge
+from ..link import Link, LinkError, NotSentError
+from ..models import JsonObject
+from .backoff import pauses
+from .connection import Connection
+from .correlation import Expected, Replies
+from .errors import RETRIES, CallError, NoReply, Refused, Unheard
+
+_NO_MATCHING_SUBSCRIBERS = 0x10
+# A request that is a moment short of n seconds from its deadline still gets n (seconds).
+_ROUNDING = 0.05
+_JSON = b"application/json"
+
+
+@dataclass(slots=True, eq=False)
+class Question:
+    """One request, through all attempts; `deadline` is on the loop's clock."""
+
+    topic: str
+    payload: bytes
+    request_id: str
+    deadline: float
+    # Whether a bridge may have it, and whether the broker has said that none was there.
+    handed_over: bool = False
+    unheard: bool = False
+
+    def seconds_left(self) -> int:
+        """For the Message Expiry, where 0 would mean no expiry at all."""
+        left = self.deadline - asyncio.get_running_loop().time()
+        return max(1, int(left + _ROUNDING))
+
+
+class Exchange:
+    """Asks over one connection, any number of questions at a time."""
+
+    def __init__(self, connection: Connection, replies: Replies) -> None:
+        self._connection = connection
+        self._replies = replies
+
+    async def ask(self, question: Question) -> JsonObject:
+        """The reply's whole body, whatever its code.
+
+        An answer that is worth another try at once (`RETRIES`) is given when time has run out.
+
+        Raises:
+            NotConnected, Unheard, NoReply: no reply came; see the classes.
+            Refused: the broker takes no packet of that size.
+        """
+        loop = asyncio.get_running_loop()
+        for pause in pauses():
+            body = await self._reply_to(question)
+            automatic = RETRIES.get(str(body.get("error"))) == "automatic"
+            if not automatic or loop.time() + pause >= question.deadline:
+                return body
+            await asyncio.sleep(pause)
+        raise AssertionError("pauses never end")
+
+    async def _reply_to(self, question: Question) -> JsonObject:
+        with self._replies.expected() as expected:
+            try:
+                async with asyncio.timeout_at(question.deadline):
+                    await self._send_until_answered(question, expected)
+            except TimeoutError:
+                if not expected.reply.done():
+                    raise self._out_of_patience(question) from None
+            return expected.reply.result()
+
+    async def _send_until_answered(self, question: Question, expected: Expected) -> None:
+        """Send a question, and once more whenever its connection was lost."""
+        for pause in pauses():
+            link = await self._connection.link()
+            if link is None:
+                raise self._out_of_patience(question)
+            reason = await self._attempt(link, question, expected)
+            if expected.reply.done():
+                return
+            if reason is not None:
+                self._check_worth_another_try(reason, question)
+                await asyncio.sleep(pause)
+
+    async def _attempt(self, link: Link, question: Question, expected: Expected) -> int | None:
+        """Send the question once, and wait until the reply is there or can't come any more.
+
+        Returns the reason code of the PUBACK if that says that no bridge has heard it.
+        """
+        reply, may_be_known = expected.reply, question.handed_over
+        try:
+            acknowledged = self._publish(link, question, expected.correlation)
+        except LinkError:
+            return None
+        question.handed_over = True
+        try:
+            await asyncio.wait((acknowledged, reply), return_when=asyncio.FIRST_COMPLETED)
+            if reply.done():
+                return None
+            reason = acknowledged.result()
+            if reason:
+                question.handed_over = may_be_known
+                return reason
+            await asyncio.wait((reply, link.lost), return_when=asyncio.FIRST_COMPLETED)
+        except NotSentError:
+            question.handed_over = may_be_known
+            return None
+        except LinkError:
+            return None
+        finally:
+            # If it has not left yet, it need not any more.
+            acknowledged.cancel()
+        return None
+
+    def _publish(self, link: Link, question: Question, correlation: bytes) -> asyncio.Future[int]:
+        """Hand the question over; the future is its PUBACK's reason code."""
+        properties = wire.properties(
+            expiry=question.seconds_left(),
+            content_type=_JSON,
+            response_topic=self._connection.reply_topic.encode(),
+            correlation=correlation,
+        )
+        try:
+            acknowledged = link.publish(
+                question.topic, question.payload, qos=1, properties=properties
+            )
+        except PayloadTooLarge as error:
+            body = {"code": error.code, "error": error.error, "detail": error.detail("en")}
+            raise Refused(body, question.request_id) from None
+        assert acknowledged is not None
+        acknowledged.add_done_callback(_retrieve)
+        return acknowledged
+
+    def _check_worth_another_try(self, reason: int, question: Question) -> None:
+        """Fail at once where nobody was there to hear, unless an earlier try may have been heard,
+        or all have just lost their connections and the bridge may not be back yet."""
+        if reason != _NO_MATCHING_SUBSCRIBERS:
+            raise Unheard(
+                f"the broker refused the request (reason code 0x{reason:02X}) and nothing was "
+                f"executed; may this user publish to {question.topic}?",
+                question.request_id,
+            )
+        question.unheard = True
+        if not (question.handed_over or self._connection.is_settling):
+            raise _unheard(question)
+
+    def _out_of_patience(self, question: Question) -> CallError:
+        if question.handed_over:
+            return NoReply(
+                f"no reply to {question.topic} came in time; a command may have been executed: "
+                f"ask again with the id {question.request_id} and it is not executed twice",
+                question.request_id,
+            )
+        if question.unheard:
+            return _unheard(question)
+        return self._connection.not_connected(question.request_id)
+
+
+def _unheard(question: Question) -> Unheard:
+    return Unheard(
+        f"nobody is subscribed to {question.topic} and nothing was executed; check that the bridge "
+        "runs on this broker, with the same topic prefix",
+        question.request_id,
+    )
+
+
+def _retrieve(acknowledged: asyncio.Future[int]) -> None:
+    # Else asyncio would complain of an error that nobody looked at, when the reply came first.
+    if not acknowledged.cancelled():
+        acknowledged.exception()
