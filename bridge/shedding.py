@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from .access import Keys
 from .dispatch import Dispatcher
+from .effort import Effort
 from .envelope import Envelope, open_payload
 from .framing import Plain
 from .operations import OPERATIONS, Operation
@@ -56,12 +57,15 @@ class Shedding:
         self._target = _targets()
         limited = (row for row in OPERATIONS.values() if not row.always)
         self._paths = tuple(row.path.partition("{")[0] for row in limited)
+        self._effort = Effort()
         self._without_id: tuple[int, bytes] = (0, b"")
         # Whoever is refused asks the same again. Not where there are keys: they are in the bytes.
         self._read_again = lru_cache(maxsize=_REMEMBERED)(self._read)
 
     def answer(self, data: bytes, arriving: int) -> bytes | None:
         """The refusal, if `data` is refused now; `arriving` requests are on their way in."""
+        kept_back = self._effort.begin()
+        arriving += int(kept_back * self._settings.max_in_flight)
         if not self._dispatcher.is_full(arriving):
             return None
         read = self._read_again if len(data) <= _SHORT and not self._keys.required else self._read
@@ -72,6 +76,10 @@ class Shedding:
             return None
         reply = self._dispatcher.turned_away_unseen("http", asked.row)
         return self._written(reply, asked.request_id)
+
+    def answered(self) -> None:
+        """The last answer was written."""
+        self._effort.end()
 
     def _read(self, data: bytes) -> _Asked | None:
         """What matters of a request here; None where it is not to be told at sight."""

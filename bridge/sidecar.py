@@ -126,6 +126,9 @@ class AtSight(typing.Protocol):
     def answer(self, data: bytes, arriving: int) -> bytes | None:
         """The answer, with so many others on their way to their handlers; None lets it in."""
 
+    def answered(self) -> None:
+        """The answer was written."""
+
     def counts(self, target: str) -> bool:
         """Whether a request with this target is one of those others."""
 
@@ -282,6 +285,7 @@ class Protocol(web.RequestHandler):
         if answer is None:
             return False
         self.transport.write(answer)
+        at_sight.answered()
         self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
         self._shared.connections.idle(self)
         return True

@@ -15,7 +15,18 @@ PACKAGE = Path(__file__).resolve().parents[1] / "bridge"
 # Lowest first; a folder counts as one module. A new module gets a place here: those of one level
 # never import each other, and the transports stand on one.
 LEVELS = (
-    ("__init__", "acceptor", "errors", "deadlines", "lines", "logs", "pace", "systemd", "wire"),
+    (
+        "__init__",
+        "acceptor",
+        "deadlines",
+        "effort",
+        "errors",
+        "lines",
+        "logs",
+        "pace",
+        "systemd",
+        "wire",
+    ),
     ("connections", "framing"),
     ("settings", "models", "metrics", "sidecar", "bodies"),
     ("database", "envelope", "link", "replies", "sensors", "topics"),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -184,6 +185,17 @@ async def test_whose_an_id_is_with_keys_is_not_told_at_sight():
     assert shedding.answer(command(), arriving=1) is not None
 
 
+async def test_while_refusing_takes_much_of_the_time_fewer_places_are_given_away():
+    shedding = shedding_of(max_in_flight=8)
+    assert shedding.answer(get(READING), arriving=6) is None
+    ends = time.monotonic() + 0.3
+    while time.monotonic() < ends:
+        assert shedding.answer(get(READING), arriving=8) is not None
+        shedding.answered()
+    assert shedding.answer(get(READING), arriving=6) is not None
+    assert shedding.answer(get(READING), arriving=1) is None
+
+
 async def test_places_are_taken_by_the_operations_that_can_be_refused():
     counts = shedding_of().counts
     assert all(map(counts, (READING, "/api/control", f"/api/devices/{BOARD_A}/config")))
@@ -209,6 +221,7 @@ class Site:
     def __init__(self) -> None:
         self.port = 0
         self.arriving: list[int] = []
+        self.answers = 0
         self.go_on = asyncio.Event()
         self.waiting = asyncio.Semaphore(0)
 
@@ -218,6 +231,9 @@ class Site:
             return None
         body = LARGE if b"large" in data else b'{"path":"at sight"}'
         return Answer(200, "application/json", body).whole()
+
+    def answered(self) -> None:
+        self.answers += 1
 
     def counts(self, target: str) -> bool:
         return target != "/health"
@@ -268,6 +284,7 @@ async def test_connection_lives_on_after_an_answer_at_sight(site):
             assert await paths(client, 1) == ["at sight"]
             await client.send(post("/p", BODY))
             assert await paths(client, 1) == ["/p"]
+    assert site.answers == 3
 
 
 IN_ORDER: dict[str, tuple[list[bytes], list[str]]] = {
