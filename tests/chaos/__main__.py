@@ -67,8 +67,6 @@ def _runs(options: argparse.Namespace) -> dict[str, list[tuple[str, Run]]]:
                 )
                 for operation in REQUESTS
                 for name, lines in (("as it comes", ()), ("without limits", GENEROUS))
-                # Readings are asked over HTTP alone, which no broker has a part in.
-                if operation != "sensor-data" or not lines
             ),
             (
                 "Flood behind a stalled request, Mosquitto as it comes",

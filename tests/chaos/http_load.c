@@ -20,16 +20,14 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <netinet/tcp.h>
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
-#include <time.h>
 #include <unistd.h>
 
-enum { MOST_STATUS = 600, BUFFER = 256 * 1024, EVENTS = 512 };
-static const double PATIENCE = 30.0, TICK = 0.05;
+#include "load.h"
+
+enum { BUFFER = 256 * 1024, EVENTS = 512 };
 
 struct connection {
     int socket, status;
@@ -38,46 +36,8 @@ struct connection {
     char *answer;
 };
 
-struct times {
-    double *ms;
-    long count, room;
-};
-
 static char request[BUFFER];
 static long request_bytes;
-
-static double now(void) {
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (double)time.tv_sec + (double)time.tv_nsec * 1e-9;
-}
-
-static void fail(const char *what) {
-    perror(what);
-    exit(1);
-}
-
-static void note(struct times *times, double ms) {
-    if (times->count == times->room) {
-        times->room = times->room ? 2 * times->room : 1024;
-        times->ms = realloc(times->ms, (size_t)times->room * sizeof *times->ms);
-        if (!times->ms) fail("memory");
-    }
-    times->ms[times->count++] = ms;
-}
-
-static int ascending(const void *left, const void *right) {
-    double difference = *(const double *)left - *(const double *)right;
-    return (difference > 0) - (difference < 0);
-}
-
-static double at(const struct times *sorted, double share) {
-    return sorted->count ? sorted->ms[(long)((double)(sorted->count - 1) * share)] : 0.0;
-}
-
-static void sort(struct times *times) {
-    qsort(times->ms, (size_t)times->count, sizeof *times->ms, ascending);
-}
 
 static int connected(const char *host, int port) {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
@@ -153,7 +113,6 @@ int main(int count, char **words) {
 
     warm_up(all, connections);
 
-    static struct times by_status[MOST_STATUS], late;
     double began = now(), ends = began + seconds, last = began;
     long asked = 0, done = 0, total = rate > 0 ? (long)(rate * seconds) : -1;
     struct epoll_event events[EVENTS];
@@ -171,8 +130,7 @@ int main(int count, char **words) {
         }
         double wait = TICK;
         if (rate > 0 && asked < total && idle_count) wait = began + (double)asked / rate - now();
-        int ms = wait <= 0 ? 0 : (int)(wait * 1000) + 1;
-        int ready = epoll_wait(poll, events, EVENTS, ms > 50 ? 50 : ms);
+        int ready = epoll_wait(poll, events, EVENTS, wait_ms(wait));
         for (int number = 0; number < ready; number++) {
             struct connection *one = &all[events[number].data.u64];
             if (!answered(one)) continue;
@@ -182,15 +140,6 @@ int main(int count, char **words) {
             done++;
         }
     }
-    for (int status = 0; status < MOST_STATUS; status++) {
-        struct times *times = &by_status[status];
-        if (!times->count) continue;
-        sort(times);
-        printf("code %d %ld %.3f %.3f %.3f\n", status, times->count, at(times, 0.5),
-               at(times, 0.99), at(times, 1.0));
-    }
-    sort(&late);
-    printf("late %.3f %.3f\n", at(&late, 0.99), at(&late, 1.0));
-    printf("unanswered %ld\nelapsed %.3f\n", (total < 0 ? asked : total) - done, last - began);
+    tell((total < 0 ? asked : total) - done, last - began);
     return 0;
 }

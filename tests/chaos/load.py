@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import os
 import socket
-import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, cast
 from urllib.parse import urlsplit
 
 from bridge import wire
-from tests.chaos.findings import percentile
 from tests.lab.mqtt import NO_MATCHING_SUBSCRIBERS, Broker
 from tests.lab.raw import Raw
-
-_TICK = 0.002
 
 
 class Times(NamedTuple):
@@ -45,40 +40,6 @@ class Outcome:
     def per_second(self) -> float:
         """Answered with 200."""
         return self.codes.get(200, 0) / self.elapsed
-
-
-@dataclass
-class Tally:
-    """What came of a load: seconds from when each request was due to its answer, by code."""
-
-    seconds: dict[int, list[float]] = field(default_factory=dict)
-    unanswered: int = 0
-    # When the first was due and the last was answered, on the monotonic clock.
-    began: float = 0.0
-    ended: float = 0.0
-
-    def answered(self, code: int, due: float) -> None:
-        self.ended = time.monotonic()
-        self.seconds.setdefault(code, []).append(self.ended - due)
-
-    @property
-    def codes(self) -> dict[int, int]:
-        return {code: len(times) for code, times in sorted(self.seconds.items())}
-
-    @property
-    def total(self) -> int:
-        return sum(self.codes.values())
-
-    def outcome(self) -> Outcome:
-        return Outcome(
-            self.codes,
-            {
-                code: Times(*(percentile(seconds, share) for share in (0.5, 0.99, 1.0)))
-                for code, seconds in self.seconds.items()
-            },
-            self.unanswered,
-            self.ended - self.began,
-        )
 
 
 class HttpConnection(asyncio.Protocol):
@@ -199,24 +160,19 @@ class MqttLoad:
         Raises:
             ConnectionError: the broker closed the connection.
         """
-        payload = await self.ask_raw(operation, json.dumps(fields).encode())
-        return None if payload is None else json.loads(payload)
-
-    async def ask_raw(self, operation: str, payload: bytes) -> bytes | None:
-        """As `ask`, with bytes for bytes."""
         self._asked += 1
         correlation = b"%d" % self._asked
         reply: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
         self._waiting[correlation] = reply
         acknowledged = self._raw.publish(
             f"plugin/request/{operation}".encode(),
-            payload,
+            json.dumps(fields).encode(),
             wire.properties(response_topic=self._reply_topic, correlation=correlation),
         )
         try:
             if await acknowledged == NO_MATCHING_SUBSCRIBERS:
                 return None
-            return await reply
+            return json.loads(await reply)
         finally:
             self._waiting.pop(correlation, None)
 
@@ -226,55 +182,6 @@ class MqttLoad:
             self.unexpected += 1
         else:
             waiting.set_result(message.payload)
-
-
-Ask = Callable[[int], Any]
-"""Asks the n-th request: an awaitable of its code."""
-
-
-async def closed_loop(
-    ask: Ask, *, at_once: int, count: int | None = None, seconds: float | None = None
-) -> Tally:
-    """So many at once, the next as soon as one is answered: so many in all, or for so long."""
-    tally = Tally(began=time.monotonic())
-    numbers = iter(range(count)) if count is not None else itertools.count()
-    ends = float("inf") if seconds is None else tally.began + seconds
-
-    async def work() -> None:
-        for number in numbers:
-            if time.monotonic() >= ends:
-                return
-            due = time.monotonic()
-            tally.answered(await ask(number), due)
-
-    await asyncio.gather(*(work() for _ in range(at_once)))
-    return tally
-
-
-async def open_loop(ask: Ask, *, per_second: float, seconds: float, patience: float) -> Tally:
-    """So many a second, however many are unanswered; the last ones are waited for ``patience``."""
-    tally = Tally(began=time.monotonic())
-    asking: set[asyncio.Task[None]] = set()
-
-    async def one(number: int, due: float) -> None:
-        tally.answered(await ask(number), due)
-
-    total, asked = int(per_second * seconds), 0
-    while asked < total:
-        now = time.monotonic()
-        while asked < total and (due := tally.began + asked / per_second) <= now:
-            task = asyncio.create_task(one(asked, due))
-            asking.add(task)
-            task.add_done_callback(asking.discard)
-            asked += 1
-        await asyncio.sleep(_TICK)
-    if asking:
-        await asyncio.wait(set(asking), timeout=patience)
-    for task in set(asking):
-        task.cancel()
-    await asyncio.gather(*asking, return_exceptions=True)
-    tally.unanswered = total - tally.total
-    return tally
 
 
 def outcomes(counted: Counter[Any]) -> str:

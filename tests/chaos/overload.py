@@ -1,7 +1,7 @@
 """Overload: twice what the bridge can do, on both transports, and a flood behind a stalled one.
 
 Load generator, broker, database and device share the machine with the bridge, and the more they
-take, the less it can do: so the generator is as cheap as Python allows, and the device is not ours.
+take, the less it can do: so the generators are small programs in C, and the device is not ours.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import json
 import time
 from asyncio.subprocess import DEVNULL
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from tests.chaos.findings import Findings, in_ms
-from tests.chaos.http_load import http_load
-from tests.chaos.load import MqttLoad, Outcome, Times, closed_loop, http_request, open_loop
+from tests.chaos.load import MqttLoad, Outcome, Times, http_request
+from tests.chaos.native import http_load, mqtt_load
 from tests.chaos.site import Site, open_site
 from tests.lab.platform import BOARD_A
 from tests.lab.servers import program
@@ -68,14 +68,15 @@ async def overload(
             )
 
         await _twice("HTTP", over_http, site, findings, seconds, strict)
-        if operation == "sensor-data":
-            # More than this process could ask over MQTT.
-            return findings
-        async with AsyncExitStack() as connections:
-            loads = [await connections.enter_async_context(MqttLoad(site.broker)) for _ in range(4)]
-            over_mqtt = _over_mqtt(loads, operation, json.dumps(fields).encode())
-            await _twice("MQTT", over_mqtt, site, findings, seconds, strict)
-            await _expect_well(site, loads[0], findings)
+
+        async def over_mqtt(seconds: float, per_second: float = 0) -> Outcome:
+            payload = json.dumps(fields).encode()
+            return await mqtt_load(
+                site.broker, operation, payload, seconds=seconds, per_second=per_second
+            )
+
+        await _twice("MQTT", over_mqtt, site, findings, seconds, strict)
+        await _expect_well(site, findings)
     return findings
 
 
@@ -83,21 +84,6 @@ class Generator(Protocol):
     """Loads the bridge for so long, at a pace or as fast as 64 can."""
 
     async def __call__(self, seconds: float, per_second: float = 0) -> Outcome: ...
-
-
-def _over_mqtt(loads: list[MqttLoad], operation: str, payload: bytes) -> Generator:
-    async def ask(number: int) -> int:
-        reply = await loads[number % len(loads)].ask_raw(operation, payload)
-        assert reply is not None, "nobody is subscribed"
-        return _code_of(reply)
-
-    async def load(seconds: float, per_second: float = 0) -> Outcome:
-        if not per_second:
-            return (await closed_loop(ask, at_once=64, seconds=seconds)).outcome()
-        tally = await open_loop(ask, per_second=per_second, seconds=seconds, patience=_PATIENCE)
-        return tally.outcome()
-
-    return load
 
 
 def _over_http(operation: str, fields: dict[str, Any]) -> bytes:
@@ -166,20 +152,14 @@ def _judge_times(outcome: Outcome, capacity: float, findings: Findings) -> None:
         findings.expect(late <= 0.05, f"429 came after {in_ms(late)} (p99)")
 
 
-def _code_of(reply: bytes) -> int:
-    # Parsing whole batches would cost more than making them.
-    assert reply.startswith(b'{"code":'), reply[:40]
-    return int(reply[8:11])
-
-
 def _told(times: Times | None) -> str:
     if times is None:
         return "none"
     return f"p50 {in_ms(times.p50)}, p99 {in_ms(times.p99)}, max {in_ms(times.longest)}"
 
 
-async def _expect_well(site: Site, load: MqttLoad, findings: Findings) -> None:
-    async with asyncio.timeout(10):
+async def _expect_well(site: Site, findings: Findings) -> None:
+    async with asyncio.timeout(10), MqttLoad(site.broker) as load:
         reply = await load.ask("sensor-data", READING)
     findings.expect(reply["code"] == 200, f"afterwards a reading was answered {reply}")
     findings.expect(await asyncio.to_thread(lambda: site.bridges[0].ready), "not ready afterwards")

@@ -1,4 +1,5 @@
-"""`http_load.c`, compiled and run: HTTP load by a process that costs a fraction of the bridge's."""
+"""`http_load.c` and `mqtt_load.c`, compiled and run: load by processes that cost a fraction of what
+the bridge does."""
 
 from __future__ import annotations
 
@@ -10,9 +11,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from tests.chaos.load import Outcome, Times
+from tests.lab.mqtt import Broker
 from tests.lab.servers import program
-
-_SOURCE = Path(__file__).with_suffix(".c")
 
 
 async def http_load(
@@ -20,21 +20,34 @@ async def http_load(
 ) -> Outcome:
     """Send one request again and again; ``per_second=0`` for each connection as soon as it can."""
     address = urlsplit(url)
-    binary = await asyncio.to_thread(_compiled)
+    server = (str(address.hostname), str(address.port))
+    return await _run("http_load", server, request, connections, per_second, seconds)
+
+
+async def mqtt_load(
+    broker: Broker,
+    operation: str,
+    payload: bytes,
+    *,
+    at_once: int = 64,
+    seconds: float,
+    per_second: float = 0,
+) -> Outcome:
+    """Ask one thing again and again at QoS 1; ``per_second=0`` for ``at_once`` at a time."""
+    server = (broker.host, str(broker.port), f"plugin/request/{operation}")
+    return await _run("mqtt_load", server, payload, 4, at_once, per_second, seconds)
+
+
+async def _run(name: str, server: tuple[str, ...], request: bytes, *numbers: float) -> Outcome:
+    binary = await asyncio.to_thread(_compiled, name)
     with tempfile.NamedTemporaryFile() as file:
         file.write(request)
         file.flush()
-        numbers = (connections, per_second, seconds)
         process = await asyncio.create_subprocess_exec(
-            str(binary),
-            str(address.hostname),
-            str(address.port),
-            file.name,
-            *map(str, numbers),
-            stdout=subprocess.PIPE,
+            str(binary), *server, file.name, *map(str, numbers), stdout=subprocess.PIPE
         )
         output, _ = await process.communicate()
-    assert process.returncode == 0, f"http_load ended with {process.returncode}"
+    assert process.returncode == 0, f"{name} ended with {process.returncode}"
     return _outcome(output.decode())
 
 
@@ -56,11 +69,12 @@ def _outcome(output: str) -> Outcome:
 
 
 @functools.cache
-def _compiled() -> Path:
-    _folders.append(tempfile.TemporaryDirectory(prefix="http-load-"))
-    binary = Path(_folders[-1].name) / "http_load"
-    command = [program("gcc"), "-O2", "-std=gnu11", "-o", str(binary), str(_SOURCE)]
-    subprocess.run(command, check=True)
+def _compiled(name: str) -> Path:
+    _folders.append(tempfile.TemporaryDirectory(prefix=f"{name}-"))
+    binary = Path(_folders[-1].name) / name
+    source = Path(__file__).with_name(f"{name}.c")
+    command = [program("gcc"), "-O2", "-std=gnu11", "-Wall", "-Werror"]
+    subprocess.run([*command, "-o", str(binary), str(source)], check=True)
     return binary
 
 
