@@ -143,22 +143,18 @@ class Dispatcher:
 
     async def answer(self, request: Request) -> Reply:
         """The reply to a request; whatever goes wrong becomes one, except a cancellation."""
-        self._answering += 1
-        try:
-            return await self._observed_answer(request)
-        finally:
-            self._answering -= 1
-            if not self._answering:
-                self._tell_idle()
-
-    async def _observed_answer(self, request: Request) -> Reply:
         row = OPERATIONS.get(request.operation)
         if row is not None and request.transport == "mqtt" and not row.over_mqtt:
             row = None
+        self._answering += 1
         try:
             reply = await self._answer(row, request)
         except Exception as error:
             reply = reply_to_error(error, self._services.settings.language)
+        finally:
+            self._answering -= 1
+            if not self._answering:
+                self._tell_idle()
         if reply.property_name is not None and reply.property_value is None:
             reply.property_value = as_property(request.envelope.fields.get(reply.property_name))
         self._observe(row, request, reply)

@@ -16,11 +16,8 @@ from aiohttp.http import RawRequestMessage
 _BLANK_LINE = b"\r\n\r\n"
 
 
-class Begun(NamedTuple):
-    """A request whose head the parser has read."""
-
-    message: RawRequestMessage
-    body: StreamReader
+# A request whose head the parser has read.
+Begun = tuple[RawRequestMessage, StreamReader]
 
 
 class Framing:
@@ -59,10 +56,11 @@ class Framing:
         """
         if self._line_read or self._owed != 0 or not self.known:
             return piece
+        if piece.isascii():
+            self._line_read = b"\n" in piece
+            return piece
         line, newline, rest = piece.partition(b"\n")
         self._line_read = bool(newline)
-        if line.isascii():
-            return piece
         encoded = quote_from_bytes(line, safe=bytes(range(128))).encode("ascii")
         return b"".join((encoded, newline, rest))
 
@@ -107,9 +105,14 @@ class Framing:
             self.known = begun is None
 
     def _expect_body(self, begun: Begun) -> None:
-        length = int(begun.message.headers.get("Content-Length", 0))
-        self._expect(None if begun.message.chunked else length)
-        self._body = begun.body
+        message, body = begun
+        if body.is_eof():
+            # There is none.
+            self._expect(0)
+            return
+        length = int(message.headers.get("Content-Length", 0))
+        self._expect(None if message.chunked else length)
+        self._body = body
 
     def _expect(self, owed: int | None) -> None:
         self._owed, self._ending, self._line_read = owed, b"", False

@@ -8,6 +8,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import orjson
 from aiohttp import hdrs, web
@@ -157,10 +158,7 @@ class HttpTransport:
         resource.add_route("*", not_allowed)
 
     def _operation(self, row: Operation) -> Guarded:
-        async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-            return await self._answer(row, request, grant)
-
-        return handle
+        return partial(self._answer, row)
 
     def _guarded(self, handler: Guarded, *, open_: bool = False) -> Handler:
         """Admit the caller, unless the place is open to all; whatever is raised is answered."""

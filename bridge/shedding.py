@@ -56,22 +56,27 @@ class Shedding:
         self._headers = headers
         self._target = _targets()
         limited = (row for row in OPERATIONS.values() if not row.always)
-        self._paths = tuple(row.path.partition("{")[0] for row in limited)
+        # Where the operations are asked for that take one of the places there are.
+        self.counted = tuple(row.path.partition("{")[0] for row in limited)
+        self._most = settings.max_in_flight
         self._effort = Effort()
+        # How many places are not to be had, beside those that requests in hand take.
+        self._given_away = 0
         self._without_id: tuple[int, bytes] = (0, b"")
         # Whoever is refused asks the same again. Not where there are keys: they are in the bytes.
         self._read_again = lru_cache(maxsize=_REMEMBERED)(self._read)
 
-    def answer(self, data: bytes, arriving: int) -> bytes | None:
-        """The refusal, if `data` is refused now; `arriving` requests are on their way in."""
-        kept_back = self._effort.begin()
-        arriving += int(kept_back * self._settings.max_in_flight)
-        if not self._dispatcher.is_full(arriving):
-            return None
+    def may_answer(self, arriving: int) -> bool:
+        """Whether requests are refused now; `arriving` others are on their way in."""
+        self._given_away = arriving + int(self._effort.begin() * self._most)
+        return self._dispatcher.is_full(self._given_away)
+
+    def answer(self, data: bytes) -> bytes | None:
+        """The refusal, if `data` is refused now."""
         read = self._read_again if len(data) <= _SHORT and not self._keys.required else self._read
         asked = read(data)
         if asked is None or not self._dispatcher.turns_away(
-            asked.row, "http", asked.request_id, arriving
+            asked.row, "http", asked.request_id, self._given_away
         ):
             return None
         reply = self._dispatcher.turned_away_unseen("http", asked.row)
@@ -92,10 +97,6 @@ class Shedding:
         if envelope is None or envelope.refusal is not None:
             return None
         return _Asked(row, envelope.request_id)
-
-    def counts(self, target: str) -> bool:
-        """Whether this is an operation of those that take one of the places there are."""
-        return target.startswith(self._paths)
 
     def _written(self, reply: Reply, request_id: str | None) -> bytes:
         if request_id is not None:

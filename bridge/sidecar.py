@@ -8,7 +8,7 @@ import asyncio
 import time
 import typing
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
@@ -123,14 +123,18 @@ def _date(unix_seconds: int) -> str:
 class AtSight(typing.Protocol):
     """What is answered at sight of its bytes, before it costs a parser, a task and a handler."""
 
-    def answer(self, data: bytes, arriving: int) -> bytes | None:
-        """The answer, with so many others on their way to their handlers; None lets it in."""
+    def may_answer(self, arriving: int) -> bool:
+        """Whether anything is now, with so many others on their way to their handlers."""
+
+    def answer(self, data: bytes) -> bytes | None:
+        """The answer, after `may_answer`; None lets it in."""
 
     def answered(self) -> None:
         """The answer was written."""
 
-    def counts(self, target: str) -> bool:
-        """Whether a request with this target is one of those others."""
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """What the targets of those others begin with."""
 
 
 @dataclass(slots=True)
@@ -141,8 +145,13 @@ class Shared:
     at_sight: AtSight | None
     connections: Connections
     reader_seconds: float = _READER_SECONDS
+    # What the targets of requests begin with that count as arriving.
+    counted: tuple[str, ...] = field(init=False)
     # How many requests that count have been read and not reached their handlers yet.
     arriving: int = 0
+
+    def __post_init__(self) -> None:
+        self.counted = () if self.at_sight is None else self.at_sight.counted
 
 
 class Protocol(web.RequestHandler):
@@ -251,15 +260,15 @@ class Protocol(web.RequestHandler):
             self._framing.took(piece, None)
             return
         self._unanswered += begun
-        message, body = self._messages[-begun]
+        read = self._messages[-begun]
+        message = read[0]
         if isinstance(message, _ErrInfo):
             self._framing.known = False
         else:
-            self._framing.took(piece, Begun(message, body))
+            self._framing.took(piece, cast(Begun, read))
             self._shared.connections.busy(self)
             # One behind another may have long to wait for its turn.
-            at_sight = self._shared.at_sight
-            if awaited and at_sight is not None and at_sight.counts(message.path):
+            if awaited and message.path.startswith(self._shared.counted):
                 self._arriving = True
                 self._shared.arriving += 1
 
@@ -275,13 +284,14 @@ class Protocol(web.RequestHandler):
         at_sight = self._shared.at_sight
         if (
             at_sight is None
+            or not at_sight.may_answer(self._shared.arriving)
             or not self._framing.between
             or self._unanswered
             or self.transport is None
             or self.transport.get_write_buffer_size() > _UNSENT_BYTES
         ):
             return False
-        answer = at_sight.answer(data, self._shared.arriving)
+        answer = at_sight.answer(data)
         if answer is None:
             return False
         self.transport.write(answer)
