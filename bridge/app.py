@@ -13,6 +13,7 @@ from . import __version__, systemd
 from .access import Keys
 from .calls import Drain, Services, Store
 from .database import Database
+from .deadlines import Deadlines
 from .dispatch import Dispatcher
 from .http import HttpTransport
 from .metrics import Metrics, WorkersState
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 # What of DRAIN_TIMEOUT is kept for saying goodbye, in seconds: to a broker that hangs (0.5 for our
 # presence, 0.5 to leave), to HTTP clients (twice 0.25) and to a database that hangs (0.25).
 _GOODBYE_SECONDS = 2.0
+# And before that, for the answers to what still waits for a database or a broker that hangs.
+_ANSWERING_SECONDS = 0.5
 
 
 class Backend(Protocol):
@@ -51,8 +54,8 @@ class Backend(Protocol):
 class MysqlBackend:
     """The platform's database."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
-        self._database = Database(settings, metrics)
+    def __init__(self, settings: Settings, metrics: Metrics, deadlines: Deadlines) -> None:
+        self._database = Database(settings, metrics, deadlines)
         self._store = MysqlStore(self._database, settings.db_timeout, metrics)
         self._once: MysqlOnce | None = None
 
@@ -125,12 +128,18 @@ class Bridge:
         self._settings = settings
         self._started = time.monotonic()
         self._metrics = metrics or Metrics()
-        self._backend: Backend = backend or MysqlBackend(settings, self._metrics)
+        self._deadlines = Deadlines()
+        self._backend: Backend = backend or MysqlBackend(settings, self._metrics, self._deadlines)
         self._keys = Keys(settings)
         self._drain = Drain()
         self.mqtt = MqttTransport(settings, self._metrics, settings.instance)
         services = Services(
-            settings, self._backend.store, self.mqtt, self.health, drain=self._drain
+            settings,
+            self._backend.store,
+            self.mqtt,
+            self.health,
+            drain=self._drain,
+            deadlines=self._deadlines,
         )
         once = self._once_store()
         self._dispatcher = Dispatcher(services, once, self._metrics)
@@ -190,6 +199,7 @@ class Bridge:
         systemd.notify("STOPPING=1")
         logger.info("draining", extra={"in_flight": self._dispatcher.in_flight})
         self._drain.begin(until)
+        self._deadlines.end_by(until - min(_ANSWERING_SECONDS, timeout / 4))
         try:
             async with asyncio.timeout_at(until):
                 await self.mqtt.drain()

@@ -54,13 +54,15 @@ _SILENT = "no answer in time"
 class Database:
     """Queries with a deadline on connections that are made anew by themselves."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(
+        self, settings: Settings, metrics: Metrics, deadlines: Deadlines | None = None
+    ) -> None:
         self._settings = settings
         self._metrics = metrics
         # First come, first served; whoever has a slot has a connection, or makes one.
         self._slots = asyncio.Semaphore(settings.db_pool_size)
         self._connections = _Connections(settings)
-        self.deadlines = Deadlines()
+        self.deadlines = deadlines or Deadlines()
         # The words for what is wrong, for logs and for administrators at a terminal.
         self.last_trouble: str | None = None
         # What was told of an outage, and of each statement that fails: once per change.

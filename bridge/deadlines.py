@@ -19,12 +19,13 @@ class Deadlines:
         self._loop = asyncio.get_running_loop()
         self._entries: dict[int, tuple[float, Callable[[], None]]] = {}
         self._last_entry = 0
+        self._latest = float("inf")
         self._ticking = False
 
     def call_at(self, when: float, overdue: Callable[[], None]) -> int:
         """Call `overdue` once the loop's clock has passed `when`; the entry is for `cancel`."""
         self._last_entry += 1
-        self._entries[self._last_entry] = (when, overdue)
+        self._entries[self._last_entry] = (min(when, self._latest), overdue)
         if not self._ticking:
             self._ticking = True
             self._loop.call_later(RESOLUTION, self._tick)
@@ -33,6 +34,17 @@ class Deadlines:
     def cancel(self, entry: int) -> None:
         """Forget an entry; one that has been called is forgotten already."""
         self._entries.pop(entry, None)
+
+    def end_by(self, when: float) -> None:
+        """Have no limit end later than this, be it set already or still to come."""
+        self._latest = when
+        self._entries = {
+            entry: (min(at, when), overdue) for entry, (at, overdue) in self._entries.items()
+        }
+
+    def has_passed(self, when: float) -> bool:
+        """Whether a limit at `when` is over."""
+        return min(when, self._latest) <= self._loop.time()
 
     def until(self, when: float) -> "Limit":
         """`with deadlines.until(when):` raises TimeoutError where the body would wait past it."""

@@ -275,8 +275,9 @@ class Together(Generic[Key, Model]):
 
     def _give_up(self) -> None:
         """Fail those who have waited too long, and nobody else."""
-        latest = asyncio.get_running_loop().time() - self._timeout
-        count = sum(asker.arrived <= latest for asker in self._waiting)
+        count = sum(
+            self._deadlines.has_passed(asker.arrived + self._timeout) for asker in self._waiting
+        )
         _fail(self._take(count), DatabaseTimeout())
 
     def _ended(self, task: asyncio.Task[None]) -> None:

@@ -425,6 +425,23 @@ async def test_sigterm_ends_it_in_time_though_its_servers_are_gone(open_site, go
     assert "Traceback" not in site.bridge.output
 
 
+async def test_sigterm_answers_what_waits_for_a_database_that_hangs(open_site):
+    site = await open_site(DRAIN_TIMEOUT="4", DB_TIMEOUT="30", REQUEST_TIMEOUT="30")
+    await site.well()
+    site.database.pause()
+    asking = [
+        asyncio.create_task(site.requester.ask("sensor-data", READING, timeout=20)),
+        asyncio.create_task(site.requester.ask("control", LED_ON, timeout=20)),
+    ]
+    over_http = asyncio.create_task(site.read())
+    await site.in_hand(3)
+    with at_most(4.25):
+        assert await asyncio.to_thread(site.bridge.stop) == 0
+    assert [(await reply).code for reply in asking] == [504, 504]
+    assert (await over_http)[0] == 504
+    assert "given up" not in site.bridge.output
+
+
 # A crash, and the order of acknowledgements
 
 
