@@ -1,9 +1,11 @@
-"""The connections by which replies and commands leave: one, or more where that takes too few.
+"""The connections by which replies and commands leave: one, or more in a flood.
 
-How many messages at QoS 1 a broker takes unacknowledged is its Receive Maximum (MQTT 5.0, section
-4.9): 20 for a Mosquitto as it comes. When requests come faster than 20 messages leave in a round
-trip, replies pile up here until the broker, whose requests they hold up, drops some. But the quota
-is a connection's own, and further ones add theirs.
+Requests and the acknowledgements of what we send come by the same connection. In a flood the latter
+arrive seconds late, behind requests; until then no more messages leave than the broker takes
+unacknowledged (its Receive Maximum, MQTT 5.0, section 4.9: 20 for a Mosquitto as it comes). Replies
+pile up, requests stay unacknowledged for want of replies, and of what is beyond 65,535 of these the
+broker drops some. By connections of their own, on which nothing comes in but acknowledgements,
+messages leave as fast as the broker takes them.
 """
 
 import asyncio
@@ -23,10 +25,10 @@ logger = logging.getLogger(__name__)
 # So many messages at a time are enough, and so many further connections are the most.
 _ENOUGH = 160
 _MOST_LINKS = 8
-# How many messages wait for the broker before there is more than one connection.
+# How many messages wait for acknowledgements before there is more than one connection.
 _CLOGGED = 256
-# The others are closed when they had nothing to do for so long, which is looked at so often; and
-# they are not opened again sooner than this (seconds).
+# The others are closed when one would have done for so long, and opened again after a pause at the
+# soonest (seconds).
 _IDLE_SECONDS, _LOOK_SECONDS = 60.0, 1.0
 _PAUSE_SECONDS = 5.0
 # A broker that names its clients by itself takes all of ours for one and the same client, and ends
@@ -51,38 +53,30 @@ class Outbound:
         self._instance = instance
         self._further: list[Link] = []
         self._owner: asyncio.Task[None] | None = None
-        self._began = self._used = -math.inf
+        self._began = self._needed = -math.inf
         self._suspicions = 0
         self._ways: dict[str, _Way] = {}
 
     def for_reply(self, main: Link) -> Link:
-        """The connection for a reply: the main one, while half of its quota is free.
-
-        The main one also takes presence and, until others have proved themselves, commands.
-        """
-        if main.backlog * 2 < main.quota:
-            return main
-        if not self._further and main.backlog > _CLOGGED and main.quota < _ENOUGH:
-            self._begin(math.ceil(_ENOUGH / main.quota))
-        return self._least_laden(main)
+        """The connection for a reply: the least laden of the further ones, where there are any."""
+        if self._further:
+            return self._least_laden()
+        if main.backlog > _CLOGGED:
+            self._begin(main.quota)
+        return main
 
     def for_command(self, main: Link, topic: str) -> Link:
-        """The connection for a command: the one on which others to its topic are under way.
+        """As `for_reply`; but while others to its topic are under way it follows them.
 
         So they stay in order.
         """
         way = self._ways.get(topic)
         if way is not None and not way.link.lost.done():
             return way.link
-        if main.backlog * 2 < main.quota:
-            return main
-        return self._least_laden(main)
+        return self._least_laden() if self._further else main
 
     def under_way(self, topic: str, link: Link, acknowledged: "asyncio.Future[int]") -> None:
         """Note that a command leaves by this connection, until it is acknowledged."""
-        if link.quota >= _ENOUGH:
-            # There will be no other.
-            return
         way = self._ways.get(topic)
         if way is None or way.link is not link:
             way = self._ways[topic] = _Way(link)
@@ -108,11 +102,11 @@ class Outbound:
             self._owner.cancel()
             await asyncio.gather(self._owner, return_exceptions=True)
 
-    def _least_laden(self, main: Link) -> Link:
-        if not self._further:
-            return main
-        self._used = time.monotonic()
-        return min(self._further, key=lambda link: link.backlog)
+    def _least_laden(self) -> Link:
+        link = min(self._further, key=lambda further: further.backlog)
+        if link.backlog * len(self._further) > _CLOGGED / 4:
+            self._needed = time.monotonic()
+        return link
 
     def _arrived(self, topic: str, way: _Way, _: "asyncio.Future[int]") -> None:
         way.unacknowledged -= 1
@@ -121,25 +115,38 @@ class Outbound:
 
     # ---- further connections --------------------------------------------------------------------
 
-    def _begin(self, wanted: int) -> None:
+    def _begin(self, quota: int) -> None:
         now = time.monotonic()
         rested = now - self._began > _PAUSE_SECONDS
         if self._owner is None and rested and self._suspicions < _SUSPICIONS:
-            self._began = self._used = now
+            self._began = self._needed = now
+            wanted = min(_MOST_LINKS, math.ceil(_ENOUGH / quota))
             self._owner = asyncio.get_running_loop().create_task(
-                self._keep(min(_MOST_LINKS, wanted)), name="mqtt outbound"
+                self._keep(wanted), name="mqtt outbound"
             )
 
     async def _keep(self, count: int) -> None:
         """Open so many, and close them when they are needed no longer."""
+        opened: list[Link] = []
         try:
             await self._open(count)
-            while self._further and time.monotonic() - self._used < _IDLE_SECONDS:
+            while self._further and time.monotonic() - self._needed < _IDLE_SECONDS:
                 await asyncio.wait({link.lost for link in self._further}, timeout=_LOOK_SECONDS)
+            opened, self._further = self._further, []
+            await self._all_arrived(opened)
         finally:
-            links, self._further = self._further, []
-            await asyncio.gather(*(link.close() for link in links))
+            opened += self._further
+            self._further = []
+            await asyncio.gather(*(link.close() for link in opened))
             self._owner = None
+
+    async def _all_arrived(self, links: list[Link]) -> None:
+        """Wait until nothing is under way by these, nor has to follow what was."""
+        while living := [link for link in links if not link.lost.done()]:
+            followed = {id(way.link) for way in self._ways.values()}
+            if not any(link.backlog or id(link) in followed for link in living):
+                return
+            await asyncio.wait({link.lost for link in living}, timeout=_LOOK_SECONDS / 10)
 
     async def _open(self, count: int) -> None:
         for number in range(1, count + 1):
