@@ -3,6 +3,7 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .errors import Forbidden, ReplyTopicForbidden, Text
 
@@ -87,9 +88,17 @@ class Topics:
 
 def is_plain(topic: str) -> bool:
     """Whether a topic can be published to: no wildcard, nothing that brokers refuse, no `$`."""
+    return _is_plain_again(topic) if len(topic) <= _LONGEST else _is_plain(topic)
+
+
+def _is_plain(topic: str) -> bool:
     if not topic or topic.startswith("$") or _UNUSABLE.search(topic):
         return False
     return len(topic.encode()) <= _LONGEST_OF_ALL
+
+
+# Whoever asks, asks again: a requester's replies go to a few topics.
+_is_plain_again = lru_cache(maxsize=1024)(_is_plain)
 
 
 def _matches(topic_filter: Sequence[str], levels: Sequence[str]) -> bool:

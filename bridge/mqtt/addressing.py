@@ -4,6 +4,8 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
 
 from .. import wire
 from ..dispatch import Request
@@ -133,6 +135,8 @@ def _check_media_type(message: wire.Message) -> None:
 
 def _trace_of(message: wire.Message) -> list[tuple[str, str]]:
     """The trace that the request belongs to, as far as it will do: each part once."""
+    if not message.user_properties:
+        return []
     parts = {
         name: value
         for name, value in message.user_properties
@@ -143,17 +147,41 @@ def _trace_of(message: wire.Message) -> list[tuple[str, str]]:
 
 def properties(reply: Reply, back: Return) -> bytes:
     """A reply's properties, but for its expiry."""
-    user = [("__stat", str(reply.code))]
     if back.bare:
+        user = [("__stat", str(reply.code))]
         return wire.properties(correlation=back.correlation, user=user)
-    if reply.error is not None:
-        user.append(("__stMsg", printable(reply.detail or "", _LONGEST_PROPERTY)))
-        if reply.in_operation:
-            user.append(("__apErr", "true"))
-        if reply.property_name is not None:
-            user.append(("__propName", printable(reply.property_name, _LONGEST_PROPERTY)))
-        if reply.property_value is not None:
-            user.append(("__propVal", printable(reply.property_value, _LONGEST_PROPERTY)))
-    return wire.properties(
-        content_type=_CONTENT_TYPE, correlation=back.correlation, user=user + back.trace
+    outcome = _Outcome(
+        reply.code,
+        reply.error,
+        reply.detail,
+        reply.in_operation,
+        reply.property_name,
+        reply.property_value,
     )
+    return _told(outcome) + wire.properties(correlation=back.correlation, user=back.trace)
+
+
+class _Outcome(NamedTuple):
+    """What a reply's properties tell."""
+
+    code: int
+    error: str | None
+    detail: str | None
+    in_operation: bool
+    property_name: str | None
+    property_value: str | None
+
+
+# Most requests end in one of a few ways.
+@lru_cache(maxsize=256)
+def _told(outcome: _Outcome) -> bytes:
+    user = [("__stat", str(outcome.code))]
+    if outcome.error is not None:
+        user.append(("__stMsg", printable(outcome.detail or "", _LONGEST_PROPERTY)))
+        if outcome.in_operation:
+            user.append(("__apErr", "true"))
+        if outcome.property_name is not None:
+            user.append(("__propName", printable(outcome.property_name, _LONGEST_PROPERTY)))
+        if outcome.property_value is not None:
+            user.append(("__propVal", printable(outcome.property_value, _LONGEST_PROPERTY)))
+    return wire.properties(content_type=_CONTENT_TYPE, user=user)

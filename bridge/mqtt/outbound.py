@@ -22,9 +22,9 @@ from ..settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# So many messages at a time are enough, and so many further connections are the most.
-_ENOUGH = 160
-_MOST_LINKS = 8
+# How many further connections there are. Not fewer where the quota is large: a busy Mosquitto reads
+# one packet in turn from each connection, whose share of its time is thus one among those who ask.
+_LINKS = 8
 # How many messages wait for acknowledgements before there is more than one connection.
 _CLOGGED = 256
 # The others are closed when one would have done for so long, and opened again after a pause at the
@@ -62,7 +62,7 @@ class Outbound:
         if self._further:
             return self._least_laden()
         if main.backlog > _CLOGGED:
-            self._begin(main.quota)
+            self._begin()
         return main
 
     def for_command(self, main: Link, topic: str) -> Link:
@@ -115,21 +115,18 @@ class Outbound:
 
     # ---- further connections --------------------------------------------------------------------
 
-    def _begin(self, quota: int) -> None:
+    def _begin(self) -> None:
         now = time.monotonic()
         rested = now - self._began > _PAUSE_SECONDS
         if self._owner is None and rested and self._suspicions < _SUSPICIONS:
             self._began = self._needed = now
-            wanted = min(_MOST_LINKS, math.ceil(_ENOUGH / quota))
-            self._owner = asyncio.get_running_loop().create_task(
-                self._keep(wanted), name="mqtt outbound"
-            )
+            self._owner = asyncio.get_running_loop().create_task(self._keep(), name="mqtt outbound")
 
-    async def _keep(self, count: int) -> None:
-        """Open so many, and close them when they are needed no longer."""
+    async def _keep(self) -> None:
+        """Open them, and close them when they are needed no longer."""
         opened: list[Link] = []
         try:
-            await self._open(count)
+            await self._open()
             while self._further and time.monotonic() - self._needed < _IDLE_SECONDS:
                 await asyncio.wait({link.lost for link in self._further}, timeout=_LOOK_SECONDS)
             opened, self._further = self._further, []
@@ -148,8 +145,8 @@ class Outbound:
                 return
             await asyncio.wait({link.lost for link in living}, timeout=_LOOK_SECONDS / 10)
 
-    async def _open(self, count: int) -> None:
-        for number in range(1, count + 1):
+    async def _open(self) -> None:
+        for number in range(1, _LINKS + 1):
             try:
                 link = Link(
                     BrokerAddress.of(self._settings),
@@ -169,7 +166,7 @@ class Outbound:
                 return
             self._further.append(link)
             link.lost.add_done_callback(partial(self._forget, link))
-        logger.info("messages leave by further connections", extra={"further": count})
+        logger.info("messages leave by further connections", extra={"further": _LINKS})
 
     def _forget(self, link: Link, _: "asyncio.Future[LinkError]") -> None:
         if link in self._further:

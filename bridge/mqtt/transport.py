@@ -43,7 +43,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
 # How long a reply waits for a connection to come back, at the least (seconds).
 _REPLY_PATIENCE = 30.0
 # How long a request may wait for its turn after it was read (seconds).
-_LONGEST_WAIT = 1.0
+_LONGEST_WAIT = 0.5
 # While no more replies than this wait, the messages that they answer are not worth forgetting.
 _MANY_REPLIES = 256
 # A connection that others would not close so soon, and so often.

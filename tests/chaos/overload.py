@@ -75,6 +75,9 @@ async def overload(
                 site.broker, operation, payload, seconds=seconds, per_second=per_second
             )
 
+        if operation == "sensor-data" and not broker_lines:
+            # Mosquitto has no time left for us then: see docs/guarantees.md.
+            return findings
         await _twice("MQTT", over_mqtt, site, findings, seconds, strict)
         await _expect_well(site, findings)
     return findings
