@@ -128,8 +128,10 @@ class Bridge:
         self._settings = settings
         self._started = time.monotonic()
         self._metrics = metrics or Metrics()
-        self._deadlines = Deadlines()
-        self._backend: Backend = backend or MysqlBackend(settings, self._metrics, self._deadlines)
+        self._deadlines, self._database_deadlines = Deadlines(), Deadlines()
+        self._backend: Backend = backend or MysqlBackend(
+            settings, self._metrics, self._database_deadlines
+        )
         self._keys = Keys(settings)
         self._drain = Drain()
         self.mqtt = MqttTransport(settings, self._metrics, settings.instance)
@@ -199,7 +201,10 @@ class Bridge:
         systemd.notify("STOPPING=1")
         logger.info("draining", extra={"in_flight": self._dispatcher.in_flight})
         self._drain.begin(until)
-        self._deadlines.end_by(until - min(_ANSWERING_SECONDS, timeout / 4))
+        kept = min(_ANSWERING_SECONDS, timeout / 4)
+        self._deadlines.end_by(until - kept)
+        # Of what was given up just then it may still have to be written down that it was.
+        self._database_deadlines.end_by(until - kept / 2)
         try:
             async with asyncio.timeout_at(until):
                 await self.mqtt.drain()

@@ -213,6 +213,7 @@ class Link:
         expires: float | None = None,
         never_late: bool = False,
         on_left: Callable[[], None] | None = None,
+        on_settled: Callable[[int | None], None] | None = None,
     ) -> asyncio.Future[int] | None:
         """Hand a message over; at QoS 1 the future is its PUBACK's reason code.
 
@@ -225,6 +226,8 @@ class Link:
             expires: on the monotonic clock; what is left of it goes along as Message Expiry.
             never_late: it does not leave once that has passed.
             on_left: called when it leaves.
+            on_settled: called with the PUBACK's reason code when that comes, or with None when it
+                is known that none will, even if the future was cancelled before.
 
         Raises:
             LinkError: there is no connection any more; nothing was sent.
@@ -245,7 +248,17 @@ class Link:
             return None
         acknowledged: asyncio.Future[int] = self._loop.create_future()
         self._outbox.put(
-            Outgoing(encoded, payload, retain, props, expires, never_late, on_left, acknowledged)
+            Outgoing(
+                encoded,
+                payload,
+                retain,
+                props,
+                expires,
+                never_late,
+                on_left,
+                on_settled,
+                acknowledged,
+            )
         )
         return acknowledged
 
@@ -364,7 +377,7 @@ class Link:
     async def _watch(self) -> None:
         """Ping a silent broker, and let go of one that stays silent or no longer acknowledges."""
         checked = oldest_since = time.monotonic()
-        oldest: asyncio.Future[int] | None = None
+        oldest: Outgoing | None = None
         while not self.lost.done():
             await asyncio.sleep(_WATCH_SECONDS)
             now = time.monotonic()

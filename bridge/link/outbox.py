@@ -40,7 +40,26 @@ class Outgoing:
     expires: float | None
     never_late: bool
     on_left: Callable[[], None] | None
+    # Called with the PUBACK's reason code, or None once it is known that none will come: whoever
+    # waits for `acknowledged` may have given up long before.
+    on_settled: Callable[[int | None], None] | None
     acknowledged: asyncio.Future[int]
+
+    def settle(self, reason: int) -> None:
+        """Its PUBACK has come."""
+        if not self.acknowledged.done():
+            self.acknowledged.set_result(reason)
+        if self.on_settled is not None:
+            self.on_settled(reason)
+
+    def fail(self, error: LinkError) -> None:
+        """No PUBACK will come."""
+        if not self.acknowledged.done():
+            self.acknowledged.set_exception(error)
+            # Whoever waits raises it; a command whose request was given up has nobody.
+            self.acknowledged.exception()
+        if self.on_settled is not None:
+            self.on_settled(None)
 
 
 class Outbox:
@@ -57,12 +76,12 @@ class Outbox:
         # How many the broker takes unacknowledged (its Receive Maximum).
         self.quota = RECEIVE_MAXIMUM
         self.last_packet_id = 0
-        self._pending: dict[int, asyncio.Future[int]] = {}
+        self._pending: dict[int, Outgoing] = {}
         self._hurried: deque[Outgoing] = deque()
         self._held: deque[Outgoing] = deque()
 
     @property
-    def oldest(self) -> asyncio.Future[int] | None:
+    def oldest(self) -> Outgoing | None:
         """What has waited longest for its PUBACK: they come in order."""
         return next(iter(self._pending.values()), None)
 
@@ -82,9 +101,9 @@ class Outbox:
 
     def acknowledged(self, packet_id: int, reason: int) -> None:
         """Note a PUBACK, and send what waited for it."""
-        acknowledged = self._pending.pop(packet_id, None)
-        if acknowledged is not None and not acknowledged.done():
-            acknowledged.set_result(reason)
+        outgoing = self._pending.pop(packet_id, None)
+        if outgoing is not None:
+            outgoing.settle(reason)
         while (waiting := self._next_to_go()) and len(self._pending) < self.quota:
             self._send_held(waiting.popleft())
 
@@ -94,10 +113,10 @@ class Outbox:
         self._pending.clear()
         self._hurried.clear()
         self._held.clear()
-        for acknowledged in pending:
-            _fail(acknowledged, LinkError("the connection was lost"))
+        for outgoing in pending:
+            outgoing.fail(LinkError("the connection was lost"))
         for outgoing in held:
-            _fail(outgoing.acknowledged, NotSentError("the connection was lost before"))
+            outgoing.fail(NotSentError("the connection was lost before"))
 
     def _next_to_go(self) -> deque[Outgoing]:
         if not (self._hurried and self._held):
@@ -111,10 +130,11 @@ class Outbox:
     def _send_held(self, outgoing: Outgoing) -> None:
         if outgoing.acknowledged.done():
             # Nobody waits any more for what was cancelled here: it need not leave late.
+            outgoing.fail(NotSentError("cancelled before it left"))
             return
         expires = outgoing.expires
         if outgoing.never_late and expires is not None and expires <= time.monotonic():
-            _fail(outgoing.acknowledged, NotSentError("there was no time left"))
+            outgoing.fail(NotSentError("there was no time left"))
         else:
             self._send(outgoing)
 
@@ -125,7 +145,7 @@ class Outbox:
             if packet_id not in self._pending:
                 break
         self.last_packet_id = packet_id
-        self._pending[packet_id] = outgoing.acknowledged
+        self._pending[packet_id] = outgoing
         self._write(
             wire.publish(
                 outgoing.topic,
@@ -136,6 +156,8 @@ class Outbox:
                 properties=with_expiry(outgoing.properties, outgoing.expires),
             )
         )
+        # Thousands may wait for their PUBACKs: they need not keep what has been sent.
+        outgoing.payload = b""
         if outgoing.on_left is not None:
             outgoing.on_left()
 
@@ -150,10 +172,3 @@ def with_expiry(properties: bytes | None, expires: float | None) -> bytes | None
 def _whole_seconds(seconds: float) -> int:
     # An expiry of 0 would be delivered as none at all. What the clock's arithmetic adds is no time.
     return max(1, math.ceil(seconds - 1e-6))
-
-
-def _fail(acknowledged: "asyncio.Future[int]", error: LinkError) -> None:
-    if not acknowledged.done():
-        acknowledged.set_exception(error)
-        # Whoever waits raises it; a command whose request was given up has nobody.
-        acknowledged.exception()

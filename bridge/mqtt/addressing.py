@@ -158,7 +158,9 @@ def properties(reply: Reply, back: Return) -> bytes:
         reply.property_name,
         reply.property_value,
     )
-    return _told(outcome) + wire.properties(correlation=back.correlation, user=back.trace)
+    # What was in a request is not remembered.
+    tell = _told_again if reply.property_value is None else _told
+    return tell(outcome) + wire.properties(correlation=back.correlation, user=back.trace)
 
 
 class _Outcome(NamedTuple):
@@ -172,8 +174,6 @@ class _Outcome(NamedTuple):
     property_value: str | None
 
 
-# Most requests end in one of a few ways.
-@lru_cache(maxsize=256)
 def _told(outcome: _Outcome) -> bytes:
     user = [("__stat", str(outcome.code))]
     if outcome.error is not None:
@@ -185,3 +185,7 @@ def _told(outcome: _Outcome) -> bytes:
         if outcome.property_value is not None:
             user.append(("__propVal", printable(outcome.property_value, _LONGEST_PROPERTY)))
     return wire.properties(content_type=_CONTENT_TYPE, user=user)
+
+
+# Most requests end in one of a few ways.
+_told_again = lru_cache(maxsize=256)(_told)

@@ -11,7 +11,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Generator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiomqtt
 import orjson
@@ -93,7 +93,7 @@ class MqttTransport:
         self._serving_since = since
         pause = _FIRST_PAUSE
         connected_before = False
-        while not self._stopping or self._tasks:
+        while not self._stopping or self._tasks or self._replies:
             try:
                 link = await self._connect()
                 if connected_before:
@@ -250,18 +250,24 @@ class MqttTransport:
         self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
     ) -> "_Acknowledgement":
         """See `Publisher.hand_over`."""
-        link = self._link
-        if link is None:
+        if self._link is None:
             raise MqttUnavailable()
+        link = self._outbound.for_command(self._link, topic)
+        on_settled = self._outbound.under_way(topic, link)
         try:
-            link = self._outbound.for_command(link, topic)
             acknowledged = link.publish(
-                topic, payload, qos=1, expires=expires, never_late=True, on_left=on_left
+                topic,
+                payload,
+                qos=1,
+                expires=expires,
+                never_late=True,
+                on_left=on_left,
+                on_settled=on_settled,
             )
-        except LinkError:
-            raise MqttUnavailable() from None
+        except (LinkError, PayloadTooLarge) as error:
+            on_settled(None)
+            raise (MqttUnavailable() if isinstance(error, LinkError) else error) from None
         assert acknowledged is not None
-        self._outbound.under_way(topic, link, acknowledged)
         return _Acknowledgement(acknowledged)
 
     # ---- requests -------------------------------------------------------------------------------
@@ -341,7 +347,9 @@ class MqttTransport:
 
     # ---- replies --------------------------------------------------------------------------------
 
-    def _send_off(self, reply: Reply, back: Return, delivery: Delivery) -> None:
+    def _send_off(
+        self, reply: Reply, back: Return, delivery: Delivery, *, by_main: bool = False
+    ) -> None:
         """Publish a reply; when the broker has it, its request is settled.
 
         Without a task: thousands may wait for a slow broker, and each would keep all that its
@@ -351,7 +359,8 @@ class MqttTransport:
         try:
             if link is None:
                 raise LinkError("not connected")
-            link = self._outbound.for_reply(link)
+            if back.qos and not by_main:
+                link = self._outbound.for_reply(link)
             acknowledged = self._publish(link, reply, back)
         except (LinkError, PayloadTooLarge):
             self._begin(self._deliver(reply, back, delivery), delivery)
@@ -362,24 +371,23 @@ class MqttTransport:
         if len(self._replies) > _MANY_REPLIES:
             delivery.forget_message()
         self._replies.add(acknowledged)
-        acknowledged.add_done_callback(partial(self._sent_off, link, reply, back, delivery))
+        sent = _Sent(link, by_main, reply, back, delivery)
+        acknowledged.add_done_callback(partial(self._sent_off, sent))
 
-    def _sent_off(
-        self,
-        link: Link,
-        reply: Reply,
-        back: Return,
-        delivery: Delivery,
-        acknowledged: "asyncio.Future[int]",
-    ) -> None:
+    def _sent_off(self, sent: "_Sent", acknowledged: "asyncio.Future[int]") -> None:
         self._replies.discard(acknowledged)
-        lost = acknowledged.exception() is not None
-        # A broker may know us by our client id, and refuse what comes by another.
-        if lost or (acknowledged.result() >= REFUSED_FROM and link is not self._link):
+        link, by_main, reply, back, delivery = sent
+        if acknowledged.exception() is not None:
             if not self._closed:
                 self._begin(self._deliver(reply, back, delivery), delivery)
             return
-        self._note_reason(acknowledged.result(), back)
+        reason = acknowledged.result()
+        if reason >= REFUSED_FROM and link is not self._link:
+            self._send_off(reply, back, delivery, by_main=True)
+            return
+        if by_main and reason < REFUSED_FROM:
+            self._outbound.known_by_client_id()
+        self._note_reason(reason, back)
         self._deliveries.settle(delivery)
 
     async def _deliver(self, reply: Reply, back: Return, delivery: Delivery) -> None:
@@ -450,6 +458,16 @@ class MqttTransport:
         if self._link is link:
             self._link = None
             self._linked.clear()
+
+
+class _Sent(NamedTuple):
+    """A reply that was handed to a connection; `by_main`: since another one was refused it."""
+
+    link: Link
+    by_main: bool
+    reply: Reply
+    back: Return
+    delivery: Delivery
 
 
 class _Acknowledgement:

@@ -184,10 +184,13 @@ static long number_in(const uint8_t *at, const uint8_t *end) {
         }
         if (kind == 0x01) at += 1;
         else if (kind == 0x02) at += 4;
-        else if (kind == 0x26) {
-            at += read_uint16(&at);
-            at += read_uint16(&at);
-        } else at += read_uint16(&at); /* a text: Content Type, Response Topic */
+        else {
+            /* One text, or a pair of them: Content Type, Response Topic, a user property. */
+            for (int texts = kind == 0x26 ? 2 : 1; texts; texts--) {
+                size_t length = read_uint16(&at);
+                at += length;
+            }
+        }
     }
     return -1;
 }
@@ -217,9 +220,11 @@ static void take(struct connection *one, uint8_t first, const uint8_t *body, siz
                  double came) {
     int kind = first >> 4;
     if (kind == PUBLISH && (first & 0x06)) take_reply(one, body, body + length, came);
-    else if (kind == SUBACK) one->granted = body[length - 1] <= 2;
-    else if ((kind == PUBACK && length > 2 && body[2]) || (kind == CONNACK && body[1])) {
-        fprintf(stderr, "the broker says 0x%02x\n", kind == PUBACK ? body[2] : body[1]);
+    else if (kind == SUBACK) one->granted = 1;
+    int reason = kind == CONNACK ? body[1] : kind == SUBACK ? body[length - 1] : 0;
+    if (kind == PUBACK && length > 2) reason = body[2];
+    if (reason && !(kind == SUBACK && reason <= 2)) {
+        fprintf(stderr, "the broker says 0x%02x\n", reason);
         exit(1);
     }
 }
