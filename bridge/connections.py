@@ -54,6 +54,10 @@ def most_connections() -> int:
 class Connection(Protocol):
     """What can be closed to make room."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request has come there and is not answered yet."""
+
     def cut(self) -> None:
         """Close it at once."""
 
@@ -64,15 +68,16 @@ class Connections:
     def __init__(self, most: int) -> None:
         self._most = most
         self._open: set[Connection] = set()
+        # Some of them may be busy by now: it costs less to see that when room is needed.
         self._idle: OrderedDict[Connection, None] = OrderedDict()
         self._refused: set[asyncio.Transport] = set()
 
     def admits(self, connection: Connection) -> bool:
         """Whether a new connection may stay; the one that was idle longest makes room for it."""
         if len(self._open) >= self._most:
-            if not self._idle:
+            oldest = self._oldest_idle()
+            if oldest is None:
                 return False
-            oldest, _ = self._idle.popitem(last=False)
             self._open.discard(oldest)
             oldest.cut()
         self._open.add(connection)
@@ -85,14 +90,18 @@ class Connections:
             self._idle[connection] = None
             self._idle.move_to_end(connection)
 
-    def busy(self, connection: Connection) -> None:
-        """A request has come there."""
-        self._idle.pop(connection, None)
-
     def gone(self, connection: Connection) -> None:
         """It is closed."""
         self._open.discard(connection)
         self._idle.pop(connection, None)
+
+    def _oldest_idle(self) -> Connection | None:
+        while self._idle:
+            oldest, _ = self._idle.popitem(last=False)
+            # One that is busy comes back when it is idle again.
+            if not oldest.is_busy:
+                return oldest
+        return None
 
     def refuse(self, transport: asyncio.Transport, answer: Callable[[], bytes]) -> None:
         """Close a connection that may not stay; its client is told why when it asks something."""

@@ -28,6 +28,8 @@ class Effort:
         # When the request before was refused; None if it was not.
         self._ended: float | None = None
         self._spent = self._reading = self._share = 0.0
+        # Whether there is nothing to add up: nothing was refused of late.
+        self.rests = True
 
     def begin(self) -> float:
         """A request has come; the share of the places that is not to be given away now."""
@@ -38,10 +40,12 @@ class Effort:
         elapsed = now - self._since
         if elapsed >= _SPAN:
             self._share = min(_MOST, _WEIGHT * self._spent / elapsed)
+            self.rests = not self._spent
             self._spent, self._since = 0.0, now
         return self._share
 
     def end(self) -> None:
         """It was refused, and the refusal is written."""
         self._ended = now = self._clock()
+        self.rests = False
         self._spent += now - self._began + self._reading

@@ -68,6 +68,8 @@ class Shedding:
 
     def may_answer(self, arriving: int) -> bool:
         """Whether requests are refused now; `arriving` others are on their way in."""
+        if self._effort.rests and not self._dispatcher.is_full(arriving):
+            return False
         self._given_away = arriving + int(self._effort.begin() * self._most)
         return self._dispatcher.is_full(self._given_away)
 

@@ -202,6 +202,11 @@ class Protocol(web.RequestHandler):
         self._held = b""
         super().connection_lost(exc)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether a request has come here and is not answered yet."""
+        return self._unanswered > 0
+
     def cut(self) -> None:
         """Close it at once."""
         if self.transport is not None:
@@ -266,7 +271,6 @@ class Protocol(web.RequestHandler):
             self._framing.known = False
         else:
             self._framing.took(piece, cast(Begun, read))
-            self._shared.connections.busy(self)
             # One behind another may have long to wait for its turn.
             if awaited and message.path.startswith(self._shared.counted):
                 self._arriving = True

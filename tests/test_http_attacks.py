@@ -460,26 +460,32 @@ async def test_connections_that_end_make_room(site):
 
 def test_what_makes_room_is_the_oldest_of_the_idle():
     class Seat:
+        is_busy = False
+
         def cut(self) -> None:
             cut.append(self)
 
     cut: list[Seat] = []
     connections = Connections(3)
-    first, second, third, fourth, fifth, late = (Seat() for _ in range(6))
+    first, second, third, fourth, fifth, late, last = (Seat() for _ in range(7))
     assert all(connections.admits(seat) for seat in (first, second, third))
-    connections.busy(first)
     connections.idle(first)
     assert connections.admits(fourth)
-    connections.busy(third)
+    third.is_busy = True
     assert connections.admits(fifth)
     assert cut == [second, first]
     for seat in (fourth, fifth):
-        connections.busy(seat)
+        seat.is_busy = True
     # What is closed already is idle no more, whatever is still said of it.
     connections.idle(first)
     assert not connections.admits(late)
-    connections.gone(third)
+    third.is_busy = False
+    connections.idle(third)
     assert connections.admits(late)
+    assert cut == [second, first, third]
+    connections.gone(fourth)
+    assert connections.admits(last)
+    assert len(cut) == 3
 
 
 @pytest.mark.parametrize(
