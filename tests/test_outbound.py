@@ -208,7 +208,7 @@ async def test_further_connections_are_closed_when_they_are_idle(connect, monkey
     monkeypatch.setattr(outbound, "_LOOK_SECONDS", 0.05)
     chooser, main = await connect()
     helper = await with_further(chooser, main)
-    assert (await asyncio.wait_for(helper.lost, 10)).args == ("given up",)
+    assert (await asyncio.wait_for(helper.lost, 10)).args == ("closed",)
     assert chooser.for_reply(main) is main
 
 

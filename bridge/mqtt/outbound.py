@@ -163,9 +163,7 @@ class Outbound:
         finally:
             links = [*self._further, *self._closing]
             self._further, self._closing = [], []
-            # Without a goodbye: a broker that takes all of ours for one client would end the main
-            # one's session with it, and all that waits there.
-            await asyncio.gather(*(link.drop() for link in links))
+            await asyncio.gather(*(link.close() for link in links))
             self._owner = None
 
     def _retire(self) -> None:
