@@ -265,18 +265,6 @@ async def test_refused_command_has_those_after_it_go_by_the_main_connection(conn
     assert chooser.for_reply(main) is not main
 
 
-async def test_where_only_the_main_one_may_publish_no_other_is_chosen_however_long_a_flood(connect):
-    chooser, main = await connect()
-    other = await with_further(chooser, main)
-    chooser.known_by_client_id()
-    async with asyncio.timeout(10):
-        while not other.lost.done():
-            clog(main)
-            assert chooser.for_reply(main) is main
-            assert chooser.for_command(main, "devices/a/control") is main
-            await asyncio.sleep(0.01)
-
-
 async def test_lost_connection_is_not_chosen(connect):
     chooser, main = await connect()
     for _ in range(8):

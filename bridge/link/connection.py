@@ -191,6 +191,11 @@ class Link:
         return not self.lost.done() and silence < SILENCE_BEFORE_PING + 1.5
 
     @property
+    def quota(self) -> int:
+        """How many messages at QoS 1 the broker takes unacknowledged (its Receive Maximum)."""
+        return self._outbox.quota
+
+    @property
     def backlog(self) -> int:
         """How many messages at QoS 1 it has not acknowledged, those that wait to leave included."""
         return self._outbox.backlog

@@ -113,7 +113,7 @@ class Outbound:
                 "the broker lets only our first connection publish; we open no further ones, "
                 "and a flood of requests is answered slowly"
             )
-            self._retire()
+            self._needed = -math.inf
 
     async def close(self) -> None:
         """Close the further ones, and with them what they have not brought out."""
@@ -158,18 +158,13 @@ class Outbound:
             if await self._open():
                 while self._further:
                     await self._while_needed()
-                    self._retire()
+                    self._further, self._closing = [], self._further
                     await self._while_closing()
         finally:
             links = [*self._further, *self._closing]
             self._further, self._closing = [], []
             await asyncio.gather(*(link.close() for link in links))
             self._owner = None
-
-    def _retire(self) -> None:
-        """Choose these no more."""
-        self._closing += self._further
-        self._further = []
 
     async def _while_needed(self) -> None:
         while self._further and time.monotonic() - self._needed < _IDLE_SECONDS:
@@ -204,9 +199,6 @@ class Outbound:
                 self._suspicious_until = time.monotonic() + _SUSPICIOUS_SECONDS
             self._further.append(link)
             link.lost.add_done_callback(partial(self._forget, link))
-            if self._not_before == math.inf:
-                # It has turned out meanwhile that there should be none.
-                return False
         logger.info("messages leave by further connections", extra={"further": _LINKS})
         return True
 
