@@ -116,15 +116,15 @@ FROM seq_0_to_{last} AS device JOIN seq_1_to_{sensors} AS sensor;
 """
 
 
-# What a table just loaded may look like to the optimiser: empty, until statistics are gathered.
+# As old installations have it: statistics that call a full table empty, so that the optimiser
+# would rather scan it than use an index. A table reads them again when it is renamed.
 _NO_STATISTICS = """
-ALTER TABLE device_main STATS_AUTO_RECALC=0, STATS_PERSISTENT=1;
-ALTER TABLE device_sensors STATS_AUTO_RECALC=0, STATS_PERSISTENT=1;
+ALTER TABLE device_main STATS_AUTO_RECALC=0;
+ALTER TABLE device_sensors STATS_AUTO_RECALC=0;
 UPDATE mysql.innodb_table_stats SET n_rows = 0, clustered_index_size = 1,
   sum_of_other_index_sizes = 1 WHERE database_name = DATABASE();
-UPDATE mysql.innodb_index_stats SET stat_value = IF(stat_name LIKE 'n_diff%', 0, 1)
-  WHERE database_name = DATABASE();
-FLUSH TABLES;
+RENAME TABLE device_main TO renamed, renamed TO device_main,
+  device_sensors TO renamed, renamed TO device_sensors;
 """
 
 

@@ -242,6 +242,8 @@ def _to_version_1(measured: Sequence[Measured]) -> str:
 
 def _slower(one: Measured, before: Measured) -> bool:
     """Less throughput, or more processor time, by more than either's rounds differ."""
+    if len(one.rounds) == 1:
+        return False
     less = before.median("per_second") - one.median("per_second")
     more = one.median("own_cpu_us") - before.median("own_cpu_us")
     return less > max(_width(one, "per_second"), _width(before, "per_second")) or more > max(

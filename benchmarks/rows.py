@@ -152,7 +152,7 @@ def _without_statistics(transport: Transport) -> tuple[Case, ...]:
         Case(
             f"no statistics: reading by {sensor}, {_TITLE[transport]}",
             Load("sensor", transport, 64, sensor, "plain"),
-            (*_BRIDGES, *blind),
+            (contenders.BRIDGE, *blind),
         )
         for sensor in (COMMON, STORED)
     )
