@@ -47,7 +47,8 @@ class Result:
     """One measurement. ``faults`` is empty when every answer was right and every command arrived.
 
     ``cpu_us`` is the CPU time of one request, in µs: of all processes of the ``contender``, of
-    ``mosquitto``, ``mariadbd``, the ``devices``, and the ``load`` generator.
+    ``mosquitto``, ``mariadbd``, the ``devices``, the ``load`` generator, and of what ``others`` on
+    this machine did meanwhile.
     """
 
     per_second: float
@@ -123,7 +124,7 @@ def measure(
         right_controls += _run(_wrk(load, running, warm_up))["controls"]
     watched = _watched(running, lab, counter)
     cpu_before = {name: _cpu(pids) for name, pids in watched.items()}
-    children_before = _children_cpu()
+    children_before, busy_before = _children_cpu(), processes.busy_seconds()
     if load.transport == "http":
         said = _run(_wrk(load, running, seconds))
     else:
@@ -131,6 +132,7 @@ def measure(
     running.require_alive()
     used = {name: _cpu(pids) - cpu_before[name] for name, pids in watched.items()}
     used["load"] = _children_cpu() - children_before
+    used["others"] = max(processes.busy_seconds() - busy_before - sum(used.values()), 0)
     right_controls += said["controls"]
     arrived = (
         counter.settled(before + right_controls) - before

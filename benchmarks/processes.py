@@ -9,17 +9,18 @@ _CPUCLOCK_SCHED = 2
 
 
 def busy_cores(seconds: float = 1.0) -> float:
-    """How many cores the whole machine uses right now, time stolen by a hypervisor included."""
+    """How many cores the whole machine uses right now."""
 
-    def counted() -> tuple[int, int]:
-        fields = [int(text) for text in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
-        idle, waiting = fields[3:5]
-        return sum(fields), idle + waiting
-
-    total_before, idle_before = counted()
+    before = busy_seconds()
     time.sleep(seconds)
-    total, idle = counted()
-    return (1 - (idle - idle_before) / (total - total_before)) * (os.cpu_count() or 1)
+    return (busy_seconds() - before) / seconds
+
+
+def busy_seconds() -> float:
+    """CPU seconds that the whole machine has used so far, those stolen from it included."""
+    fields = [int(text) for text in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+    idle, waiting = fields[3:5]
+    return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK")
 
 
 def tree(pid: int) -> list[int]:

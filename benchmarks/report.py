@@ -336,11 +336,11 @@ def _cores(measured: Sequence[Measured]) -> str:
     busy = [one for one in measured if one.load.in_flight > 1]
     if not busy:
         return ""
-    names = ("contender", "mosquitto", "mariadbd", "devices", "load")
+    names = ("contender", "mosquitto", "mariadbd", "devices", "load", "others")
     lines = [
         "| cores used, more than 1 in flight | contender | its processes | mosquitto | mariadbd"
-        " | devices | load generator |",
-        "|---|---|--:|--:|--:|--:|--:|",
+        " | devices | load generator | others |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
     ]
     for one in busy:
         requests = statistics.median(result.per_second for result in one.rounds)
