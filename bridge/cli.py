@@ -6,7 +6,8 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from . import __version__, logs
+from . import __version__
+from .observability import logs
 from .settings import Settings, SettingsError, load
 
 
@@ -34,14 +35,14 @@ def run_loop(main_coroutine: Coroutine[Any, Any, int]) -> int:
 
 def _serve(settings: Settings, parsed: argparse.Namespace) -> int:
     del parsed
-    from .workers import serve
+    from .app.worker import serve
 
     logs.set_up(settings.log_level, settings.log_format)
     return run_loop(serve(settings))
 
 
 def _init_db(settings: Settings, parsed: argparse.Namespace) -> int:
-    from .init_db import make_table
+    from .database.init_db import make_table
 
     logs.set_up("ERROR", settings.log_format)
     return run_loop(make_table(settings, print_only=parsed.print))

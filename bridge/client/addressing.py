@@ -4,7 +4,7 @@ import ssl
 from urllib.parse import unquote, urlsplit
 
 from ..link import BrokerAddress
-from ..topics import is_plain
+from ..link.topics import is_plain
 
 
 def broker_at(url: str, tls: ssl.SSLContext | None) -> BrokerAddress:

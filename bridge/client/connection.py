@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import Callable
 
-from .. import wire
-from ..link import BrokerAddress, Link, LinkError
+from ..link import BrokerAddress, Link, LinkError, packets
 from .backoff import pauses
 from .errors import NotConnected
 
@@ -21,7 +20,7 @@ class Connection:
         *,
         identifier: str,
         reply_topic: str,
-        on_message: Callable[[Link, wire.Message], None],
+        on_message: Callable[[Link, packets.Message], None],
     ) -> None:
         self.reply_topic = reply_topic
         self._broker = broker

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import orjson
 
-from .. import wire
-from ..link import Link
-from ..models import JsonObject
+from ..devices.models import JsonObject
+from ..link import Link, packets
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,7 +37,7 @@ class Replies:
         finally:
             del self._pending[correlation]
 
-    def arrived(self, link: Link, message: wire.Message) -> None:
+    def arrived(self, link: Link, message: packets.Message) -> None:
         """Acknowledge a message, and hand it over if it is the reply that somebody waits for."""
         if message.qos:
             link.acknowledge(message.packet_id)

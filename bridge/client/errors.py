@@ -13,7 +13,7 @@ under it is not executed again. `RETRIES` tells for which errors that makes sens
 from collections.abc import Mapping
 from typing import Literal
 
-from ..models import JsonObject
+from ..devices.models import JsonObject
 
 Retry = Literal["automatic", "same id", "new id", "look first", "no"]
 

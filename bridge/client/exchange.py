@@ -7,10 +7,9 @@
 import asyncio
 from dataclasses import dataclass
 
-from .. import wire
+from ..devices.models import JsonObject
 from ..errors import PayloadTooLarge
-from ..link import Link, LinkError, NotSentError
-from ..models import JsonObject
+from ..link import Link, LinkError, NotSentError, packets
 from .backoff import pauses
 from .connection import Connection
 from .correlation import Expected, Replies
@@ -120,7 +119,7 @@ class Exchange:
 
     def _publish(self, link: Link, question: Question, correlation: bytes) -> asyncio.Future[int]:
         """Hand the question over; the future is its PUBACK's reason code."""
-        properties = wire.properties(
+        properties = packets.properties(
             expiry=question.seconds_left(),
             content_type=_JSON,
             response_topic=self._connection.reply_topic.encode(),

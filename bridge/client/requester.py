@@ -10,8 +10,7 @@ from typing import Any, Self
 
 import orjson
 
-from ..link import BrokerAddress
-from ..models import (
+from ..devices.models import (
     BatchResult,
     ControlResult,
     DeviceDescription,
@@ -23,6 +22,7 @@ from ..models import (
     Reading,
     SequenceResult,
 )
+from ..link import BrokerAddress
 from .addressing import broker_at, check_level
 from .connection import Connection
 from .correlation import Replies

@@ -15,9 +15,9 @@ from collections.abc import Callable
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
-from ..app import Bridge, stop_signal
-from ..http import PortTakenError
-from ..metrics import Metrics
+from ..app.bridge import Bridge, stop_signal
+from ..http.routes import PortTakenError
+from ..observability.metrics import Metrics
 from ..settings import Settings
 from .boards import Board
 from .broker import BrokerError, embedded_broker

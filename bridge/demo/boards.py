@@ -4,9 +4,8 @@ import asyncio
 
 import orjson
 
-from .. import wire
-from ..link import Link
-from ..logs import printable
+from ..link import Link, packets
+from ..observability.logs import printable
 from .connection import stay_connected
 from .devices import Device
 from .simulation import NotUnderstoodError, Ports
@@ -44,7 +43,7 @@ class Board:
             link.publish(self._topic("heartbeat"), b"{}", qos=0)
             await asyncio.wait((link.lost,), timeout=_REPORT_SECONDS)
 
-    def _obey(self, link: Link, message: wire.Message) -> None:
+    def _obey(self, link: Link, message: packets.Message) -> None:
         self._terminal.event(self._device.name, self._take(message.payload))
         link.publish(self._topic("status"), orjson.dumps(self._ports.state), qos=0)
 

@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
-from .. import wire
-from ..link import BrokerAddress, Link, LinkError
+from ..link import BrokerAddress, Link, LinkError, packets
 from .loopback import LOOPBACK
 
 _RECONNECT_SECONDS = 1.0
@@ -15,7 +14,7 @@ async def stay_connected(
     identifier: str,
     filters: Sequence[str],
     *,
-    on_message: Callable[[Link, wire.Message], None],
+    on_message: Callable[[Link, packets.Message], None],
     live: Callable[[Link], Awaitable[None]],
 ) -> None:
     """Run `live` on connections that are subscribed to `filters`, until cancelled.

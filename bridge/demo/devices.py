@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..devices.models import JsonObject
 from ..errors import Language, Text
-from ..models import JsonObject
 from .simulation import Dht11, Ds18b20, RainSensor, Sensor
 
 SEQUENCE = "class_begin"

@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from .. import wire
+from ..link import packets
 from .loopback import LOOPBACK, free_port
 
 USUAL_PORT = 1883
@@ -93,7 +93,7 @@ async def _carry(
 async def _pass_on(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, translate: _Translate
 ) -> None:
-    frames = wire.Frames()
+    frames = packets.Frames()
     while data := await reader.read(_READ_BYTES):
         for first, body in frames.feed(data):
             writer.write(translate(first, body))
@@ -126,7 +126,7 @@ class Session:
             return _packet(first, body)
         if kind == _CONNACK:
             return _packet(first, bytes((body[0], _SERVER_UNAVAILABLE if body[1] else 0)))
-        if kind == wire.PUBLISH:
+        if kind == packets.PUBLISH:
             at = _after_packet_id(first, body)
             return _packet(first, body[:at] + body[_after_properties(body, at) :])
         if kind == _SUBACK:
@@ -140,7 +140,7 @@ class Session:
 def _level_of(connect: bytes) -> int:
     level = connect[len(_NAME)]
     if not connect.startswith(_NAME) or level not in (_LEVEL_311, _LEVEL_5):
-        raise wire.MalformedPacketError("neither MQTT 3.1.1 nor MQTT 5")
+        raise packets.MalformedPacketError("neither MQTT 3.1.1 nor MQTT 5")
     return level
 
 
@@ -148,7 +148,7 @@ def _in_5(first: int, body: bytes) -> bytes:
     kind = first >> 4
     if kind == _CONNECT:
         return _connect_in_5(body)
-    if kind == wire.PUBLISH:
+    if kind == packets.PUBLISH:
         at = _after_packet_id(first, body)
         return body[:at] + _NO_PROPERTIES + body[at:]
     if kind in (_SUBSCRIBE, _UNSUBSCRIBE):
@@ -194,9 +194,9 @@ def _after_text(body: bytes, at: int) -> int:
 
 
 def _after_properties(body: bytes, at: int) -> int:
-    length, start = wire._varint(body, at)
+    length, start = packets._varint(body, at)
     return start + length
 
 
 def _packet(first: int, body: bytes) -> bytes:
-    return bytes((first,)) + wire.varint(len(body)) + body
+    return bytes((first,)) + packets.varint(len(body)) + body

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 import orjson
 
+from ..devices.models import JsonObject
 from ..errors import Text
-from ..models import JsonObject
 from ..settings import Settings
 from .devices import ALIAS, SEQUENCE, Device
 from .front_door import USUAL_PORT

@@ -8,8 +8,7 @@ from zoneinfo import ZoneInfo
 
 import orjson
 
-from .. import wire
-from ..link import Link
+from ..link import Link, packets
 from .connection import stay_connected
 from .devices import Device
 from .sqlite import SqliteBackend
@@ -25,7 +24,7 @@ class Platform:
     ) -> None:
         self._database = database
         self._timezone = timezone
-        self._heard: asyncio.Queue[wire.Message] = asyncio.Queue()
+        self._heard: asyncio.Queue[packets.Message] = asyncio.Queue()
         self._unheard = {
             (device.uuid, sensor.type) for device in devices for sensor in device.sensors
         }

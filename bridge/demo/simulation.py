@@ -4,8 +4,8 @@ import random
 from collections.abc import Mapping
 from typing import Protocol
 
+from ..devices.models import JsonObject
 from ..errors import Text
-from ..models import JsonObject
 
 _LIT, _DARK = "●", "○"
 _CLOSED, _OPEN = "■", "□"

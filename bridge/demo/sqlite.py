@@ -8,8 +8,9 @@ from datetime import datetime
 import aiosqlite
 import orjson
 
-from ..models import DeviceProfile, DeviceReadings
-from ..store import PROFILES, READINGS, key_of, profiles_of, readings_of
+from ..database.store import PROFILES, READINGS, profiles_of, readings_of
+from ..devices.models import DeviceProfile, DeviceReadings
+from ..devices.names import device_key
 from .devices import Device
 
 # NOCASE, for the platform's collation ignores case.
@@ -81,14 +82,14 @@ class SqliteBackend:
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:
         """See `Store.readings`."""
-        key = key_of(device_uuid)
+        key = device_key(device_uuid)
         keys = _json([key])
         rows = await self._connection.execute_fetchall(_READINGS, (keys, keys))
         return readings_of(_with_times(row) for row in rows).get(key)
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
         """See `Store.profile`."""
-        key = key_of(device_uuid)
+        key = device_key(device_uuid)
         rows = await self._connection.execute_fetchall(_PROFILES, (_json([key]),))
         return profiles_of(tuple(row) for row in rows).get(key)
 

@@ -11,10 +11,10 @@ keeps its requests: client ids and share are the doctor's own.
 import asyncio
 from functools import partial
 
-from ..database import Database
+from ..database.idempotency import TABLE
+from ..database.pool import Database
 from ..errors import Text
-from ..metrics import Metrics
-from ..once_mysql import TABLE
+from ..observability.metrics import Metrics
 from ..settings import Settings
 from . import broker, database, given, port, traffic
 from .database import columns_read

@@ -6,9 +6,8 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable
 
-from .. import wire
 from ..errors import Text
-from ..link import BrokerAddress, Link, LinkError, tls_context
+from ..link import BrokerAddress, Link, LinkError, packets, tls_context
 from ..settings import Settings
 from .findings import ANSWER_SECONDS, Advice, Examination, Finding, failed, ok
 from .reaching import certificate_refused, server_reached
@@ -139,7 +138,7 @@ def reason_given(error: LinkError) -> str:
 
 @contextlib.asynccontextmanager
 async def connected(
-    examination: Examination, hear: Callable[[wire.Message], None] | None = None
+    examination: Examination, hear: Callable[[packets.Message], None] | None = None
 ) -> AsyncIterator[Link]:
     """A connection of the doctor's own, each under another client id.
 
@@ -147,7 +146,7 @@ async def connected(
         LinkError: the broker can't be reached, or refuses us.
     """
 
-    def on_message(link: Link, message: wire.Message) -> None:
+    def on_message(link: Link, message: packets.Message) -> None:
         if message.qos:
             link.acknowledge(message.packet_id)
         if hear is not None:

@@ -6,11 +6,11 @@ import ssl
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from ..database import Row
+from ..database.idempotency import CREATE_TABLE, TABLE
+from ..database.pool import Row
+from ..database.store import PROFILES, READINGS
 from ..errors import BridgeError, Text
-from ..once_mysql import CREATE_TABLE, TABLE
 from ..settings import Settings
-from ..store import PROFILES, READINGS
 from .findings import ANSWER_SECONDS, Advice, Examination, Finding, failed, note, ok
 from .reaching import certificate_refused, server_reached
 

@@ -5,7 +5,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
-from ..database import Database
+from ..database.pool import Database
 from ..errors import Text
 from ..settings import Settings
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
-from ..access import Keys
 from ..errors import Text
+from ..http.authentication import Keys
 from ..settings import ENV_FILE, SECRET_NAMES, Settings, SettingsError
 from .findings import Examination, Finding, failed, note, ok
 

@@ -9,12 +9,11 @@ from typing import Literal
 
 import orjson
 
-from .. import wire
+from ..core.operations import OPERATIONS
 from ..errors import Text
-from ..link import REFUSED_FROM, Link, LinkError
-from ..operations import OPERATIONS
+from ..link import REFUSED_FROM, Link, LinkError, packets
+from ..link.topics import Topics
 from ..settings import Settings
-from ..topics import Topics
 from .broker import connected, reason_given
 from .findings import Advice, Examination, Finding, failed, note, ok
 
@@ -35,7 +34,7 @@ async def _publish(link: Link, topic: str, payload: bytes = b"{}") -> int:
     Raises:
         LinkError: the broker closed the connection, as some do instead of refusing.
     """
-    acknowledged = link.publish(topic, payload, qos=1, properties=wire.properties(expiry=1))
+    acknowledged = link.publish(topic, payload, qos=1, properties=packets.properties(expiry=1))
     assert acknowledged is not None
     return await acknowledged
 
@@ -107,7 +106,7 @@ async def instance(examination: Examination) -> Finding:
     names = [name] if workers == 1 else [f"{name}-{number}" for number in range(1, workers + 1)]
     online = asyncio.Event()
 
-    def hear(message: wire.Message) -> None:
+    def hear(message: packets.Message) -> None:
         if _is_online(message.payload):
             online.set()
 
@@ -152,7 +151,7 @@ async def requests(examination: Examination) -> Finding:
     payload = orjson.dumps({"request_id": examination.name})
     heard = asyncio.Event()
 
-    def hear(message: wire.Message) -> None:
+    def hear(message: packets.Message) -> None:
         if message.payload == payload:
             heard.set()
 

@@ -4,7 +4,7 @@ aiomqtt (with paho under it) connects, logs in, subscribes, pings and disconnect
 replies and their acknowledgements go past it, because as its guide shows it, aiomqtt 2.5
 acknowledges a request before any work, hides the reason code of a PUBACK, starts a task a message,
 and makes three system calls a packet. What is relied on below the public face is listed in
-`tests/test_link.py`, which fails if any of it moves.
+`tests/link/test_connection.py`, which fails if any of it moves.
 
 - paho's socket is a wrapper of ours (`_create_socket`): we read the real one, hand paho the packets
   that are not PUBLISH or PUBACK, and join what is written in one turn of the loop.

@@ -11,9 +11,8 @@ import aiomqtt
 from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.enums import MQTTErrorCode
 
-from .. import wire
 from ..errors import PayloadTooLarge
-from . import below
+from . import packets, paho_adapter
 from .address import BrokerAddress
 from .inbox import SLEPT_SECONDS, Inbox
 from .outbox import LinkError, Outbox, Outgoing, with_expiry
@@ -47,14 +46,14 @@ class Link:
         broker: BrokerAddress,
         *,
         identifier: str,
-        on_message: Callable[["Link", wire.Message], None],
+        on_message: Callable[["Link", packets.Message], None],
         will: aiomqtt.Will | None = None,
         session_expiry: int = 0,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
         self._version5 = broker.version5
-        self._client = below.client(
+        self._client = paho_adapter.client(
             broker,
             identifier,
             will,
@@ -63,7 +62,7 @@ class Link:
             keepalive=_KEEPALIVE_SECONDS,
         )
         self._socket: socket.socket | None = None
-        self._for_paho = below.PahoSocket(self)
+        self._for_paho = paho_adapter.PahoSocket(self)
         self._unsent = bytearray()
         self._fresh: list[bytes] = []
         self._reading = self._writing = self._flush_due = False
@@ -76,7 +75,7 @@ class Link:
         self._maximum_packet: int | None = None
         self.session_present = False
         self.lost: asyncio.Future[LinkError] = self._loop.create_future()
-        below.take_over(
+        paho_adapter.take_over(
             self._client,
             self._for_paho,
             timeout=_CONNECT_SECONDS,
@@ -125,7 +124,7 @@ class Link:
         """
         options: Any = 1
         if self._version5:
-            options = below.request_options()
+            options = paho_adapter.request_options()
         granted: Sequence[Any] = await self._unless_lost(
             self._client.subscribe([(topic, options) for topic in filters])
         )
@@ -171,7 +170,7 @@ class Link:
     async def close(self) -> None:
         """Leave, and let the session end with us."""
         if not self.lost.done():
-            leaving = below.leaving() if self._version5 else None
+            leaving = paho_adapter.leaving() if self._version5 else None
             self._flush()
             self._client._client.disconnect(properties=leaving)
             # paho wrote and closed at once where the socket took it all; else we wait a moment.
@@ -230,7 +229,9 @@ class Link:
         if qos == 0:
             props = with_expiry(props, expires)
             self._write(
-                wire.publish(encoded, payload, qos=0, retain=retain, packet_id=0, properties=props)
+                packets.publish(
+                    encoded, payload, qos=0, retain=retain, packet_id=0, properties=props
+                )
             )
             return None
         acknowledged: asyncio.Future[int] = self._loop.create_future()
@@ -251,7 +252,7 @@ class Link:
     def acknowledge(self, packet_id: int) -> None:
         """Acknowledge a message that came in at QoS 1."""
         if not self.lost.done():
-            self._write(wire.puback(packet_id))
+            self._write(packets.puback(packet_id))
 
     # ---- reading --------------------------------------------------------------------------------
 
@@ -273,16 +274,16 @@ class Link:
         # There may be too much of it now.
         self._watch_socket()
 
-    def _malformed(self, error: wire.MalformedPacketError) -> None:
+    def _malformed(self, error: packets.MalformedPacketError) -> None:
         self._lose(LinkError(f"the broker sent a malformed packet: {error}"))
 
     def _take(self, first: int, body: bytes, came: float, read: float) -> None:
         kind = first >> 4
-        if kind == wire.PUBLISH:
-            message = wire.read_publish(first, body, with_properties=self._version5)
+        if kind == packets.PUBLISH:
+            message = packets.read_publish(first, body, with_properties=self._version5)
             message.came, message.read = came, read
             self._on_message(self, message)
-        elif kind == wire.DISCONNECT:
+        elif kind == packets.DISCONNECT:
             # Not left to paho: the end of the stream, which comes with it, would be heard first.
             reason = body[0] if body else 0
             words = f"the broker ended the connection (reason code 0x{reason:02X})"
@@ -345,7 +346,9 @@ class Link:
     def _on_connack(self, flags: Any, props: Any) -> None:
         self.session_present = bool(getattr(flags, "session_present", False))
         if props is not None:
-            self._outbox.quota = min(below.OUR_PACKET_IDS, getattr(props, "ReceiveMaximum", 65535))
+            self._outbox.quota = min(
+                paho_adapter.OUR_PACKET_IDS, getattr(props, "ReceiveMaximum", 65535)
+            )
             self._maximum_packet = getattr(props, "MaximumPacketSize", None)
 
     def _on_disconnected(self, disconnected: "asyncio.Future[None]") -> None:
@@ -355,7 +358,7 @@ class Link:
         self._lose(LinkError(words, reason))
 
     def carry(self, packet: bytes) -> None:
-        """See `below.Carrier`."""
+        """See `paho_adapter.Carrier`."""
         # Rare packets: they go at once, and what a DISCONNECT follows goes before it.
         self._fresh.append(packet)
         self._flush()
@@ -411,7 +414,7 @@ class Link:
         self._outbox.fail()
 
     def attach(self, real: socket.socket) -> None:
-        """See `below.Carrier`."""
+        """See `paho_adapter.Carrier`."""
         # In the thread in which paho connects, which may outlive the attempt.
         if self.lost.done():
             real.close()

@@ -5,7 +5,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from .. import wire
+from . import packets
 
 # What is not read in time the broker may drop (Mosquitto holds 1000 packets for a socket that is
 # full), so all there is is read; but what the packets ask is seen to in turns that stay short for
@@ -32,7 +32,7 @@ class Inbox:
         self,
         take: Callable[[int, bytes, float, float], None],
         acknowledged: Callable[[int, int], None],
-        broken: Callable[[wire.MalformedPacketError], None],
+        broken: Callable[[packets.MalformedPacketError], None],
         has_room: Callable[[], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
@@ -40,7 +40,7 @@ class Inbox:
         self._acknowledged = acknowledged
         self._broken = broken
         self._has_room = has_room
-        self._frames = wire.Frames()
+        self._frames = packets.Frames()
         self._waiting: deque[tuple[int, bytes, float, float]] = deque()
         self._waiting_bytes = 0
         self._going_on = False
@@ -64,13 +64,13 @@ class Inbox:
             self._read_until = now
         try:
             for first, body in self._frames.feed(data):
-                if first >> 4 == wire.PUBACK:
+                if first >> 4 == packets.PUBACK:
                     # They let replies go, which must not wait for what these replies answer.
-                    self._acknowledged(*wire.read_puback(body))
+                    self._acknowledged(*packets.read_puback(body))
                 else:
                     self._waiting.append((first, body, came, now))
                     self._waiting_bytes += len(body)
-        except wire.MalformedPacketError as error:
+        except packets.MalformedPacketError as error:
             self._broken(error)
             return
         if not self._going_on:
@@ -86,7 +86,7 @@ class Inbox:
         was_full = self.is_full
         try:
             self._take_some()
-        except wire.MalformedPacketError as error:
+        except packets.MalformedPacketError as error:
             self._broken(error)
         finally:
             # Whatever went wrong with one packet, the others are still to be seen to.

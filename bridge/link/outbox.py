@@ -7,8 +7,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .. import wire
-from .below import OUR_PACKET_IDS, RECEIVE_MAXIMUM
+from . import packets
+from .paho_adapter import OUR_PACKET_IDS, RECEIVE_MAXIMUM
 
 # Of what leaves, one in so many may be a reply while commands wait; and where more than so many
 # replies wait, one in so many a command.
@@ -135,7 +135,7 @@ class Outbox:
         self.last_packet_id = packet_id
         self._pending[packet_id] = outgoing
         self._write(
-            wire.publish(
+            packets.publish(
                 outgoing.topic,
                 outgoing.payload,
                 qos=1,
@@ -154,7 +154,7 @@ def with_expiry(properties: bytes | None, expires: float | None) -> bytes | None
     """Properties and, as Message Expiry, what is left until `expires` on the monotonic clock."""
     if properties is None or expires is None:
         return properties
-    return wire.properties(expiry=_whole_seconds(expires - time.monotonic())) + properties
+    return packets.properties(expiry=_whole_seconds(expires - time.monotonic())) + properties
 
 
 def _whole_seconds(seconds: float) -> int:

@@ -10,19 +10,25 @@ waits for the end spins without letting anyone else run.
 
 import asyncio
 import logging
-from collections.abc import MutableMapping
+import time
+from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from aiohttp import web
 
-from ..access import Grant
-from ..dispatch import Dispatcher, Request
-from ..envelope import open_fields
-from ..models import JsonObject
+from ..core.dispatcher import Dispatcher, Request
+from ..core.envelope import open_fields, open_payload, traceparent_of
+from ..core.grant import Grant
+from ..devices.models import JsonObject
+from ..errors import Busy
+from ..http.bodies import json_body
+from ..http.pages import Place
+from ..http.server import Answer
 from ..settings import Settings
 from . import check_installed
+from .visitors import Visitors
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -60,16 +66,40 @@ class Endpoint:
     def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
+        self._visitors = Visitors(settings)
         self._closing = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
 
-    async def answer(self, payload: bytes, request: web.Request, caller: Caller) -> Answered:
-        """The answer to one message, which is known to be a JSON object.
+    def places(self) -> Iterator[Place]:
+        """Where it is served."""
+        for path in ("/mcp", "/mcp/"):
+            yield Place(path, self.handle, method="POST", cors=True)
+
+    async def handle(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        """Answer one message.
 
         Raises:
-            NotInstalled: the SDK is not there.
+            BridgeError: it is no message, or its sender may be a page on the internet.
         """
+        received = time.monotonic()
+        headers = request.headers
+        if grant is None:
+            self._visitors.check(headers.get("Host"), headers.get("Origin"))
+        if self._dispatcher.is_full():
+            raise Busy()
+        limit = self._settings.max_payload
+        in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
+        payload = await json_body(request, limit, in_time)
+        # MCP's parsers take what we don't, such as NaN; an answer of ours is clear to a client too.
+        refusal = open_payload(payload, limit).refusal
+        if refusal is not None:
+            raise refusal
+        caller = Caller(grant, received, traceparent_of(headers.get("traceparent")))
+        answered = await self._answer(payload, request, caller)
+        return Answer(answered.status, answered.content_type, answered.body)
+
+    async def _answer(self, payload: bytes, request: web.Request, caller: Caller) -> Answered:
         manager = await self._manager()
         exchange = _Exchange(payload)
         await manager.handle_request(_scope(request, caller), exchange.receive, exchange.send)

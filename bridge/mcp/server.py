@@ -19,10 +19,10 @@ from mcp_types import (
 from mcp_types import Tool as ListedTool
 
 from .. import __version__
-from ..documents import schemas
-from ..envelope import Envelope, open_payload
+from ..apidocs import schemas
+from ..core.envelope import Envelope, open_payload
+from ..devices.models import JsonObject
 from ..errors import Text
-from ..models import JsonObject
 from ..settings import Settings
 from .tools import INSTRUCTIONS, TOOLS, Tool
 

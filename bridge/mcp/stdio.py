@@ -14,8 +14,8 @@ from contextlib import AsyncExitStack
 from typing import TYPE_CHECKING, cast
 
 from ..client import BridgeClient, CallError
+from ..devices.models import JsonObject
 from ..link import BrokerAddress
-from ..models import JsonObject
 from ..settings import Settings
 from . import NotInstalled, check_installed
 

@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..documents import schemas
+from ..apidocs import schemas
+from ..core.operations import OPERATIONS
+from ..devices.models import JsonObject
 from ..errors import Text
-from ..models import JsonObject
-from ..operations import OPERATIONS
 
 Schemas = Mapping[str, JsonObject]
 

@@ -7,20 +7,15 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import NamedTuple
 
-from .. import wire
-from ..dispatch import Request
-from ..envelope import TRACE_SHAPES, Envelope, open_payload
-from ..errors import (
-    BridgeError,
-    TooManyProperties,
-    UnsupportedMediaType,
-    UnsupportedPayloadFormat,
-)
-from ..logs import printable
-from ..operations import OPERATION_NAMES, OPERATIONS
-from ..replies import Reply
+from ..core.dispatcher import Request
+from ..core.envelope import TRACE_SHAPES, Envelope, open_payload
+from ..core.operations import OPERATION_NAMES, OPERATIONS
+from ..core.replies import Reply
+from ..errors import BridgeError, TooManyProperties, UnsupportedMediaType, UnsupportedPayloadFormat
+from ..link import packets
+from ..link.topics import Asked, Topics, is_plain
+from ..observability.logs import printable
 from ..settings import Settings
-from ..topics import Asked, Topics, is_plain
 
 _CONTENT_TYPE = b"application/json"
 _LONGEST_PROPERTY = 300
@@ -56,7 +51,9 @@ class Addressing:
         self._settings = settings
         self._topics = topics
 
-    def read(self, message: wire.Message, on_begun: Callable[[], None]) -> tuple[Request, Return]:
+    def read(
+        self, message: packets.Message, on_begun: Callable[[], None]
+    ) -> tuple[Request, Return]:
         """The request that a message is, refused already if it is at fault; and the way back.
 
         Raises:
@@ -84,7 +81,7 @@ class Addressing:
         )
         return request, back
 
-    def _open(self, message: wire.Message, asked: Asked) -> Envelope:
+    def _open(self, message: packets.Message, asked: Asked) -> Envelope:
         row = OPERATIONS.get(asked.operation)
         envelope = open_payload(
             message.payload,
@@ -96,10 +93,10 @@ class Addressing:
         except UnsupportedMediaType as refusal:
             envelope.refusal = refusal
         if message.overloaded:
-            envelope.refusal = TooManyProperties(limit=wire.MOST_USER_PROPERTIES)
+            envelope.refusal = TooManyProperties(limit=packets.MOST_USER_PROPERTIES)
         return envelope
 
-    def _way_back(self, message: wire.Message, asked: Asked, envelope: Envelope) -> Return:
+    def _way_back(self, message: packets.Message, asked: Asked, envelope: Envelope) -> Return:
         """Where the reply goes; a topic that may not be used refuses the request."""
         back = Return(
             self._topics.default_reply(asked, envelope.request_id),
@@ -120,7 +117,7 @@ class Addressing:
         return back
 
 
-def _check_media_type(message: wire.Message) -> None:
+def _check_media_type(message: packets.Message) -> None:
     """Whether the payload is said to be JSON, or nothing is said; the property at fault is named.
 
     Raises:
@@ -133,7 +130,7 @@ def _check_media_type(message: wire.Message) -> None:
         raise UnsupportedPayloadFormat().about("Payload Format Indicator", message.payload_format)
 
 
-def _trace_of(message: wire.Message) -> list[tuple[str, str]]:
+def _trace_of(message: packets.Message) -> list[tuple[str, str]]:
     """The trace that the request belongs to, as far as it will do: each part once."""
     if not message.user_properties:
         return []
@@ -149,7 +146,7 @@ def properties(reply: Reply, back: Return) -> bytes:
     """A reply's properties, but for its expiry."""
     if back.bare:
         user = [("__stat", str(reply.code))]
-        return wire.properties(correlation=back.correlation, user=user)
+        return packets.properties(correlation=back.correlation, user=user)
     outcome = _Outcome(
         reply.code,
         reply.error,
@@ -160,7 +157,7 @@ def properties(reply: Reply, back: Return) -> bytes:
     )
     # What was in a request is not remembered.
     tell = _told_again if reply.property_value is None else _told
-    return tell(outcome) + wire.properties(correlation=back.correlation, user=back.trace)
+    return tell(outcome) + packets.properties(correlation=back.correlation, user=back.trace)
 
 
 class _Outcome(NamedTuple):
@@ -184,7 +181,7 @@ def _told(outcome: _Outcome) -> bytes:
             user.append(("__propName", printable(outcome.property_name, _LONGEST_PROPERTY)))
         if outcome.property_value is not None:
             user.append(("__propVal", printable(outcome.property_value, _LONGEST_PROPERTY)))
-    return wire.properties(content_type=_CONTENT_TYPE, user=user)
+    return packets.properties(content_type=_CONTENT_TYPE, user=user)
 
 
 # Most requests end in one of a few ways.

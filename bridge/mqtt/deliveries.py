@@ -4,8 +4,7 @@ import hashlib
 from collections import deque
 from dataclasses import dataclass
 
-from .. import wire
-from ..link import Link
+from ..link import Link, packets
 
 
 @dataclass(slots=True, eq=False)
@@ -18,7 +17,7 @@ class Delivery:
     # The connection on which it is to be acknowledged; None once that is lost.
     link: Link | None
     # None once nobody needs it: what waits for an acknowledgement keeps no payload.
-    message: wire.Message | None
+    message: packets.Message | None
     # By which its repetition on a new connection is known; made when it may be needed.
     digest: bytes = b""
     # Nothing more is owed for it but its acknowledgement.
@@ -30,7 +29,7 @@ class Delivery:
             self.digest = _digest_of(self.message)
             self.message = None
 
-    def is_repeated_by(self, message: wire.Message) -> bool:
+    def is_repeated_by(self, message: packets.Message) -> bool:
         """Whether the broker sends it again with this message."""
         self.forget_message()
         return message.duplicate and self.digest == _digest_of(message)
@@ -44,7 +43,7 @@ class Deliveries:
         # Those of a lost connection: the broker sends them again if the session has survived.
         self._orphans: dict[int, Delivery] = {}
 
-    def arrived(self, link: Link, message: wire.Message) -> Delivery | None:
+    def arrived(self, link: Link, message: packets.Message) -> Delivery | None:
         """The delivery that a message is; None if it repeats one that we have in hand."""
         if not message.qos:
             return Delivery(0, 0, message.came, None, message)
@@ -86,7 +85,7 @@ class Deliveries:
                 delivery.link.acknowledge(delivery.packet_id)
 
 
-def _digest_of(message: wire.Message) -> bytes:
+def _digest_of(message: packets.Message) -> bytes:
     parts = (message.topic.encode("utf-8", "surrogateescape"), message.correlation or b"")
     digest = hashlib.blake2b(message.payload, digest_size=16)
     for part in parts:

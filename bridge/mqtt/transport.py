@@ -16,8 +16,10 @@ from typing import Any, NamedTuple
 import aiomqtt
 import orjson
 
-from .. import __version__, wire
-from ..dispatch import Dispatcher, Request
+from .. import __version__
+from ..core.dispatcher import Dispatcher, Request
+from ..core.operations import OPERATIONS
+from ..core.replies import Reply, reply_to_error
 from ..errors import MqttUnavailable, OutcomeUnknown, PayloadTooLarge
 from ..link import (
     REFUSED_FROM,
@@ -26,13 +28,12 @@ from ..link import (
     Link,
     LinkError,
     NotSentError,
+    packets,
 )
-from ..logs import printable
-from ..metrics import Metrics
-from ..operations import OPERATIONS
-from ..replies import Reply, reply_to_error
+from ..link.topics import Topics
+from ..observability.logs import printable
+from ..observability.metrics import Metrics
 from ..settings import Settings
-from ..topics import Topics
 from .addressing import Addressing, Dropped, Return, properties
 from .deliveries import Deliveries, Delivery
 
@@ -260,7 +261,7 @@ class MqttTransport:
 
     # ---- requests -------------------------------------------------------------------------------
 
-    def _on_message(self, link: Link, message: wire.Message) -> None:
+    def _on_message(self, link: Link, message: packets.Message) -> None:
         """Take one message; called as it is read, so that order of receipt is order of work."""
         if self._closed:
             return
@@ -291,7 +292,7 @@ class MqttTransport:
             logger.exception("a request could not be answered")
             self._drop("internal_error", delivery)
 
-    async def _serve(self, delivery: Delivery, message: wire.Message) -> None:
+    async def _serve(self, delivery: Delivery, message: packets.Message) -> None:
         """Answer one request, or drop it by one of the rules."""
         assert self._dispatcher is not None
         try:
@@ -301,10 +302,10 @@ class MqttTransport:
             return
         self._send_off(await self._dispatcher.answer(request), back, delivery)
 
-    def _read(self, delivery: Delivery, message: wire.Message) -> tuple[Request, Return]:
+    def _read(self, delivery: Delivery, message: packets.Message) -> tuple[Request, Return]:
         return self._addressing.read(message, lambda: self._deliveries.settle(delivery))
 
-    def _is_turned_away(self, delivery: Delivery, message: wire.Message) -> bool:
+    def _is_turned_away(self, delivery: Delivery, message: packets.Message) -> bool:
         """Refuse a request without a task, when no more can be taken; false: it is to be served.
 
         What has waited for its turn for long is refused too, wherever there is room just now: more

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Self, cast
 from urllib.parse import urlsplit
 
-from bridge import wire
+from bridge.link import packets as wire
 from tests.lab.mqtt import NO_MATCHING_SUBSCRIBERS, Broker
 from tests.lab.raw import Raw
 

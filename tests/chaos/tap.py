@@ -12,7 +12,7 @@ import json
 import time
 from typing import Any, NamedTuple, Self
 
-from bridge import wire
+from bridge.link import packets as wire
 from tests.lab.mqtt import Broker
 from tests.lab.servers import LOOPBACK
 

@@ -12,7 +12,7 @@ import socket
 from collections.abc import Callable
 from typing import Self, cast
 
-from bridge import wire
+from bridge.link import packets as wire
 from tests.lab.mqtt import Broker
 
 _CONNACK, _SUBACK = 2, 9

@@ -1,0 +1,126 @@
+"""Which errors an operation may be answered with: they follow from its row and its fields."""
+
+from itertools import groupby
+from typing import Literal
+
+from ..core.operations import Operation
+from ..core.replies import FAILURE
+from ..devices.models import JsonObject
+from ..errors import (
+    BridgeError,
+    Busy,
+    DatabaseTimeout,
+    DatabaseUnavailable,
+    DeviceBusy,
+    DeviceNotFound,
+    DeviceOffline,
+    DeviceUnreachable,
+    Draining,
+    Expired,
+    Forbidden,
+    IdempotencyConflict,
+    InvalidControl,
+    InvalidPreset,
+    Language,
+    MalformedRequest,
+    MqttUnavailable,
+    OperationNotFound,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    PresetNotFound,
+    ReplyTopicForbidden,
+    RequestTimeout,
+    SensorNotFound,
+    Unauthorized,
+    UnsupportedMediaType,
+    ValidationFailed,
+)
+
+Errors = list[type[BridgeError]]
+Transport = Literal["http", "mqtt"]
+
+_ANY: Errors = [MalformedRequest, Expired, ValidationFailed, RequestTimeout, BridgeError]
+_COMMANDS: Errors = [
+    InvalidControl,
+    DeviceUnreachable,
+    IdempotencyConflict,
+    MqttUnavailable,
+    OutcomeUnknown,
+]
+# What an operation asks of the platform's tables shows in what it is given.
+_BY_FIELD: dict[str, Errors] = {
+    "device_uuid": [DeviceNotFound, DatabaseUnavailable, DatabaseTimeout],
+    "sensor": [SensorNotFound],
+    "preset_key": [PresetNotFound, InvalidPreset, DeviceOffline, DeviceBusy],
+}
+
+
+def refusals(row: Operation, transport: Transport, *, guarded: bool = False) -> Errors:
+    """The errors that may answer an operation, by code; `guarded`: there are API keys."""
+    errors = list(_ANY)
+    for field in row.fields.model_fields:
+        errors += _BY_FIELD.get(field, [])
+    if row.commands:
+        errors += _COMMANDS
+    if not row.always:
+        errors.append(Busy)
+    errors += _over_mqtt() if transport == "mqtt" else _over_http(row, guarded)
+    return sorted(errors, key=lambda error: (error.code, error.error))
+
+
+def by_code(errors: Errors) -> list[tuple[int, Errors]]:
+    """Errors that come sorted, a list for each code."""
+    return [(code, list(group)) for code, group in groupby(errors, lambda error: error.code)]
+
+
+def example_of(error: type[BridgeError], language: Language) -> JsonObject:
+    """A body as such an error has it; what its sentence would name is left open."""
+    told = _first_with_words(error)
+    body: JsonObject = {
+        "code": told.code,
+        "msg": FAILURE,
+        "data": None,
+        "detail": told.text.in_(language).format_map(_Blanks()),
+        "error": told.error,
+    }
+    if error is ValidationFailed:
+        fault = {"loc": ["device_uuid"], "msg": "Field required", "type": "missing"}
+        body["errors"] = [fault]
+    if error is BridgeError:
+        body["incident"] = "3f9c2a7be410"
+    return body
+
+
+def _over_http(row: Operation, guarded: bool) -> Errors:
+    errors: Errors = []
+    if row.method == "POST":
+        errors += [PayloadTooLarge, UnsupportedMediaType]
+    if "{" in row.path:
+        # What can't be part of a path leads nowhere.
+        errors.append(OperationNotFound)
+    if not row.always:
+        errors.append(Draining)
+    if guarded:
+        errors += [Unauthorized, Forbidden]
+    return errors
+
+
+def _over_mqtt() -> Errors:
+    return [PayloadTooLarge, UnsupportedMediaType, ReplyTopicForbidden, Forbidden]
+
+
+def _first_with_words(error: type[BridgeError]) -> type[BridgeError]:
+    """The error, or the first of its kinds that has a sentence."""
+    if "text" in vars(error):
+        return error
+    return next(kind for kind in error.__subclasses__() if "text" in vars(kind))
+
+
+class _Blank:
+    def __format__(self, spec: str) -> str:
+        return "…"
+
+
+class _Blanks(dict[str, _Blank]):
+    def __missing__(self, name: str) -> _Blank:
+        return _Blank()

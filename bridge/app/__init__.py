@@ -1,0 +1,1 @@
+"""Composition: what is made of what, how it starts, how it ends."""

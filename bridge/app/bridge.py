@@ -1,0 +1,303 @@
+"""Composition: what is made of what, in which order it starts, and how it ends."""
+
+import asyncio
+import logging
+import signal
+import time
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from .. import __version__
+from ..core.context import Drain, Services, Store
+from ..core.deadlines import Deadlines
+from ..core.dispatcher import Dispatcher
+from ..core.idempotency import MemoryOnce, Once
+from ..database.idempotency import MysqlOnce
+from ..database.pool import Database
+from ..database.store import MysqlStore
+from ..devices.models import Health
+from ..http.authentication import Keys
+from ..http.routes import HttpTransport
+from ..mcp.endpoint import Endpoint
+from ..mqtt import MqttTransport
+from ..observability.metrics import Metrics, WorkersState
+from ..settings import Settings, SettingsError
+from . import systemd
+
+logger = logging.getLogger(__name__)
+
+# What of DRAIN_TIMEOUT is kept for saying goodbye, in seconds: to a broker that hangs (0.5 for our
+# presence, 0.5 to leave), to HTTP clients (twice 0.25) and to a database that hangs (0.25).
+_GOODBYE_SECONDS = 2.0
+# And before that, for the answers to what still waits for a database or a broker that hangs.
+_ANSWERING_SECONDS = 0.5
+
+
+class Backend(Protocol):
+    """A store with a life of its own: the platform's database, or the demo's."""
+
+    @property
+    def store(self) -> Store:
+        """What the operations read from."""
+
+    @property
+    def available(self) -> bool:
+        """Whether the last query succeeded."""
+
+    async def watch(self) -> None:
+        """Keep `available` true to life, until cancelled."""
+
+    async def close(self) -> None:
+        """End it."""
+
+
+class MysqlBackend:
+    """The platform's database."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, deadlines: Deadlines) -> None:
+        self._database = Database(settings, metrics, deadlines)
+        self._store = MysqlStore(self._database, settings.db_timeout, metrics)
+        self._once: MysqlOnce | None = None
+
+    @property
+    def store(self) -> MysqlStore:
+        return self._store
+
+    @property
+    def available(self) -> bool:
+        return self._database.available
+
+    def once(self, settings: Settings) -> MysqlOnce:
+        """At most once with `DEDUP_STORE=mysql`."""
+        self._once = MysqlOnce(
+            self._database, settings.instance, settings.dedup_ttl, settings.db_timeout
+        )
+        return self._once
+
+    async def watch(self) -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._database.watch(), name="database probe")
+            if self._once is not None:
+                tasks.create_task(self._once.sweep(), name="expired ids")
+
+    async def close(self) -> None:
+        await self._store.close()
+        if self._once is not None:
+            await self._once.close()
+        await self._database.close()
+
+
+@dataclass(slots=True)
+class _Background:
+    """Tasks that run as long as the bridge does; one that fails stops the bridge."""
+
+    failed: asyncio.Event = field(default_factory=asyncio.Event)
+    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
+
+    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work, name=name)
+        task.add_done_callback(self._ended)
+        self.tasks.append(task)
+
+    async def cancel(self) -> None:
+        # More than once: on Python 3.11 a library's `asyncio.wait_for` may swallow a cancellation.
+        while running := [task for task in self.tasks if not task.done()]:
+            for task in running:
+                task.cancel()
+            await asyncio.wait(running, timeout=0.5)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled():
+            return
+        error = task.exception()
+        if error is not None:
+            logger.critical("%s failed", task.get_name(), exc_info=error)
+            self.failed.set()
+
+
+class Bridge:
+    """The whole of it, in one process."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        backend: Backend | None = None,
+        metrics: Metrics | None = None,
+    ) -> None:
+        self._settings = settings
+        self._started = time.monotonic()
+        self._metrics = metrics or Metrics()
+        self._deadlines, self._database_deadlines = Deadlines(), Deadlines()
+        self._backend: Backend = backend or MysqlBackend(
+            settings, self._metrics, self._database_deadlines
+        )
+        self._keys = Keys(settings)
+        self._drain = Drain()
+        self.mqtt = MqttTransport(settings, self._metrics, settings.instance)
+        services = Services(
+            settings,
+            self._backend.store,
+            self.mqtt,
+            self.health,
+            drain=self._drain,
+            deadlines=self._deadlines,
+        )
+        once = self._once_store()
+        self._dispatcher = Dispatcher(services, once, self._metrics)
+        self._metrics.count_in_flight = lambda: self._dispatcher.in_flight
+        self._mcp = Endpoint(settings, self._dispatcher)
+        self._http = HttpTransport(
+            settings,
+            self._keys,
+            self._metrics,
+            self._dispatcher,
+            is_ready=self.is_ready,
+            mqtt_connected=lambda: self.mqtt.available,
+            mounted=tuple(self._mcp.places()),
+        )
+        self._background = _Background()
+        # What all workers together say, as of a second ago; None for one alone.
+        self._all_workers: WorkersState | None = None
+
+    async def start(self) -> None:
+        """Listen, then connect in the background: neither an absent database nor an absent broker
+        stops the start.
+
+        Raises:
+            PortTakenError: someone else listens on our port.
+        """
+        if hasattr(signal, "SIGHUP"):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_keys)
+        await self._http.start()
+        self._say_what_is_served()
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        self._background.start("database watch", self._backend.watch())
+        self._background.start("mqtt", self.mqtt.run(self._dispatcher, since))
+        self._background.start("readiness", self._tell_readiness())
+        self._background.start("watchdog", systemd.watchdog())
+        systemd.notify("READY=1")
+        if self._metrics.shared:
+            self._background.start("all workers", self._look_at_workers())
+
+    async def run(self, stop: asyncio.Event) -> bool:
+        """Serve until `stop` is set; whether it ended as it should."""
+        loop = asyncio.get_running_loop()
+        stopping = [
+            loop.create_task(stop.wait(), name="stop signal"),
+            loop.create_task(self._background.failed.wait(), name="failure"),
+        ]
+        try:
+            await asyncio.wait(stopping, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in stopping:
+                task.cancel()
+        await self.stop()
+        return not self._background.failed.is_set()
+
+    async def stop(self) -> None:
+        """Drain, say goodbye, close; within `DRAIN_TIMEOUT`."""
+        loop = asyncio.get_running_loop()
+        timeout = self._settings.drain_timeout
+        until = loop.time() + timeout - min(_GOODBYE_SECONDS, timeout / 2)
+        systemd.notify("STOPPING=1")
+        logger.info("draining", extra={"in_flight": self._dispatcher.in_flight})
+        self._drain.begin(until)
+        kept = min(_ANSWERING_SECONDS, timeout / 4)
+        self._deadlines.end_by(until - kept)
+        # Of what was given up just then it may still have to be written down that it was.
+        self._database_deadlines.end_by(until - kept / 2)
+        try:
+            async with asyncio.timeout_at(until):
+                await self.mqtt.drain()
+                await self._dispatcher.idle()
+        except TimeoutError:
+            logger.warning(
+                "drain timed out; what was in hand is given up",
+                extra={"in_flight": self._dispatcher.in_flight},
+            )
+        await self.mqtt.close()
+        await self._http.stop()
+        await self._mcp.close()
+        await self._background.cancel()
+        await self._backend.close()
+        logger.info("stopped")
+
+    def _once_store(self) -> Once:
+        settings = self._settings
+        if settings.dedup_store == "memory" or not isinstance(self._backend, MysqlBackend):
+            return MemoryOnce(settings.dedup_ttl)
+        return self._backend.once(settings)
+
+    def is_ready(self) -> bool:
+        """Whether database and broker are there and we are not draining."""
+        return self._backend.available and self.mqtt.available and not self._drain.begun.is_set()
+
+    def health(self) -> Health:
+        """Our state, from the last query and the link's own; never waits."""
+        database, mqtt = self._backend.available, self.mqtt.available
+        in_flight = self._dispatcher.in_flight
+        if self._all_workers is not None:
+            database = database and self._all_workers.database
+            mqtt = mqtt and self._all_workers.mqtt
+            in_flight = self._all_workers.in_flight
+        return Health(
+            status="healthy" if database and mqtt else "degraded",
+            database=database,
+            mqtt=mqtt,
+            version=__version__,
+            uptime_seconds=round(time.monotonic() - self._started, 3),
+            in_flight=in_flight,
+        )
+
+    async def _tell_readiness(self) -> None:
+        """Log when we become ready, and when we no longer are."""
+        told = False
+        while True:
+            if self.is_ready() != told:
+                told = not told
+                logger.info("ready" if told else "not ready")
+                systemd.notify(f"STATUS={'ready' if told else 'not ready'}")
+            await asyncio.sleep(0.05 if not told else 0.5)
+
+    async def _look_at_workers(self) -> None:
+        while True:
+            self._all_workers = self._metrics.all_workers()
+            await asyncio.sleep(1.0)
+
+    def _reload_keys(self) -> None:
+        try:
+            self._keys.load()
+        except SettingsError as error:
+            logger.error("API keys were not read again: %s", error)  # noqa: TRY400
+        else:
+            logger.info("API keys were read again")
+
+    def _say_what_is_served(self) -> None:
+        settings = self._settings
+        logger.info(
+            "serving",
+            extra={
+                "version": __version__,
+                "http": f"http://{settings.service_host}:{settings.service_port}",
+                "mqtt": f"{settings.mqtt_broker}:{settings.mqtt_port}"
+                f" ({settings.mqtt_topic_prefix}/request/…)",
+                "database": str(settings.database),
+                "instance": settings.instance,
+            },
+        )
+        if not self._keys.required:
+            logger.warning(
+                "HTTP is open to everyone who reaches port %d: set API_KEYS to guard it",
+                settings.service_port,
+            )
+
+
+def stop_signal() -> asyncio.Event:
+    """Set by SIGINT and SIGTERM from now on: to stop is to drain, even amidst the start."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    return stop

@@ -1,0 +1,128 @@
+"""`run.py serve`: one bridge, or with `WORKERS=n` the parent of n, or one of them.
+
+Each worker is a whole bridge of its own: its own MQTT connection in the same `$share` group, its
+own socket on the same HTTP port (`SO_REUSEPORT`), its own database pool. Metrics meet in files of
+prometheus-client's, in a folder that the parent owns.
+"""
+
+import asyncio
+import contextlib
+import gc
+import logging
+import os
+import signal
+import sys
+
+from .. import link
+from ..database import pool as database
+from ..http.authentication import read_keys
+from ..http.routes import PortTakenError
+from ..http.server import raise_descriptor_limit
+from ..observability.metrics import WORKER_NUMBER
+from ..settings import Settings, SettingsError
+from .bridge import Bridge, stop_signal
+from .supervisor import (
+    BAD_SETTINGS,
+    CANT_LISTEN,
+    GRACE_SECONDS,
+    LIFELINE,
+    PULSE,
+    PULSE_SECONDS,
+    Parent,
+)
+
+logger = logging.getLogger(__name__)
+
+
+async def serve(settings: Settings) -> int:
+    """Serve until told to stop; the exit status."""
+    raise_descriptor_limit()
+    stop = stop_signal()
+    # Until there are keys that could be read again it has no meaning, and would end us.
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
+    try:
+        _check_files(settings)
+        if settings.workers > 1 and WORKER_NUMBER not in os.environ:
+            return await Parent(settings, stop).run()
+        beside = [asyncio.create_task(_insist(stop, settings), name="insist on stopping")]
+        bridge = Bridge(settings)
+        await bridge.start()
+    except SettingsError as error:
+        print(f"settings: {error}", file=sys.stderr)
+        return BAD_SETTINGS
+    except PortTakenError as error:
+        print(error, file=sys.stderr)
+        return 1 if WORKER_NUMBER not in os.environ else CANT_LISTEN
+    _collect_less_often()
+    if WORKER_NUMBER in os.environ:
+        beside.append(asyncio.create_task(_pulse(int(os.environ[PULSE])), name="pulse"))
+        # At its end nobody would restart or drain us any more.
+        lifeline = int(os.environ[LIFELINE])
+        asyncio.get_running_loop().add_reader(lifeline, _stop_ourselves, lifeline)
+    sound = await bridge.run(stop)
+    for task in beside:
+        task.cancel()
+    return 0 if sound else 3
+
+
+async def _insist(stop: asyncio.Event, settings: Settings) -> None:
+    """End the process some time after DRAIN_TIMEOUT, whatever still hangs in it by then.
+
+    A thread that waits for a name server can't be cancelled, and would be waited for.
+    """
+    await stop.wait()
+    loop = asyncio.get_running_loop()
+    loop.call_later(settings.drain_timeout + GRACE_SECONDS / 2, _end_at_once, loop)
+
+
+def _end_at_once(loop: asyncio.AbstractEventLoop) -> None:
+    hanging = sorted(task.get_name() for task in asyncio.all_tasks(loop))
+    logger.error("ended after DRAIN_TIMEOUT; still running: %s", ", ".join(hanging) or "a thread")
+    logging.shutdown()
+    os._exit(1 if hanging else 0)
+
+
+def _collect_less_often() -> None:
+    """Spare requests the pauses of the cyclic garbage collector.
+
+    A full collection walks over all that the start has made, which stays anyway: 22 ms, often
+    enough to be the p99 of a sensor query (docs/performance.md). Requests
+    themselves leave hardly any cycles.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 20)
+
+
+async def _pulse(pulse: int) -> None:
+    """Tell the parent that we listen, and from then on each second that our loop turns."""
+    number = bytes([int(os.environ[WORKER_NUMBER])])
+    while True:
+        # A parent that has stopped reads nothing; one that has gone is noticed by its lifeline.
+        with contextlib.suppress(OSError):
+            os.write(pulse, number)
+        await asyncio.sleep(PULSE_SECONDS)
+
+
+def _check_files(settings: Settings) -> None:
+    """Look into the files that settings name, before any worker stumbles over one.
+
+    Raises:
+        SettingsError: one can't be used.
+    """
+    read_keys(settings)
+    try:
+        link.tls_context(settings)
+    except OSError as error:
+        raise SettingsError(str(error)) from None
+    try:
+        database.tls_context(settings)
+    except OSError as error:
+        unusable = f"DB_TLS_CA: {str(settings.db_tls_ca)!r} holds no PEM certificates ({error})"
+        raise SettingsError(unusable) from None
+
+
+def _stop_ourselves(lifeline: int) -> None:
+    asyncio.get_running_loop().remove_reader(lifeline)
+    logger.error("the parent process has gone; stopping")
+    os.kill(os.getpid(), signal.SIGTERM)

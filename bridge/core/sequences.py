@@ -1,0 +1,152 @@
+"""Running a preset's sequence: its steps with their pauses, told truthfully when cut short."""
+
+import asyncio
+from dataclasses import dataclass, field
+
+from ..devices.models import DeviceProfile, ExecutedStep, SequenceResult
+from ..devices.names import device_key
+from ..devices.presets import PresetPlan, Step
+from ..errors import BridgeError, DeviceBusy, RequestTimeout, Text
+from .context import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Acknowledgement, Call
+
+_DONE = Text(
+    "预设「{preset}」已执行，共 {total} 步", "The preset '{preset}' was run, {total} steps"
+)
+_CUT_SHORT = Text(
+    "预设「{preset}」中断，已发送 {sent}/{total} 步：{reason}",
+    "The preset '{preset}' was cut short, {sent} of {total} steps left: {reason}",
+)
+_DRAINING = Text("桥接服务正在停止", "the bridge is stopping")
+_OUT_OF_TIME = Text("超过时限", "it ran out of time")
+_UNREACHABLE = Text("设备没有连接到 MQTT", "the device is not connected")
+_REFUSED = Text("MQTT 服务器拒绝了命令", "the MQTT broker refused the command")
+_UNKNOWN = Text(
+    "命令没有得到确认，设备可能已收到", "a command was not acknowledged and may have arrived"
+)
+# What a drain keeps for the answers of what it cuts short, in seconds.
+_DRAIN_MARGIN = 1.0
+
+
+class _CutShortError(Exception):
+    """The sequence ends here; `reason` is for the reply."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+@dataclass(slots=True)
+class _Run:
+    """One run of a sequence; `executed` holds the steps that have left."""
+
+    call: Call
+    device: DeviceProfile
+    plan: PresetPlan
+    executed: list[ExecutedStep] = field(default_factory=list)
+
+    async def all_steps(self) -> None:
+        """Run all steps.
+
+        Raises:
+            _CutShortError: some steps did not leave, or their arrival is in doubt.
+            BridgeError: the very first step did not leave, or reached no one.
+        """
+        last = len(self.plan.steps)
+        for number, step in enumerate(self.plan.steps, start=1):
+            await self._leave(number, step)
+            if number < last:
+                await self._pause(step.delay, sum(s.delay for s in self.plan.steps[number:-1]))
+
+    async def _leave(self, number: int, step: Step) -> None:
+        """Send one step, and note it if it left."""
+        call = self.call
+        left_before = call.commands_left
+        executed = ExecutedStep(number, step.command, step.delay, "unknown")
+        try:
+            with call.services.deadlines.until(call.deadline):
+                reason = await (await self._sent(number, step))
+        except (TimeoutError, BridgeError) as error:
+            if call.commands_left > left_before:
+                self.executed.append(executed)
+                raise _CutShortError(self._text(_UNKNOWN)) from None
+            failure = RequestTimeout() if isinstance(error, TimeoutError) else error
+            if number == 1:
+                raise failure from None
+            raise self._cut_short_by(failure) from None
+        self.executed.append(executed)
+        self._judge(reason, executed)
+
+    async def _sent(self, number: int, step: Step) -> Acknowledgement:
+        if number == 1:
+            return await self.call.send(self.device, step.command, self.call.turn)
+        with self.call.services.lines.place(device_key(self.device.uuid)) as turn:
+            return await self.call.send(self.device, step.command, turn)
+
+    def _judge(self, reason: int, executed: ExecutedStep) -> None:
+        if reason < NO_MATCHING_SUBSCRIBERS:
+            executed.status = "success"
+            return
+        if executed.step == 1:
+            # Nothing has reached anyone: the preset failed as a whole.
+            self.call.check_acknowledgement(reason, self.device)
+        refused = reason >= REFUSED_FROM
+        executed.status = "refused" if refused else "unreachable"
+        raise _CutShortError(self._text(_REFUSED if refused else _UNREACHABLE))
+
+    async def _pause(self, seconds: float, seconds_after: float) -> None:
+        """Wait between two steps, if deadline and drain leave the time for what follows."""
+        loop = asyncio.get_running_loop()
+        due = loop.time() + seconds
+        if due >= self.call.deadline:
+            raise _CutShortError(self._text(_OUT_OF_TIME))
+        drain = self.call.services.drain
+        if not drain.begun.is_set():
+            try:
+                async with asyncio.timeout_at(due):
+                    await drain.begun.wait()
+            except TimeoutError:
+                return
+        if due + seconds_after > drain.until - _DRAIN_MARGIN:
+            raise _CutShortError(self._text(_DRAINING))
+        await asyncio.sleep(due - loop.time())
+
+    def _text(self, text: Text) -> str:
+        return text.in_(self.call.services.settings.language)
+
+    def _cut_short_by(self, error: BridgeError) -> _CutShortError:
+        if isinstance(error, RequestTimeout):
+            return _CutShortError(self._text(_OUT_OF_TIME))
+        return _CutShortError(error.detail(self.call.services.settings.language))
+
+
+async def run_sequence(call: Call, device: DeviceProfile, plan: PresetPlan) -> SequenceResult:
+    """Run a sequence, alone on its device; single commands go out between its steps.
+
+    Raises:
+        DeviceBusy: another sequence is running there.
+        BridgeError: the first step did not leave, or reached no one.
+    """
+    with call.services.lines.sequence(device_key(device.uuid)) as alone:
+        if not alone:
+            raise DeviceBusy(device=device.name)
+        call.is_sequence = True
+        run = _Run(call, device, plan)
+        try:
+            await run.all_steps()
+        except _CutShortError as cut:
+            return _result(run, cut.reason)
+        return _result(run, None)
+
+
+def _result(run: _Run, cut_short_by: str | None) -> SequenceResult:
+    language = run.call.services.settings.language
+    sent, total = len(run.executed), len(run.plan.steps)
+    message = (_DONE if cut_short_by is None else _CUT_SHORT).in_(language)
+    return SequenceResult(
+        success=cut_short_by is None,
+        message=message.format(preset=run.plan.name, total=total, sent=sent, reason=cut_short_by),
+        preset_name=run.plan.name,
+        total_steps=total,
+        executed_steps=run.executed,
+        errors=[] if cut_short_by is None else [cut_short_by],
+    )

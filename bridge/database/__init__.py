@@ -1,0 +1,1 @@
+"""The platform's tables in MySQL or MariaDB, and our own one."""

@@ -1,0 +1,54 @@
+"""`python run.py init-db`: make our one table, and say which rights the bridge needs on it.
+
+A table that an earlier version made serves as it is: its columns are the same.
+"""
+
+import asyncio
+import sys
+
+from ..errors import BridgeError, Text
+from ..observability.metrics import Metrics
+from ..settings import Settings
+from .idempotency import CREATE_TABLE, TABLE
+from .pool import Database
+
+_MADE = Text(
+    "表 {table} 已就绪。桥接服务的账号需要以下权限：",
+    "The table {table} is ready. The bridge's own user needs these rights:",
+)
+_NOT_MADE = Text(
+    "无法建表。请让数据库管理员执行：", "The table could not be made. Let an administrator run:"
+)
+
+
+async def make_table(settings: Settings, *, print_only: bool) -> int:
+    """Make the table, or print how; the exit status."""
+    if print_only:
+        print(_statements(settings))
+        return 0
+    database = Database(settings, Metrics())
+    deadline = asyncio.get_running_loop().time() + 2 * settings.db_timeout
+    try:
+        await database.execute(CREATE_TABLE, deadline=deadline)
+    except BridgeError as error:
+        print(error.detail(settings.language), file=sys.stderr)
+        if database.last_trouble is not None:
+            print(database.last_trouble, file=sys.stderr)
+        print(_NOT_MADE.in_(settings.language), _statements(settings), sep="\n", file=sys.stderr)
+        return 1
+    finally:
+        await database.close()
+    print(_MADE.in_(settings.language).format(table=TABLE), _grant(settings), sep="\n")
+    return 0
+
+
+def _statements(settings: Settings) -> str:
+    return f"USE `{settings.database.name}`;\n{CREATE_TABLE.strip()};\n{_grant(settings)}"
+
+
+def _grant(settings: Settings) -> str:
+    address = settings.database
+    return (
+        f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{address.name}`.`{TABLE}` "
+        f"TO '{address.user}'@'%';"
+    )

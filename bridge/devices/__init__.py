@@ -1,0 +1,1 @@
+"""What a device is, can do and says. Pure: nothing here waits, or asks anyone."""

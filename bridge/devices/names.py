@@ -1,0 +1,15 @@
+"""How names and UUIDs are compared."""
+
+import unicodedata
+from functools import lru_cache
+
+
+def device_key(device_uuid: str) -> str:
+    """How a UUID is looked up: the tables' collation ignores case, and so do we."""
+    return device_uuid.casefold()
+
+
+@lru_cache(maxsize=4096)
+def plain_name(text: str) -> str:
+    """How names are compared: Unicode NFKC, case folded, without white space."""
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())

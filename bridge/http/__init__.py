@@ -1,0 +1,1 @@
+"""The HTTP transport: an aiohttp server that carries the same operations as MQTT."""

@@ -1,0 +1,158 @@
+"""API keys: who may ask over HTTP, and what each key may do."""
+
+import contextlib
+import hmac
+import logging
+import stat
+from collections.abc import Iterable
+from hashlib import sha256
+from ipaddress import IPv6Address, ip_address
+from pathlib import Path
+
+from ..core.grant import Grant
+from ..devices.names import device_key
+from ..errors import Unauthorized
+from ..settings import UNREADABLE, Networks, Settings, SettingsError, parse_api_keys
+
+logger = logging.getLogger(__name__)
+
+_READABLE_BY_OTHERS = stat.S_IROTH
+
+
+class Keys:
+    """The keys of `API_KEYS` and `API_KEYS_FILE`, and the addresses that need none."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._trusted: Networks = settings.api_trusted
+        self._by_digest: dict[bytes, Grant] = {}
+        self.load()
+
+    @property
+    def required(self) -> bool:
+        """Whether there are any keys."""
+        return bool(self._by_digest)
+
+    def load(self) -> None:
+        """Read the keys again.
+
+        Raises:
+            SettingsError: the file can't be used; the keys that were known stay in force.
+        """
+        self._by_digest = read_keys(self._settings)
+        path = self._settings.api_keys_file
+        # It may have gone by now.
+        with contextlib.suppress(OSError):
+            if path is not None and path.stat().st_mode & _READABLE_BY_OTHERS:
+                logger.warning(
+                    "API_KEYS_FILE: every user of this machine may read %s; make it chmod 640", path
+                )
+
+    def admit(self, secret: str | None, address: str | None) -> Grant | None:
+        """What the bearer of a secret, or the caller from an address, may do; None: everything.
+
+        A trusted address needs no key, so that a wrong one does not shut it out; the limits of a
+        key that it shows do hold.
+
+        Raises:
+            Unauthorized: there are keys, and this is none of them.
+        """
+        if not self._by_digest:
+            return None
+        if secret is not None:
+            offered = _digest(secret)
+            # Every key is compared, in constant time, so that timing tells nothing of any.
+            matches = [
+                grant
+                for known, grant in self._by_digest.items()
+                if hmac.compare_digest(known, offered)
+            ]
+            if matches:
+                return matches[0]
+        if address is not None and self._is_trusted(address):
+            return None
+        raise Unauthorized()
+
+    def _is_trusted(self, address: str) -> bool:
+        try:
+            parsed = ip_address(address.partition("%")[0])
+        except ValueError:
+            return False
+        if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+            parsed = parsed.ipv4_mapped
+        return any(parsed in network for network in self._trusted)
+
+
+def _digest(secret: str) -> bytes:
+    return sha256(secret.encode("utf-8", "surrogateescape")).digest()
+
+
+def read_keys(settings: Settings) -> dict[bytes, Grant]:
+    """What each key may do, by its secret's digest; a line of the file limits a key of `API_KEYS`.
+
+    Raises:
+        SettingsError: the file can't be used, or holds no key: editors empty a file before they
+            write it, and without it there would be no limits, or no guard at all.
+    """
+    grants = {
+        _digest(secret): Grant(name)
+        for name, secret in parse_api_keys(settings.api_keys.get_secret_value()).items()
+    }
+    if settings.api_keys_file is None:
+        return grants
+    grants |= _read_file(settings.api_keys_file)
+    names = [grant.name for grant in grants.values()]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise SettingsError(f"API_KEYS_FILE: {twice!r} has another secret in API_KEYS")
+    return grants
+
+
+def _read_file(path: Path) -> dict[bytes, Grant]:
+    grants: dict[bytes, Grant] = {}
+    for number, line in enumerate(_text_of(path).split("\n"), start=1):
+        words = line.split()
+        if not words or words[0].startswith("#"):
+            continue
+        where = f"API_KEYS_FILE: line {number}"
+        digest, grant = _read_line(words, where)
+        if digest in grants or any(grant.name == other.name for other in grants.values()):
+            raise SettingsError(f"{where}: its name or secret stands in a line above")
+        grants[digest] = grant
+    if not grants:
+        raise SettingsError("API_KEYS_FILE: it holds no key; to do without it, remove the setting")
+    return grants
+
+
+def _text_of(path: Path) -> str:
+    if not path.is_file():
+        # A pipe would be waited for.
+        raise SettingsError("API_KEYS_FILE: it names no regular file")
+    try:
+        # Windows' editors begin a UTF-8 file with a mark.
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError):
+        raise SettingsError(f"API_KEYS_FILE: {UNREADABLE}") from None
+
+
+def _read_line(words: list[str], where: str) -> tuple[bytes, Grant]:
+    try:
+        ((name, secret),) = parse_api_keys(words[0]).items()
+    except ValueError:
+        raise SettingsError(f"{where} does not begin with name:secret") from None
+    limits: dict[str, frozenset[str]] = {}
+    for word in words[1:]:
+        kind, _, values = word.partition("=")
+        names = frozenset(_names(kind, values.split(",")))
+        # Not its words: a secret with a space in it would be told.
+        if kind not in ("operations", "devices") or not names or kind in limits:
+            raise SettingsError(
+                f"{where}: after name:secret may come operations=… and devices=…, once each"
+            )
+        limits[kind] = names
+    return _digest(secret), Grant(name, limits.get("operations"), limits.get("devices"))
+
+
+def _names(kind: str, values: Iterable[str]) -> Iterable[str]:
+    named = (value for value in values if value)
+    return named if kind == "operations" else (device_key(value) for value in named)

@@ -1,0 +1,115 @@
+"""The console: one page on which people see what the bridge does, and what a device says.
+
+The page, its style and its scripts hold nothing of anyone's, not even our version: they are
+served to all, so that the page can ask for an API key. Everything shown on it comes from
+`/console/snapshot`, polled each second, and from the operations, which the key guards.
+"""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.resources import files
+
+import orjson
+from aiohttp import web
+
+from ...core.grant import Grant
+from ...devices.models import Health
+from ...errors import Forbidden
+from ...observability.activity import Activity, AnsweredRequest
+from ...settings import Settings
+from ..pages import Fixed, Place, fixed
+from ..server import JSON_UTF8, Answer
+
+_STATIC = files(__name__) / "static"
+_CONTENT_TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".css": "text/css; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".svg": "image/svg+xml",
+}
+# Nothing from elsewhere, nothing inline, in no one's frame.
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        *(f"{kind}-src 'self'" for kind in ("script", "style", "img", "connect")),
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+    )
+)
+_PAGE_HEADERS = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cache-Control": "no-cache",
+}
+_SNAPSHOT_HEADERS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
+
+
+class Console:
+    """The page, and the snapshots that it shows.
+
+    Args:
+        health: our state; never waits.
+    """
+
+    def __init__(self, settings: Settings, health: Callable[[], Health]) -> None:
+        self.activity = Activity()
+        self._settings = settings
+        self._health = health
+
+    def places(self) -> Iterator[Place]:
+        """All that is to be served."""
+        yield Place("/console", fixed(self._page), open=True)
+        yield Place("/console/", _to_the_page, open=True)
+        for file in _STATIC.iterdir():
+            suffix = file.name[file.name.rfind(".") :]
+            if file.name != "page.html" and suffix in _CONTENT_TYPES:
+                read = partial(_file, file.name, _CONTENT_TYPES[suffix])
+                yield Place(f"/console/{file.name}", fixed(read), open=True)
+        yield Place("/console/snapshot", self._snapshot)
+
+    def _page(self) -> Fixed:
+        page = (_STATIC / "page.html").read_bytes()
+        page = page.replace(b"{{language}}", self._settings.language.encode())
+        return Fixed.of(page, _CONTENT_TYPES[".html"], _PAGE_HEADERS)
+
+    async def _snapshot(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del request
+        snapshot = self.activity.snapshot()
+        body = {
+            "second": snapshot.second,
+            "time": snapshot.time,
+            "window": snapshot.window,
+            "seconds": snapshot.seconds,
+            "requests": [seen for seen in snapshot.requests if _may_see(grant, seen)],
+            "health": self._health(),
+            "instance": self._settings.instance,
+            "workers": self._settings.workers,
+        }
+        return Answer(200, JSON_UTF8, orjson.dumps(body), _SNAPSHOT_HEADERS)
+
+
+def _may_see(grant: Grant | None, seen: AnsweredRequest) -> bool:
+    """Whether a key is shown a request: only those that it may make itself."""
+    if grant is None:
+        return True
+    if grant.devices is not None and seen.device_uuid is None:
+        return False
+    try:
+        grant.check(seen.operation, seen.device_uuid)
+    except Forbidden:
+        return False
+    return True
+
+
+def _file(name: str, content_type: str) -> Fixed:
+    return Fixed.of((_STATIC / name).read_bytes(), content_type, _PAGE_HEADERS)
+
+
+async def _to_the_page(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+    """`/console/` is where people land; relative, so that it holds behind a proxy's prefix too."""
+    del request, grant
+    return Answer(308, "text/plain", b"", (("Location", "../console"),))

@@ -1,0 +1,108 @@
+"""Pages: what is read with a browser, and served as it is to all who may read it."""
+
+import asyncio
+from base64 import urlsafe_b64encode
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from functools import cache, partial
+from hashlib import sha256
+from typing import NamedTuple, Self
+
+from aiohttp import hdrs, web
+
+from ..apidocs import page
+from ..core.grant import Grant
+from ..errors import Unauthorized
+from .server import Answer
+
+Handler = Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]]
+
+
+class Place(NamedTuple):
+    """A path that is served; to all if it is `open`."""
+
+    path: str
+    handler: Handler
+    open: bool = False
+    method: str = "GET"
+    # Whether pages of other origins may read the answer, as `CORS_ORIGINS` says.
+    cors: bool = False
+
+
+class Fixed(NamedTuple):
+    """What stays the same as long as we run; a browser that has it is told so."""
+
+    body: bytes
+    content_type: str
+    headers: tuple[tuple[str, str], ...]
+    tag: str
+
+    @classmethod
+    def of(cls, body: bytes, content_type: str, headers: Mapping[str, str]) -> Self:
+        """`headers` are to say how long a browser may keep it."""
+        tag = f'"{urlsafe_b64encode(sha256(body).digest()[:12]).decode()}"'
+        return cls(body, content_type, (*headers.items(), (hdrs.ETAG, tag)), tag)
+
+    def answer(self, request: web.Request, status: int = 200) -> Answer:
+        """The answer to whoever asks for it."""
+        if status == 200 and request.headers.get(hdrs.IF_NONE_MATCH) == self.tag:
+            return Answer(304, self.content_type, b"", self.headers)
+        return Answer(status, self.content_type, self.body, self.headers)
+
+
+def fixed(read: Callable[[], Fixed]) -> Handler:
+    """A handler that serves what `read` gives; it is read once, when it is first asked for."""
+    kept: Fixed | None = None
+
+    async def serve(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del grant
+        nonlocal kept
+        if kept is None:
+            kept = await asyncio.to_thread(read)
+        return kept.answer(request)
+
+    return serve
+
+
+class SwaggerUi:
+    """The page that shows the API documents, and its files.
+
+    Args:
+        admit: what the bearer of a request may do, as `Keys.admit` tells it.
+    """
+
+    def __init__(self, admit: Callable[[web.Request], Grant | None]) -> None:
+        self._admit = admit
+
+    def places(self) -> Iterator[Place]:
+        """All that is to be served."""
+        yield Place("/docs", self._page, open=True)
+        for name, content_type in page.FILES.items():
+            yield Place(f"/docs/{name}", fixed(partial(_swagger_file, name, content_type)))
+
+    async def _page(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        """A browser can't show a key when it opens a page: with the 401 it gets the page all the
+        same, which holds nothing yet and asks for the key.
+        """
+        del grant
+        try:
+            self._admit(request)
+        except Unauthorized:
+            if "text/html" not in request.headers.get(hdrs.ACCEPT, ""):
+                raise
+            return _swagger_page().answer(request, 401)
+        return _swagger_page().answer(request)
+
+
+@cache
+def _swagger_page() -> Fixed:
+    headers = {
+        "Content-Security-Policy": page.security_policy(),
+        "X-Content-Type-Options": "nosniff",
+        "Referrer-Policy": "no-referrer",
+        "Cache-Control": "no-cache",
+    }
+    return Fixed.of(page.html(), "text/html; charset=utf-8", headers)
+
+
+def _swagger_file(name: str, content_type: str) -> Fixed:
+    return Fixed.of(page.file(name), content_type, {"Cache-Control": "private, no-cache"})

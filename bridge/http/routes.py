@@ -1,0 +1,368 @@
+"""The HTTP transport: an aiohttp sidecar that carries the same operations.
+
+Routes follow from the table of operations. Every answer is the wire contract's JSON, those to
+requests that never parsed included.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
+
+import orjson
+from aiohttp import hdrs, web
+
+from .. import __version__
+from ..apidocs import Address, Document, Documents
+from ..core.dispatcher import Dispatcher, Request
+from ..core.envelope import (
+    TRACE_SHAPES,
+    Envelope,
+    checked_id,
+    open_fields,
+    open_payload,
+    traceparent_of,
+)
+from ..core.grant import Grant
+from ..core.operations import OPERATIONS, Operation
+from ..core.replies import Reply, reply_to_error
+from ..errors import Busy, MalformedRequest, MethodNotAllowed, OperationNotFound
+from ..observability.metrics import UNKNOWN, Metrics
+from ..settings import Settings
+from .authentication import Keys
+from .bodies import json_body
+from .console import Console
+from .pages import Handler as Guarded
+from .pages import Place, SwaggerUi
+from .server import (
+    JSON_UTF8,
+    NOT_HTTP,
+    Answer,
+    Server,
+    connection_cap,
+    is_surplus,
+    meet_expectation,
+)
+
+logger = logging.getLogger(__name__)
+
+Headers = Sequence[tuple[str, str]]
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# A connection that sends no request, or only part of one's head, is closed after so long.
+_IDLE_SECONDS = 75.0
+_RETRY_AFTER = ("Retry-After", "1")
+# What a connection above the cap is answered for.
+_HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
+_ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)
+_VARY = ("Vary", "Origin")
+_EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
+_PREFLIGHT = (
+    ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
+    (
+        "Access-Control-Allow-Headers",
+        "Content-Type, X-API-Key, Authorization, Idempotency-Key, traceparent, tracestate, "
+        "MCP-Protocol-Version, Mcp-Session-Id, Mcp-Method, Mcp-Name",
+    ),
+    ("Access-Control-Max-Age", "600"),
+)
+
+
+class PortTakenError(Exception):
+    """The address that we should listen on can't be had; the message says what to do."""
+
+
+class HttpTransport:
+    """Serves requests over HTTP, and what operators ask of a service."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        keys: Keys,
+        metrics: Metrics,
+        dispatcher: Dispatcher,
+        *,
+        is_ready: Callable[[], bool],
+        mqtt_connected: Callable[[], bool],
+        mounted: Sequence[Place] = (),
+    ) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._named_origins = frozenset(settings.cors_origins) - {"*"}
+        self._metrics = metrics
+        self._is_ready = is_ready
+        self._mqtt_connected = mqtt_connected
+        self._documents = Documents(settings)
+        self._dispatcher = dispatcher
+        self._server: Server | None = None
+        self._swagger_ui = SwaggerUi(self._admit)
+        self._console = Console(settings, dispatcher.health)
+        dispatcher.observers.append(self._console.activity.observe)
+        self._mounted = mounted
+
+    # ---- life -----------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Listen.
+
+        Raises:
+            PortTakenError: the address can't be bound.
+        """
+        app = web.Application(client_max_size=self._settings.max_payload)
+        self._add_routes(app)
+        self._server = Server(
+            app,
+            on_error=self._answer_outside,
+            most_connections=connection_cap(),
+            access_log=None,
+            keepalive_timeout=_IDLE_SECONDS,
+        )
+        settings = self._settings
+        try:
+            await self._server.start(
+                settings.service_host, settings.service_port, reuse_port=settings.workers > 1
+            )
+        except OSError as error:
+            raise PortTakenError(_port_taken(settings, error)) from None
+
+    async def stop(self) -> None:
+        """Stop listening, and close the connections after what they are being answered."""
+        if self._server is not None:
+            await self._server.close(within=0.25)
+
+    # ---- routes ---------------------------------------------------------------------------------
+
+    def _add_routes(self, app: web.Application) -> None:
+        for row in OPERATIONS.values():
+            handler = self._health if row.name == "health" else self._operation(row)
+            self._add(app, row.method, row.path, self._guarded(handler, open_=row.name == "health"))
+        self._add(app, "GET", "/", self._guarded(self._root, open_=True))
+        self._add(app, "GET", "/livez", self._guarded(self._livez, open_=True))
+        self._add(app, "GET", "/readyz", self._guarded(self._readyz, open_=True))
+        self._add(app, "GET", "/metrics", self._guarded(self._metrics_page))
+        for path, document in self._documents.by_path.items():
+            self._add(app, "GET", path, self._guarded(self._document(document)))
+        for place in (*self._swagger_ui.places(), *self._console.places(), *self._mounted):
+            guarded = self._guarded(place.handler, open_=place.open, cors=place.cors)
+            self._add(app, place.method, place.path, guarded)
+        app.router.add_route(
+            "*", "/{path:.*}", self._guarded(self._not_found), expect_handler=meet_expectation
+        )
+
+    def _add(self, app: web.Application, method: str, path: str, handler: Handler) -> None:
+        resource = app.router.add_resource(path)
+        add_route = partial(resource.add_route, expect_handler=meet_expectation)
+        add_route(method, handler)
+        if method == "GET":
+            add_route("HEAD", handler)
+        add_route("OPTIONS", self._preflight)
+
+        async def not_allowed(request: web.Request) -> web.StreamResponse:
+            reply = self._refused(MethodNotAllowed(allowed=method))
+            return self._respond(request, reply, headers=(("Allow", f"{method}, OPTIONS"),))
+
+        add_route("*", not_allowed)
+
+    def _operation(self, row: Operation) -> Guarded:
+        return partial(self._answer, row)
+
+    def _guarded(self, handler: Guarded, *, open_: bool = False, cors: bool = False) -> Handler:
+        """Admit the caller, unless the place is open to all; whatever is raised is answered."""
+
+        async def handle(request: web.Request) -> web.StreamResponse:
+            try:
+                grant = None
+                if not open_:
+                    grant = self._admit(request)
+                if is_surplus(request) and request.path not in _HEALTH_PATHS:
+                    raise Busy()
+                response = await handler(request, grant)
+                if cors and isinstance(response, Answer):
+                    response.add_headers(self._cors(request.headers.get("Origin")))
+                return response
+            except Exception as error:
+                return self._respond(request, self._refused(error))
+
+        return handle
+
+    def _admit(self, request: web.Request) -> Grant | None:
+        if not self._keys.required:
+            return None
+        # A browser at a trusted address shows us pages of anyone's, which say whose they are.
+        origins = request.headers.getall(hdrs.ORIGIN, ())
+        trusted = all(origin in self._named_origins for origin in origins)
+        return self._keys.admit(_secret(request), request.remote if trusted else None)
+
+    # ---- operations -----------------------------------------------------------------------------
+
+    async def _answer(
+        self, row: Operation, request: web.Request, grant: Grant | None
+    ) -> web.StreamResponse:
+        received = time.monotonic()
+        requester = "http" if grant is None else grant.name
+        envelope = await self._open(row, request, received)
+        headers = request.headers
+        key = headers.get("Idempotency-Key")
+        if key is not None:
+            checked_id(key)
+        reply = await self._dispatcher.answer(
+            Request(
+                transport="http",
+                operation=row.name,
+                envelope=envelope,
+                received=received,
+                requester=requester,
+                once_id=key or envelope.request_id,
+                grant=grant,
+                traceparent=traceparent_of(headers.get("traceparent")),
+            )
+        )
+        return self._respond(request, reply, envelope.request_id)
+
+    async def _open(self, row: Operation, request: web.Request, received: float) -> Envelope:
+        if row.method == "GET":
+            return open_fields({**request.query, **request.match_info})
+        payload = await self._payload(request, received)
+        return open_payload(payload, self._settings.max_payload)
+
+    async def _payload(self, request: web.Request, received: float) -> bytes:
+        in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
+        return await json_body(request, self._settings.max_payload, in_time)
+
+    async def _health(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        """The health object bare, for monitors that read it so."""
+        del grant
+        reply = await self._dispatcher.answer(
+            Request(
+                transport="http",
+                operation="health",
+                envelope=Envelope(),
+                received=time.monotonic(),
+                requester="http",
+            )
+        )
+        healthy = reply.error is None and reply.data.status == "healthy"
+        return self._send(request, orjson.dumps(reply.data), 200 if healthy else 503)
+
+    # ---- what operators ask ---------------------------------------------------------------------
+
+    async def _root(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del grant
+        body = {
+            "service": "mqtt-request-reply-bridge",
+            "version": __version__,
+            "status": "running" if self._is_ready() else "degraded",
+            "mqtt_connected": self._mqtt_connected(),
+        }
+        return self._send(request, orjson.dumps(body), 200)
+
+    async def _livez(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del grant
+        return self._send(request, b'{"status":"alive"}', 200)
+
+    async def _readyz(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del grant
+        if self._is_ready():
+            return self._send(request, b'{"status":"ready"}', 200)
+        return self._send(request, b'{"status":"not ready"}', 503)
+
+    async def _metrics_page(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del grant
+        return self._send(request, self._metrics.exposition(), content_type=_EXPOSITION)
+
+    async def _not_found(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del request, grant
+        raise OperationNotFound(
+            operations=", ".join(f"{row.method} {row.path}" for row in OPERATIONS.values())
+        )
+
+    async def _preflight(self, request: web.Request) -> web.StreamResponse:
+        return self._send(request, b"", 204, _PREFLIGHT)
+
+    # ---- documents ------------------------------------------------------------------------------
+
+    def _document(self, document: Document) -> Guarded:
+        async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+            del grant
+            secure = request.secure or request.headers.get("X-Forwarded-Proto") == "https"
+            reached = Address.of(request.headers.get("Host"), self._settings, secure=secure)
+            # In a thread, since making one for the first time takes some milliseconds.
+            body = await asyncio.to_thread(document, self._keys.required, reached)
+            return self._send(request, body, 200)
+
+        return handle
+
+    # ---- responses ------------------------------------------------------------------------------
+
+    def _refused(self, error: Exception) -> Reply:
+        """The reply to what never got as far as the dispatcher, counted here for that reason."""
+        reply = reply_to_error(error, self._settings.language)
+        self._metrics.answered("http", UNKNOWN, reply.error or "ok", 0.0)
+        return reply
+
+    def _answer_outside(self, error: BaseException | None) -> Answer:
+        """The answer to what failed before or after a handler; None: it could not be parsed."""
+        failed = error if isinstance(error, Exception) else MalformedRequest(reason=NOT_HTTP)
+        reply = self._refused(failed)
+        headers = (*self._cors(None), *((_RETRY_AFTER,) if reply.code == 429 else ()))
+        return Answer(reply.code, JSON_UTF8, reply.encode(), headers, keep_alive=False)
+
+    def _respond(
+        self,
+        request: web.Request,
+        reply: Reply,
+        request_id: str | None = None,
+        headers: Headers = (),
+    ) -> Answer:
+        asked = request.headers
+        more = [
+            (name, asked[name])
+            for name, shape in TRACE_SHAPES.items()
+            if name in asked and shape.fullmatch(asked[name])
+        ]
+        if reply.code == 429:
+            more.append(_RETRY_AFTER)
+        elif reply.code == 401:
+            more.append(("WWW-Authenticate", "Bearer"))
+        return self._send(request, reply.encode(request_id), reply.code, (*more, *headers))
+
+    def _send(
+        self,
+        request: web.Request,
+        body: bytes,
+        status: int = 200,
+        headers: Headers = (),
+        content_type: str = JSON_UTF8,
+    ) -> Answer:
+        cors = self._cors(request.headers.get("Origin"))
+        return Answer(status, content_type, body, (*cors, *headers))
+
+    def _cors(self, origin: str | None) -> Headers:
+        origins = self._settings.cors_origins
+        if "*" in origins:
+            return _ANY_ORIGIN
+        if origin is not None and origin in origins:
+            return (("Access-Control-Allow-Origin", origin), _VARY)
+        return (_VARY,) if origins else ()
+
+
+def _port_taken(settings: Settings, error: OSError) -> str:
+    port = settings.service_port
+    usual = " (Mosquitto's WebSocket listener often takes 9001)" if port == 9001 else ""
+    return (
+        f"can't listen on {settings.service_host}:{port}: {error.strerror or error}. "
+        f"Is another program using the port{usual}? Stop it, or set SERVICE_PORT to a free port."
+    )
+
+
+def _secret(request: web.Request) -> str | None:
+    """What the caller shows: `X-API-Key`, else a bearer token; of a header sent twice, nothing."""
+    keys = request.headers.getall("X-API-Key", ())
+    if keys:
+        return keys[0] if len(keys) == 1 else ""
+    given = request.headers.getall("Authorization", ())
+    if len(given) > 1:
+        return ""
+    scheme, _, token = "".join(given).partition(" ")
+    return token.strip() if scheme.casefold() == "bearer" and token.strip() else None

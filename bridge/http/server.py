@@ -1,0 +1,392 @@
+"""The shim over aiohttp: all that reaches below `aiohttp.web`, and no more than this page.
+
+- aiohttp's C parser rejects raw UTF-8 in a request line, which curl sends and other servers accept:
+  the request line is percent-encoded before the parser sees it.
+- What can't be parsed is answered with the contract's JSON, without a traceback per bad client, and
+  a body that breaks off its encoding fails at once (aiohttp leaves its reader waiting).
+- A response is written in one piece: aiohttp's `web.Response` costs a third of a sensor query.
+- A response that leaves before its request's body was read closes the connection. Else what follows
+  on it, which behind a pooling proxy are other people's requests, would be read as that body.
+- Connections are capped, and so is what clients have not read of their responses.
+
+`tests/http/test_server.py` guards what is relied on here.
+"""
+
+import asyncio
+import contextlib
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from email.utils import formatdate
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, cast
+from urllib.parse import quote_from_bytes
+
+from aiohttp import StreamReader, hdrs, web
+from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp.web_protocol import _ErrInfo
+
+from ..core.deadlines import Limit
+from ..errors import MalformedRequest, PayloadTooLarge, RequestTimeout, Text
+from .unsent import UnsentReplies
+
+# The answer to what failed outside a handler; None if the request could not be parsed.
+OnError = Callable[[BaseException | None], "Answer"]
+
+JSON_UTF8 = "application/json; charset=utf-8"
+NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
+MOST_CONNECTIONS = 4096
+
+# What database, broker and files need.
+_OTHER_DESCRIPTORS = 128
+_MOST_DESCRIPTORS = 65536
+_BACKLOG = 1024
+# A connection above the cap may send one request head within so long; so many more there may be,
+# as a share of the cap.
+_SURPLUS_SECONDS = 1.0
+_SURPLUS_SHARE = 8
+# The kernel ends a connection whose client acknowledges nothing for so long.
+_UNACKNOWLEDGED_SECONDS = 60
+# A response larger than this may have to wait for its client to read.
+_UNSENT_BYTES = 64 * 1024
+# How long a response counts as under way whose client does not read it.
+_READ_SECONDS = 1.0
+_CLOSE = "Connection: close\r\n"
+_BODILESS = frozenset({204, 304})
+_ASCII = bytes(range(128))
+# What a client did to its own request.
+_CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
+
+
+class Answer(web.StreamResponse):
+    """A whole response, written with its head in one piece."""
+
+    def __init__(
+        self,
+        status: int,
+        content_type: str,
+        body: bytes,
+        headers: Sequence[tuple[str, str]] = (),
+        *,
+        keep_alive: bool = True,
+    ) -> None:
+        # Not super().__init__(), which makes a multidict of headers and much else.
+        self._status = status
+        self._keep_alive = keep_alive
+        self._content = body
+        self._lines = _header_lines(content_type, tuple(headers))
+        self._written = False
+
+    def add_headers(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Add headers before it is sent."""
+        self._lines += "".join(f"{name}: {value}\r\n" for name, value in headers)
+
+    @property
+    def keep_alive(self) -> bool | None:
+        """Whether the connection goes on after it."""
+        return self._keep_alive
+
+    async def send(self, request: web.BaseRequest) -> None:
+        """Write it, and wait a second at most until its client has read it."""
+        if self._write(request):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_READ_SECONDS):
+                    await request.writer.drain()
+
+    async def prepare(self, request: web.BaseRequest) -> None:
+        """Write it unless it was sent, and wait until its client has read it."""
+        if self._write(request):
+            await request.writer.drain()
+
+    async def write_eof(self, data: bytes = b"") -> None:
+        """Do nothing: it was written whole."""
+        del data
+
+    def encoded(self) -> bytes:
+        """All of it, as it goes to a client of HTTP/1.1."""
+        return self._head("" if self._keep_alive else _CLOSE) + self._content
+
+    def _write(self, request: web.BaseRequest) -> bool:
+        """Write it once; whether its client still has much to read."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has gone")
+        if not self._written:
+            self._written = True
+            head = self._head(self._persistence(request))
+            body = b"" if request.method == hdrs.METH_HEAD else self._content
+            if len(body) < _UNSENT_BYTES:
+                transport.write(head + body)
+            else:
+                transport.writelines((head, body))
+        if transport.get_write_buffer_size() <= _UNSENT_BYTES:
+            return False
+        cast(Protocol, request.protocol).watch_reader()
+        return True
+
+    def _head(self, persistence: str) -> bytes:
+        length = f"Content-Length: {len(self._content)}\r\n"
+        if self._status in _BODILESS:
+            length = ""
+        return (
+            f"{_status_line(self._status)}{self._lines}{length}"
+            f"Date: {_date(int(time.time()))}\r\n{persistence}\r\n"
+        ).encode("latin-1", "replace")
+
+    def _persistence(self, request: web.BaseRequest) -> str:
+        self._keep_alive = self._keep_alive and request.keep_alive and _may_go_on(request)
+        if not self._keep_alive:
+            return _CLOSE
+        return "" if request.version >= (1, 1) else "Connection: keep-alive\r\n"
+
+
+def _may_go_on(request: web.BaseRequest) -> bool:
+    """Whether what follows on the connection is the next request, and may be served."""
+    return (
+        request.content.is_eof() and hdrs.UPGRADE not in request.headers and not is_surplus(request)
+    )
+
+
+@lru_cache(maxsize=64)
+def _header_lines(content_type: str, headers: tuple[tuple[str, str], ...]) -> str:
+    return f"Content-Type: {content_type}\r\n" + "".join(
+        f"{name}: {value}\r\n" for name, value in headers
+    )
+
+
+@lru_cache(maxsize=64)
+def _status_line(status: int) -> str:
+    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+
+
+@lru_cache(maxsize=2)
+def _date(unix_seconds: int) -> str:
+    return formatdate(unix_seconds, usegmt=True)
+
+
+async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
+    """A request's body.
+
+    Raises:
+        PayloadTooLarge: it is longer than `limit` bytes.
+        RequestTimeout: it did not arrive in time.
+        MalformedRequest: it broke off, or its encoding is wrong.
+    """
+    try:
+        with in_time:
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise PayloadTooLarge(limit=limit) from None
+    except TimeoutError:
+        raise RequestTimeout() from None
+    except _CLIENT_FAULTS:
+        raise MalformedRequest(reason=NOT_HTTP) from None
+
+
+def is_surplus(request: web.BaseRequest) -> bool:
+    """Whether the request came by a connection above the cap."""
+    return isinstance(request.protocol, Protocol) and request.protocol.is_surplus
+
+
+class Protocol(web.RequestHandler):
+    """aiohttp's protocol of one connection, with the mends listed above."""
+
+    __slots__ = ("_body", "_in_head", "_server", "is_surplus")
+
+    def __init__(self, server: "Server", *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._server = server
+        # The body of the request that was parsed last.
+        self._body: StreamReader | None = None
+        # Whether a head has arrived up to some line after its first.
+        self._in_head = False
+        self.is_surplus = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.is_surplus = self._server.opened(cast(asyncio.Transport, transport))
+        if self.is_surplus:
+            self._loop.call_later(_SURPLUS_SECONDS, self._close_unless_busy)
+        _limit_unacknowledged(transport)
+        super().connection_made(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._server.closed()
+        super().connection_lost(exc)
+
+    def watch_reader(self) -> None:
+        """Count what this client has not read among what is unsent."""
+        if self.transport is not None:
+            self._server.unsent.watch(self.transport)
+
+    async def start(self) -> None:
+        try:
+            await super().start()
+        except Exception as error:
+            # A head that parses but makes no request, such as a host that is no name.
+            if self.transport is not None:
+                failed = None if isinstance(error, ValueError) else error
+                self.transport.write(self._server.on_error(failed).encoded())
+            self.force_close()
+
+    def data_received(self, data: bytes) -> None:
+        begins = self._is_between_requests()
+        if begins and not data.isascii():
+            line, newline, rest = data.partition(b"\n")
+            data = quote_from_bytes(line, safe=_ASCII).encode() + newline + rest
+        super().data_received(data)
+        if self._messages:
+            message, body = self._messages[-1]
+            if isinstance(message, _ErrInfo):
+                self._fail_body()
+            self._body, self._in_head = body, False
+        elif begins:
+            # Blank lines may stand before a request (RFC 9112, section 2.2).
+            self._in_head = b"\n" in data.lstrip(b"\r\n")
+
+    def _is_between_requests(self) -> bool:
+        if self._in_head or self._upgraded or self._buffer_paused:
+            return False
+        return self._body is None or self._body.is_eof()
+
+    def _fail_body(self) -> None:
+        """Tell the reader of a body that no more of it can be parsed."""
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError("the body can't be parsed"))
+
+    def _close_unless_busy(self) -> None:
+        if not (self._request_in_progress or self._messages):
+            self.force_close()
+
+    def handle_error(
+        self,
+        request: web.BaseRequest,
+        status: int = 500,
+        exc: BaseException | None = None,
+        message: str | None = None,
+    ) -> web.StreamResponse:
+        del request, message
+        return self._server.on_error(exc if status >= 500 else None)
+
+    async def finish_response(
+        self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
+    ) -> tuple[web.StreamResponse, bool]:
+        if isinstance(resp, web.HTTPException):
+            # `OPTIONS *` and CONNECT, whose targets are no paths: none of our routes saw them.
+            resp = self._server.on_error(None)
+        return await super().finish_response(request, resp, start_time)
+
+    def log_exception(self, *args: Any, **kw: Any) -> None:
+        error = kw.get("exc_info")
+        if not isinstance(error, _CLIENT_FAULTS):
+            # Without its traceback: whoever knows how to cause it could fill the log with them.
+            self.logger.error("a connection was given up: %r", error or args)
+
+
+def _limit_unacknowledged(transport: asyncio.BaseTransport) -> None:
+    connected = cast("socket.socket | None", transport.get_extra_info("socket"))
+    if connected is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        # It may be closed already.
+        with contextlib.suppress(OSError):
+            connected.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_SECONDS * 1000
+            )
+
+
+async def meet_expectation(request: web.Request) -> None:
+    """Meet `Expect: 100-continue`, and no other expectation (RFC 9110, section 10.1.1).
+
+    aiohttp's own handler rejects others by a text that repeats them, and fails on raw UTF-8.
+    """
+    expected = request.headers.get(hdrs.EXPECT, "").lower()
+    if expected == "100-continue" and request.version >= (1, 1):
+        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # The response itself has not begun.
+        request.writer.output_size = 0
+
+
+class Server:
+    """An aiohttp application behind `Protocol`, on one address."""
+
+    def __init__(
+        self,
+        app: web.Application,
+        *,
+        on_error: OnError,
+        most_connections: int = MOST_CONNECTIONS,
+        unsent: UnsentReplies | None = None,
+        **options: Any,
+    ) -> None:
+        # Inflated, a body of 64 KiB may be one of 64 MiB: encoded bodies are rejected as they are.
+        self._options = {"auto_decompress": False, **options}
+        self._runner = web.AppRunner(app, handle_signals=False, **self._options)
+        self._most = most_connections
+        self._open = 0
+        self._listening: asyncio.Server | None = None
+        self.on_error = on_error
+        self.unsent = unsent or UnsentReplies()
+
+    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address can't be bound.
+        """
+        await self._runner.setup()
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(
+            self._protocol, host or None, port, backlog=_BACKLOG, reuse_port=reuse_port or None
+        )
+
+    async def close(self, within: float) -> None:
+        """End the connections; those still busy after `within` seconds are aborted."""
+        if self._listening is not None:
+            self._listening.close()
+        server = self._runner.server
+        if server is not None:
+            server.pre_shutdown()
+            await server.shutdown(within)
+        self.unsent.close()
+        await self._runner.cleanup()
+
+    def opened(self, transport: asyncio.Transport) -> bool:
+        """Count a connection; whether it is above the cap. Those far above it are aborted."""
+        self._open += 1
+        if self._open > self._most + max(8, self._most // _SURPLUS_SHARE):
+            transport.abort()
+        return self._open > self._most
+
+    def closed(self) -> None:
+        """Count a connection no more."""
+        self._open -= 1
+
+    def _protocol(self) -> Protocol:
+        return Protocol(self, self._runner.server, loop=asyncio.get_running_loop(), **self._options)
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process, and those that it starts, have as many open files as it may have."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # macOS has a lower limit of its own, and rejects more.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def connection_cap() -> int:
+    """How many connections leave enough descriptors for everything else."""
+    if sys.platform == "win32":
+        return MOST_CONNECTIONS
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    left = max(soft - _OTHER_DESCRIPTORS, soft // 2)
+    return min(MOST_CONNECTIONS, left * _SURPLUS_SHARE // (_SURPLUS_SHARE + 1))

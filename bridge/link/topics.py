@@ -1,0 +1,110 @@
+"""Topics: what is a request, where its reply goes, and where it may not go."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from ..errors import Forbidden, ReplyTopicForbidden, Text
+
+_LONGEST = 256
+# Of any MQTT string (MQTT 5.0, section 1.5.4), in bytes.
+_LONGEST_OF_ALL = 65535
+# What MQTT forbids in a topic name, and what makes brokers close the connection: wildcards, NUL,
+# control characters, lone surrogates and Unicode's non-characters (MQTT 5.0, sections 1.5.4, 4.7).
+_UNUSABLE = re.compile(
+    "[+#\x00-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef"
+    + "".join(f"{chr(plane << 16 | 0xFFFE)}{chr(plane << 16 | 0xFFFF)}" for plane in range(17))
+    + "]"
+)
+_CLIENT_NAMED_LIKE_OPERATION = Text(
+    "请求主题中的客户端名不能与操作同名", "a client level may not be the name of an operation"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request topic says: `<prefix>/request/<operation>[/<client>]`."""
+
+    operation: str
+    client: str | None
+
+
+class Topics:
+    """The topics of one bridge."""
+
+    def __init__(
+        self, prefix: str, share: str, instance: str, reply_filters: Sequence[str]
+    ) -> None:
+        self._request = f"{prefix}/request/"
+        self._reply = f"{prefix}/reply/"
+        self._never = (f"{prefix}/request", f"{prefix}/status", "devices")
+        self._reply_filters = [topic_filter.split("/") for topic_filter in reply_filters]
+        self.presence = f"{prefix}/status/{instance}"
+        shared = f"$share/{share}/" if share else ""
+        self.filters = [f"{shared}{self._request}+", f"{shared}{self._request}+/+"]
+
+    def asked(self, topic: str) -> Asked:
+        """What a topic that matched one of `filters` asks for."""
+        operation, slash, client = topic.removeprefix(self._request).partition("/")
+        return Asked(operation, client if slash else None)
+
+    def default_reply(self, asked: Asked, request_id: str | None) -> str:
+        """Where a reply goes that was given no topic, or a forbidden one."""
+        levels = [asked.operation] if asked.client is None else [asked.client, asked.operation]
+        if request_id is not None:
+            levels.append(request_id)
+        return self._reply + "/".join(levels)
+
+    def check_client(self, asked: Asked, operations: Sequence[str]) -> None:
+        """A client level named like an operation would make default reply topics ambiguous.
+
+        Raises:
+            Forbidden: it is.
+        """
+        if asked.client in operations:
+            raise Forbidden(reason=_CLIENT_NAMED_LIKE_OPERATION)
+
+    def check_reply(self, topic: object, asked: Asked, named_by: str) -> str:
+        """A reply topic that the requester named, by this property, if it may.
+
+        Raises:
+            ReplyTopicForbidden: it is no plain topic, or not where replies to them may go.
+        """
+        below = self._reply if asked.client is None else f"{self._reply}{asked.client}/"
+        if isinstance(topic, str) and is_plain(topic) and len(topic.encode()) <= _LONGEST:
+            if topic.startswith(below) and len(topic) > len(below):
+                return topic
+            if self._is_extra(topic):
+                return topic
+        raise ReplyTopicForbidden(allowed=below).about(named_by, topic)
+
+    def _is_extra(self, topic: str) -> bool:
+        if any(topic == root or topic.startswith(f"{root}/") for root in self._never):
+            return False
+        levels = topic.split("/")
+        return any(_matches(topic_filter, levels) for topic_filter in self._reply_filters)
+
+
+def is_plain(topic: str) -> bool:
+    """Whether a topic can be published to: no wildcard, nothing that brokers refuse, no `$`."""
+    return _is_plain_again(topic) if len(topic) <= _LONGEST else _is_plain(topic)
+
+
+def _is_plain(topic: str) -> bool:
+    if not topic or topic.startswith("$") or _UNUSABLE.search(topic):
+        return False
+    return len(topic.encode()) <= _LONGEST_OF_ALL
+
+
+# Whoever asks, asks again: a requester's replies go to a few topics.
+_is_plain_again = lru_cache(maxsize=1024)(_is_plain)
+
+
+def _matches(topic_filter: Sequence[str], levels: Sequence[str]) -> bool:
+    for position, wanted in enumerate(topic_filter):
+        if wanted == "#":
+            return True
+        if position >= len(levels) or wanted not in ("+", levels[position]):
+            return False
+    return len(topic_filter) == len(levels)

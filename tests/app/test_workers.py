@@ -1,0 +1,198 @@
+"""`WORKERS=n`: who crashes or hangs is replaced, who slept is not; no signal kills by accident."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.lab.bridge import PROJECT, Bridge
+from tests.lab.servers import wait_until
+
+PATIENCE = 3
+
+
+class Scripted(Bridge):
+    """`run.py` with some of its code changed before it runs."""
+
+    script = ""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", f"{self.script}\nimport sys\nsys.exit(cli.main([]))"]
+
+    def environment(self) -> dict[str, str]:
+        return {**super().environment(), "PYTHONPATH": str(PROJECT)}
+
+    @property
+    def workers(self) -> list[int]:
+        """The process ids of its workers."""
+        return sorted(_children(self.pid))
+
+    def wait_until_ready(self, workers: int) -> None:
+        """Wait until so many workers have become ready since the start."""
+        self.wait_for(lambda: self.output.count("INFO    ready") >= workers, "ready workers")
+
+    def close(self) -> None:
+        """Workers are in process groups of their own, and one that is stopped sees no end."""
+        for pid in self.workers if self.running else ():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        super().close()
+
+
+class Impatient(Scripted):
+    """Its parent kills workers that it has not heard of for `PATIENCE` seconds."""
+
+    script = f"""
+import functools
+from bridge import (cli)
+from bridge.app import (worker as workers)
+workers.Parent = functools.partial(workers.Parent, patience={PATIENCE})
+"""
+
+
+def _children(parent: int) -> Iterator[int]:
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                state, of = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                if int(of) == parent and state != "Z":
+                    yield int(entry.name)
+
+
+@pytest.fixture
+def impatient(private_mosquitto, mariadb, tmp_path) -> Iterator[Impatient]:
+    bridge = Impatient(private_mosquitto(), mariadb, WORKERS="2", TMPDIR=str(tmp_path))
+    try:
+        bridge.start()
+        # It listens when the first of them does.
+        bridge.wait_until_ready(2)
+        yield bridge
+    finally:
+        bridge.close()
+
+
+async def requests_counted(bridge: Bridge) -> float:
+    async with aiohttp.request("GET", f"{bridge.url}/metrics") as response:
+        families = text_string_to_metric_families(await response.text())
+    return sum(
+        sample.value
+        for family in families
+        for sample in family.samples
+        if sample.name == "bridge_requests_total"
+    )
+
+
+async def ask(bridge: Bridge, times: int) -> None:
+    for _ in range(times):
+        # Each on a connection of its own, so that both workers get some.
+        async with aiohttp.request("GET", f"{bridge.url}/api/operations") as response:
+            assert response.status == 200
+
+
+# ---- one that ends or hangs ---------------------------------------------------------------------
+
+
+async def test_worker_that_crashes_goes_on_with_its_counts_and_leaves_nothing(impatient, tmp_path):
+    await ask(impatient, 40)
+    (folder,) = tmp_path.glob("bridge-metrics-*")
+    files = sorted(path.name for path in folder.iterdir())
+    for crash in (1, 2):
+        counted = await requests_counted(impatient)
+        assert counted >= 40
+        os.kill(impatient.workers[0], signal.SIGKILL)
+        await asyncio.to_thread(impatient.wait_until_ready, 2 + crash)
+        await ask(impatient, 40)
+        assert await requests_counted(impatient) == counted + 40
+    assert sorted(path.name for path in folder.iterdir()) == files
+
+
+def test_worker_that_hangs_is_killed_and_replaced(impatient):
+    hanging, sound = impatient.workers
+    os.kill(hanging, signal.SIGSTOP)
+    impatient.wait_for_line("hangs and is killed", timeout=PATIENCE + 5)
+    impatient.wait_until_ready(3)
+    assert hanging not in impatient.workers
+    assert sound in impatient.workers
+    assert impatient.stop() == 0
+
+
+def test_machine_that_sleeps_costs_no_worker_its_life(impatient):
+    workers = impatient.workers
+    everyone = [impatient.pid, *workers]
+    for pid in everyone:
+        os.kill(pid, signal.SIGSTOP)
+    # The machine's sleep; there is nothing to wait for but time.
+    time.sleep(1.5 * PATIENCE)
+    for pid in everyone:
+        os.kill(pid, signal.SIGCONT)
+    # Both answer, after the parent has looked at them again.
+    time.sleep(1.5)
+    impatient.send_signal(signal.SIGHUP)
+    impatient.wait_for(lambda: impatient.output.count("were read again") == 2, "both of them")
+    assert impatient.workers == workers
+    assert "killed" not in impatient.output
+
+
+def test_parent_that_is_stopped_keeps_no_worker_from_answering(impatient):
+    os.kill(impatient.pid, signal.SIGSTOP)
+    try:
+        assert impatient.ready
+    finally:
+        os.kill(impatient.pid, signal.SIGCONT)
+    assert impatient.stop() == 0
+
+
+# ---- SIGHUP -------------------------------------------------------------------------------------
+
+
+class HungUp(Scripted):
+    """It gets a SIGHUP while it is being put together."""
+
+    script = """
+import os, signal
+from bridge import (cli)
+from bridge.app import (worker as workers)
+class HungUp(workers.Bridge):
+    def __init__(self, settings):
+        super().__init__(settings)
+        os.kill(os.getpid(), signal.SIGHUP)
+workers.Bridge = HungUp
+"""
+
+
+def test_hangup_before_it_serves_is_minded_and_does_not_end_it(private_mosquitto, mariadb):
+    with HungUp(private_mosquitto(), mariadb) as bridge:
+        bridge.wait_for_line("API keys were read again")
+        assert bridge.stop() == 0
+
+
+def test_hangup_while_workers_start_reaches_them_when_they_can_take_it(private_mosquitto, mariadb):
+    bridge = Impatient(private_mosquitto(), mariadb, WORKERS="2")
+    try:
+        bridge.spawn()
+        wait_until(lambda: len(bridge.workers) == 2, 10, "the start of both")
+        starting = bridge.workers
+        bridge.send_signal(signal.SIGHUP)
+        bridge.wait_for(lambda: bridge.output.count("were read again") == 2, "both of them")
+        assert bridge.workers == starting
+        assert bridge.stop() == 0
+    finally:
+        bridge.close()
+
+
+# ---- what is told -------------------------------------------------------------------------------
+
+
+def test_parent_promises_no_store_as_a_cure_for_two_sequences_on_a_device(private_bridge):
+    line = private_bridge(WORKERS="2").wait_for_line("DEDUP_STORE=memory")
+    assert "set DEDUP_STORE=mysql (with either, two workers may each run a sequence" in line

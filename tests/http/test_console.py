@@ -1,0 +1,449 @@
+"""The console: what it remembers, who may see it, and what a person does with it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from playwright.async_api import Page, expect
+
+from bridge import __version__
+from bridge.observability.activity import LISTED_REQUESTS, WINDOW_SECONDS, Activity
+from bridge.observability.observations import Observation
+from tests.conftest import ConnectBoard, StartBridge
+from tests.lab.bridge import Bridge
+from tests.lab.browser import open_page
+from tests.lab.mosquitto import Mosquitto
+from tests.lab.platform import (
+    ALIAS,
+    BOARD_A,
+    BOARD_B,
+    BOARD_C,
+    NAMES,
+    ORDINARY_PRESET,
+    UNKNOWN_BOARD,
+    Platform,
+)
+
+Json = dict[str, Any]
+
+ASSETS = sorted(
+    path.name
+    for path in (Path(__file__).parents[2] / "bridge" / "http" / "console" / "static").iterdir()
+    if path.name != "page.html"
+)
+
+
+# ---- what is remembered -------------------------------------------------------------------------
+
+
+class Clock:
+    """Stands still until it is told otherwise."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def activity(clock: Clock) -> Activity:
+    return Activity(clock)
+
+
+def answered(code: int = 200, seconds: float = 0.002, uuid: str | None = BOARD_A) -> Observation:
+    return Observation("control", "http", uuid, code, "ok", seconds)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 1e-7, 0.000_3, 0.004, 0.999, 1.0, 7.7, 110.0])
+def test_durations_are_told_within_a_sixteenth_part(activity, clock, seconds):
+    activity.observe(answered(seconds=seconds))
+    clock.now += 1
+
+    told = activity.snapshot().window.p50_ms
+
+    assert told == pytest.approx(max(seconds, 1e-6) * 1000, rel=1 / 16, abs=0.001)
+
+
+def test_quantiles_are_those_of_all_requests_of_the_second(activity, clock):
+    for milliseconds in range(1, 1001):
+        activity.observe(answered(seconds=milliseconds / 1000))
+    clock.now += 1
+
+    (second,) = activity.snapshot().seconds
+
+    assert second.p50_ms == pytest.approx(500, rel=1 / 16)
+    assert second.p99_ms == pytest.approx(990, rel=1 / 16)
+
+
+def test_refusals_and_failures_are_counted_apart(activity, clock):
+    for code in (200, 200, 404, 429, 500, 503, 504):
+        activity.observe(answered(code))
+    clock.now += 1
+
+    window = activity.snapshot().window
+
+    assert (window.requests, window.refused, window.failed) == (7, 2, 3)
+
+
+def test_what_is_older_than_five_minutes_is_forgotten(activity, clock):
+    activity.observe(answered())
+    clock.now += WINDOW_SECONDS
+    assert activity.snapshot().window.requests == 1
+
+    clock.now += 1
+    snapshot = activity.snapshot()
+    assert (snapshot.window.requests, snapshot.seconds) == (0, [])
+
+
+def test_a_second_is_shown_once_it_is_over(activity, clock):
+    activity.observe(answered())
+    assert activity.snapshot().seconds == []
+
+    clock.now += 1
+    assert [second.requests for second in activity.snapshot().seconds] == [1]
+
+
+def test_the_last_200_requests_are_listed_and_numbered(activity):
+    for _ in range(LISTED_REQUESTS + 50):
+        activity.observe(answered())
+
+    numbers = [seen.number for seen in activity.snapshot().requests]
+
+    assert numbers == list(range(51, LISTED_REQUESTS + 51))
+
+
+def test_a_long_text_for_a_uuid_is_not_kept(activity):
+    activity.observe(answered(400, uuid="x" * 60_000))
+
+    (seen,) = activity.snapshot().requests
+
+    assert len(seen.device_uuid) == 37
+
+
+# ---- who is told what ---------------------------------------------------------------------------
+
+
+async def snapshot_of(bridge: Bridge, key: str | None = None) -> Json:
+    headers = {} if key is None else {"X-API-Key": key}
+    async with (
+        aiohttp.ClientSession(base_url=bridge.url, headers=headers) as http,
+        http.get("/console/snapshot") as response,
+    ):
+        assert response.status == 200
+        assert response.headers["Cache-Control"] == "no-store"
+        return await response.json()
+
+
+async def look_up(bridge: Bridge, uuid: str, key: str | None = None) -> int:
+    headers = {} if key is None else {"X-API-Key": key}
+    async with (
+        aiohttp.ClientSession(base_url=bridge.url, headers=headers) as http,
+        http.get(f"/api/devices/{uuid}") as response,
+    ):
+        return response.status
+
+
+async def test_snapshot_shows_health_and_what_was_answered(private_bridge):
+    bridge = private_bridge()
+    await look_up(bridge, UNKNOWN_BOARD)
+
+    snapshot = await snapshot_of(bridge)
+
+    (seen,) = snapshot["requests"]
+    assert abs(seen.pop("at") - time.time()) < 10
+    assert seen.pop("ms") > 0
+    assert seen == {
+        "number": 1,
+        "transport": "http",
+        "operation": "device",
+        "device_uuid": UNKNOWN_BOARD,
+        "code": 404,
+    }
+    assert snapshot["health"]["status"] == "healthy"
+
+
+@pytest.fixture
+def guarded_bridge(private_bridge: StartBridge, tmp_path: Path) -> Bridge:
+    keys = tmp_path / "keys"
+    keys.write_text(
+        f"teacher:all-of-it\nclass-a:only-a devices={BOARD_A}\nreader:no-device operations=control"
+    )
+    return private_bridge(API_KEYS_FILE=str(keys))
+
+
+async def test_without_a_key_the_page_holds_nothing_and_the_snapshot_is_refused(guarded_bridge):
+    async with aiohttp.ClientSession(base_url=guarded_bridge.url) as http:
+        for path in ("/console", *(f"/console/{name}" for name in ASSETS)):
+            async with http.get(path) as response:
+                text = await response.text()
+                assert response.status == 200, path
+                assert response.headers["X-Content-Type-Options"] == "nosniff"
+                policy = response.headers["Content-Security-Policy"]
+            assert "default-src 'none'" in policy
+            assert "script-src 'self';" in policy
+            assert "frame-ancestors 'none'" in policy
+            assert __version__ not in text
+            assert guarded_bridge.instance not in text
+        for headers in ({}, {"X-API-Key": "wrong"}):
+            async with http.get("/console/snapshot", headers=headers) as response:
+                assert response.status == 401
+                assert (await response.json())["error"] == "unauthorized"
+
+
+@pytest.mark.parametrize(
+    ("key", "seen"),
+    [("all-of-it", [BOARD_A, BOARD_B]), ("only-a", [BOARD_A]), ("no-device", [])],
+)
+async def test_a_key_is_told_only_of_requests_that_it_may_make_itself(guarded_bridge, key, seen):
+    for uuid in (BOARD_A, BOARD_B):
+        assert await look_up(guarded_bridge, uuid, "all-of-it") == 200
+
+    snapshot = await snapshot_of(guarded_bridge, key)
+
+    assert [request["device_uuid"] for request in snapshot["requests"]] == seen
+
+
+# ---- what a person does with it -----------------------------------------------------------------
+
+
+@pytest.fixture
+async def page(private_bridge: StartBridge) -> AsyncIterator[Page]:
+    """Closed before the test's own bridges are: a page rightly complains of a bridge that died."""
+    del private_bridge
+    async with open_page() as opened:
+        await opened.emulate_media(color_scheme="light")
+        yield opened
+
+
+async def open_device(page: Page, uuid: str) -> None:
+    await page.get_by_label("设备 UUID").fill(uuid)
+    await page.get_by_role("button", name="查看", exact=True).click()
+
+
+def rows(page: Page, *texts: str) -> Any:
+    """The rows of the list of requests that hold all these texts."""
+    found = page.locator("#requests tr")
+    for text in texts:
+        found = found.filter(has_text=text)
+    return found
+
+
+async def test_a_switched_led_reaches_the_board_and_the_list(
+    page: Page, private_bridge: StartBridge, board: ConnectBoard
+):
+    bridge = private_bridge()
+    listening = await board(BOARD_A, bridge.broker)
+    await page.goto(f"{bridge.url}/console")
+    await open_device(page, BOARD_A)
+    await expect(page.get_by_text(NAMES[BOARD_A])).to_be_visible()
+    await expect(page.locator(".reading", has_text="temperature")).to_contain_text("29.1°C")
+    led = page.locator(".port", has_text=ALIAS)
+    for button in await led.get_by_role("button").all():
+        # Nobody knows yet, so that neither is claimed.
+        await expect(button).to_have_attribute("aria-pressed", "false")
+
+    await led.get_by_role("button", name="开").click()
+
+    command = (await listening.next_command()).json
+    assert command == {"cmd": "led", "device_id": 1, "action": "on"}
+    await expect(led.get_by_role("button", name="开")).to_have_attribute("aria-pressed", "true")
+    await expect(led.locator("summary")).to_contain_text("200")
+    await expect(rows(page, "HTTP", "control", BOARD_A, "200")).to_have_count(1)
+
+
+async def test_a_slider_sends_the_value_that_it_shows(
+    page: Page, private_bridge: StartBridge, board: ConnectBoard
+):
+    bridge = private_bridge()
+    listening = await board(BOARD_A, bridge.broker)
+    await page.goto(f"{bridge.url}/console")
+    await open_device(page, BOARD_A)
+    servo = page.locator(".port.servo")
+    await servo.get_by_role("slider").press("End")
+    await expect(servo.locator("output")).to_have_text("180°")
+
+    await servo.get_by_role("button", name="发送").click()
+
+    assert (await listening.next_command()).json["angle"] == 180
+    await expect(servo.locator("summary")).to_contain_text("200")
+
+
+async def test_a_preset_is_run_by_its_button(
+    page: Page, private_bridge: StartBridge, board: ConnectBoard
+):
+    bridge = private_bridge()
+    listening = await board(BOARD_A, bridge.broker)
+    await page.goto(f"{bridge.url}/console")
+    await open_device(page, BOARD_A)
+
+    await page.get_by_role("button", name="执行 一号灯闪烁").click()
+
+    assert (await listening.next_command()).json["preset_type"] == "blink", ORDINARY_PRESET
+    await expect(page.locator(".preset summary")).to_contain_text("一号灯闪烁")
+
+
+async def test_each_press_is_a_request_of_its_own(
+    page: Page, private_bridge: StartBridge, board: ConnectBoard
+):
+    """Under one idempotency key the second press would be answered without being sent."""
+    bridge = private_bridge()
+    listening = await board(BOARD_A, bridge.broker)
+    await page.goto(f"{bridge.url}/console")
+    await open_device(page, BOARD_A)
+    led = page.locator(".port", has_text=ALIAS)
+
+    for name in ("开", "关", "开"):
+        await led.get_by_role("button", name=name).click()
+        await expect(led.get_by_role("button", name=name)).to_have_attribute("aria-pressed", "true")
+
+    sent = await listening.next_commands(3)
+    assert [command["action"] for command in sent] == ["on", "off", "on"]
+
+
+async def test_a_refusal_is_shown_as_the_bridge_words_it(page: Page, private_bridge: StartBridge):
+    bridge = private_bridge()
+    await page.goto(f"{bridge.url}/console")
+    await open_device(page, BOARD_A)
+    led = page.locator(".port", has_text=ALIAS)
+
+    await led.get_by_role("button", name="开").click()
+
+    await expect(led.locator("summary")).to_contain_text("409")
+    await led.locator("summary").click()
+    reply = json.loads(await led.locator("pre").inner_text())
+    assert reply["error"] == "device_unreachable"
+    await expect(led.locator("summary")).to_contain_text(reply["detail"])
+    await expect(led.get_by_role("button", name="开")).to_have_attribute("aria-pressed", "false")
+
+
+async def test_a_device_that_is_not_there_is_told_as_such(page: Page, bridge: Bridge):
+    await page.goto(f"{bridge.url}/console")
+    await open_device(page, UNKNOWN_BOARD)
+    await expect(page.locator("#device")).to_contain_text("404")
+
+
+async def test_a_name_with_markup_in_it_is_only_text(
+    page: Page, bridge: Bridge, platform: Platform
+):
+    name = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+    platform.update_device(BOARD_C, name=name)
+    await page.goto(f"{bridge.url}/console")
+    await open_device(page, BOARD_C)
+    await expect(page.locator("#device .name")).to_have_text(name)
+    assert await page.locator("#device img, #device script").count() == 0
+
+
+async def test_a_killed_broker_is_told_within_three_seconds_and_its_return_too(
+    page: Page, private_bridge: StartBridge, private_mosquitto: Callable[..., Mosquitto]
+):
+    broker = private_mosquitto()
+    bridge = private_bridge(broker=broker)
+    await page.goto(f"{bridge.url}/console")
+    await expect(page.get_by_role("status")).to_have_text("一切正常")
+
+    await asyncio.to_thread(broker.kill)
+    await expect(page.locator("#peer-mqtt")).to_contain_text("未连接", timeout=3000)
+    await expect(page.locator("#verdict")).to_contain_text("MQTT 服务器未连接")
+
+    await asyncio.to_thread(broker.start)
+    await expect(page.locator("#verdict")).to_have_text("一切正常")
+
+
+async def test_a_frozen_bridge_is_told_within_three_seconds(
+    page: Page, private_bridge: StartBridge
+):
+    bridge = private_bridge()
+    await page.goto(f"{bridge.url}/console")
+    await expect(page.get_by_role("status")).to_have_text("一切正常")
+
+    bridge.pause()
+    try:
+        await expect(page.locator("#verdict")).to_contain_text("没有回应", timeout=3000)
+    finally:
+        bridge.resume()
+
+    await expect(page.locator("#verdict")).to_have_text("一切正常")
+
+
+async def test_a_reload_shows_what_was_there_before(page: Page, private_bridge: StartBridge):
+    bridge = private_bridge()
+    await page.goto(f"{bridge.url}/console")
+    await open_device(page, UNKNOWN_BOARD)
+    await expect(rows(page, UNKNOWN_BOARD)).to_have_count(1)
+
+    await page.reload()
+
+    await expect(rows(page, UNKNOWN_BOARD)).to_have_count(1)
+    await expect(page.locator("#plot-rate .note")).to_contain_text("1 次")
+
+
+async def test_with_a_wrong_key_nothing_is_shown_and_with_the_right_one_everything(
+    page: Page, guarded_bridge: Bridge
+):
+    await look_up(guarded_bridge, BOARD_A, "all-of-it")
+    everything = page.locator("#all")
+    await page.goto(f"{guarded_bridge.url}/console")
+    await expect(page.get_by_label("API 密钥")).to_be_focused()
+    await expect(everything).to_be_hidden()
+
+    for key in ("wrong", "错的"):
+        await page.get_by_label("API 密钥").fill(key)
+        await page.get_by_role("button", name="打开").click()
+        await expect(page.get_by_role("alert")).to_contain_text("密钥不对")
+        await expect(everything).to_be_hidden()
+        assert await page.locator("#requests tr").count() == 0
+        assert __version__ not in await page.content()
+
+    await page.get_by_label("API 密钥").fill("all-of-it")
+    await page.get_by_role("button", name="打开").click()
+    await expect(rows(page, BOARD_A)).to_have_count(1)
+    await open_device(page, BOARD_A)
+    await expect(page.get_by_text(NAMES[BOARD_A])).to_be_visible()
+
+    await page.get_by_role("button", name="退出").click()
+    await expect(everything).to_be_hidden()
+    assert NAMES[BOARD_A] not in await page.content()
+
+
+async def test_the_chosen_language_and_theme_are_kept(page: Page, bridge: Bridge):
+    await page.goto(f"{bridge.url}/console")
+    root = page.locator("html")
+    await expect(root).to_have_attribute("lang", "zh-CN")
+    await expect(root).to_have_attribute("data-theme", "light")
+
+    await page.get_by_role("button", name="Switch to English").click()
+    await page.get_by_role("button", name="Dark").click()
+    await page.reload()
+
+    await expect(root).to_have_attribute("lang", "en")
+    await expect(root).to_have_attribute("data-theme", "dark")
+    await expect(page.get_by_role("heading", name="Last 200 requests")).to_be_visible()
+    assert await page.evaluate("getComputedStyle(document.body).colorScheme") == "dark"
+
+
+async def test_the_language_is_first_that_of_the_settings(page: Page, private_bridge: StartBridge):
+    bridge = private_bridge(LANGUAGE="en")
+    await page.goto(f"{bridge.url}/console")
+    await expect(page.get_by_role("status")).to_have_text("All is well")
+
+
+@pytest.mark.parametrize("width", [320, 390, 768, 1280])
+async def test_nothing_is_wider_than_the_screen(page: Page, bridge: Bridge, width: int):
+    await page.set_viewport_size({"width": width, "height": 800})
+    await page.goto(f"{bridge.url}/console")
+    await open_device(page, BOARD_A)
+    await expect(page.locator(".port")).not_to_have_count(0)
+    assert await page.evaluate("document.documentElement.scrollWidth") <= width
