@@ -84,6 +84,7 @@ class Watch:
             f", {len(margins)} left"
         )
         allowed = self.site.tap.lag + _CLOCKS
+        findings.figures[f"{name}: the tap was late by at most"] = in_ms(self.site.tap.lag)
         findings.expect_none(
             [f"{mark} by {in_ms(margin)}" for margin, mark in margins if margin > allowed],
             f"{name}: commands that left after their deadline",
