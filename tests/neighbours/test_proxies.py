@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import re
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,12 +18,14 @@ from typing import Any
 import aiohttp
 import pytest
 
-from tests.lab.bridge import Bridge
+from tests.lab.bridge import PROJECT, Bridge, Readiness
 from tests.lab.certificates import Certificates
+from tests.lab.commands import run
+from tests.lab.mariadb import WRITER, WRITER_PASSWORD
 from tests.lab.mosquitto import Mosquitto
 from tests.lab.platform import BOARD_A, BOARD_B, NAMES
 from tests.lab.servers import LOOPBACK
-from tests.neighbours.proxies import PROXIES, HaProxy, Proxy
+from tests.neighbours.proxies import PROXIES, HaProxy, Nginx, Proxy
 
 SECRET = "of-a-good-client"
 GOOD_CLIENTS = 12
@@ -230,14 +233,26 @@ async def test_long_bodies_and_the_bridge_s_own_413_pass(proxy):
 
 
 async def test_bridges_behind_haproxy_restart_one_by_one_and_no_request_fails(
-    mosquitto, mariadb, private_bridge, certificates
+    private_mosquitto, private_mariadb, private_bridge, certificates
 ):
-    settings = {"API_KEYS": f"good:{SECRET}", "MQTT_SHARE": "rolling", "MQTT_SESSION_EXPIRY": "0"}
-    broker = mosquitto
-    bridges = [
-        await asyncio.to_thread(private_bridge, broker=broker, database=mariadb, **settings)
-        for _ in range(2)
-    ]
+    broker = await asyncio.to_thread(private_mosquitto)
+    database = await asyncio.to_thread(private_mariadb)
+    chosen = settings("env-several") | {
+        "API_KEYS": f"good:{SECRET}",
+        "SERVICE_HOST": LOOPBACK,
+        "DB_USER": WRITER,
+        "DB_PASSWORD": WRITER_PASSWORD,
+    }
+
+    def start(*arguments: str, wait: Readiness | None = "ready") -> Bridge:
+        bridge: Bridge = private_bridge(
+            *arguments, broker=broker, database=database, wait=wait, **chosen
+        )
+        return bridge
+
+    made = await asyncio.to_thread(start, "init-db", wait=None)
+    assert await asyncio.to_thread(made.wait) == 0
+    bridges = [await asyncio.to_thread(start) for _ in range(2)]
     done = asyncio.Event()
     proxy = HaProxy(certificates, *bridges)
     try:
@@ -252,5 +267,53 @@ async def test_bridges_behind_haproxy_restart_one_by_one_and_no_request_fails(
             await asyncio.to_thread(proxy.wait_for_line, f"Server bridges/bridge{number} is UP")
         done.set()
         assert [complaint for client in clients for complaint in await client] == []
+    finally:
+        await asyncio.to_thread(proxy.close)
+
+
+# The page
+
+
+PAGE = (PROJECT / "docs" / "proxies.md").read_text(encoding="utf-8")
+SNIPPETS = dict(re.findall(r"<!-- snippet: ([\w-]+) -->\n```\w+\n(.*?)```", PAGE, re.DOTALL))
+
+
+def settings(name: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in SNIPPETS[name].splitlines())
+
+
+def test_every_snippet_of_the_page_is_known_here():
+    assert SNIPPETS.keys() == {*(proxy.name for proxy in PROXIES), "env", "env-several"}
+    assert PAGE.count("```") == 2 * len(SNIPPETS)
+
+
+@pytest.mark.parametrize("kind", PROXIES, ids=[proxy.name for proxy in PROXIES])
+def test_commands_of_the_page_copy_the_file_that_is_tested_here(kind):
+    """They need root and the proxy's service, so that only their files are looked at."""
+    commands = SNIPPETS[kind.name]
+    (source,) = re.findall(r"^sudo cp (\S+) /etc/\S+$", commands, re.MULTILINE)
+    assert (PROJECT / source).is_file()
+    assert (PROJECT / source).parent.name == kind.name
+    done = run("bash", "-n", "-c", commands)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+async def test_settings_of_the_page_let_a_browser_in_by_the_public_name(
+    private_bridge, certificates
+):
+    chosen = settings("env")
+    bridge = await asyncio.to_thread(private_bridge, **chosen)
+    secret = chosen["API_KEYS"].partition(":")[2]
+    headers = {"Host": "bridge.example.org", "X-API-Key": secret}
+    proxy = Nginx(certificates, bridge)
+    try:
+        await asyncio.to_thread(proxy.start)
+        async with session(proxy) as client:
+            for origin in ({}, {"Origin": chosen["PUBLIC_URL"]}):
+                path = f"/api/devices/{BOARD_A}"
+                async with client.get(path, headers={**headers, **origin}) as response:
+                    assert response.status == 200
+            async with client.get("/console", headers=headers) as response:
+                assert response.status == 200
     finally:
         await asyncio.to_thread(proxy.close)
