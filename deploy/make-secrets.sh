@@ -13,9 +13,10 @@ for name in db_root_password db_password mqtt_password; do
 done
 # The broker's further users: name:password, a line for the platform, each board and each plugin.
 [ -e secrets/mqtt_users ] || : >secrets/mqtt_users
-# Each container reads its secrets as a user of its own. The folder is closed to everyone else.
+# Each container reads its files as a user of its own. The folder is closed to everyone else.
 chmod 700 secrets
 chmod a+r secrets/*
+chmod a+rX mosquitto mosquitto/*
 
 # Mosquitto binds neither a client id nor a shared subscription to a user. Whoever has a login and
 # knows these names can disconnect the bridge or take turns with it (docs/security.md).

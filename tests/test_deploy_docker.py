@@ -209,6 +209,14 @@ def secrets_of(folder: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in files}
 
 
+def test_containers_can_read_what_a_strict_umask_closed(deploy):
+    (deploy / "mosquitto").chmod(0o700)
+    (deploy / "mosquitto" / "start.sh").chmod(0o600)
+    checked(deploy / "make-secrets.sh", folder=deploy)
+    assert (deploy / "mosquitto").stat().st_mode & 0o005 == 0o005
+    assert (deploy / "mosquitto" / "start.sh").stat().st_mode & 0o004
+
+
 def test_what_an_older_version_left_is_kept_and_the_missing_names_are_added(deploy):
     (deploy / "secrets" / "db_password").write_text("from before\n")
     (deploy / ".env").write_text("COMPOSE_PROJECT_NAME=mine\nMQTT_INSTANCE=\n")

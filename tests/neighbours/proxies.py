@@ -106,6 +106,22 @@ class HaProxy(Proxy):
         return [program("haproxy"), "-db", "-f", str(self.folder / "haproxy.cfg")]
 
 
+class PoolingHaProxy(HaProxy):
+    """HAProxy that sends even a client's first request over a connection that others have used.
+
+    `deploy/` does not ask for it; some operators do.
+    """
+
+    name = "haproxy-always"
+
+    def configure(self) -> None:
+        super().configure()
+        written = self.folder / "haproxy.cfg"
+        text = written.read_text(encoding="utf-8")
+        eager = {"    balance leastconn\n": "    balance leastconn\n    http-reuse always\n"}
+        written.write_text(substituted(text, eager), encoding="utf-8")
+
+
 class Caddy(Proxy):
     name = "caddy"
 

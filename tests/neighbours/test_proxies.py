@@ -25,7 +25,7 @@ from tests.lab.mariadb import WRITER, WRITER_PASSWORD
 from tests.lab.mosquitto import Mosquitto
 from tests.lab.platform import BOARD_A, BOARD_B, NAMES
 from tests.lab.servers import LOOPBACK
-from tests.neighbours.proxies import PROXIES, HaProxy, Nginx, Proxy
+from tests.neighbours.proxies import PROXIES, HaProxy, Nginx, PoolingHaProxy, Proxy
 
 SECRET = "of-a-good-client"
 GOOD_CLIENTS = 12
@@ -44,7 +44,11 @@ def guarded(mariadb) -> Iterator[Bridge]:
         yield bridge
 
 
-@pytest.fixture(scope="module", params=PROXIES, ids=[proxy.name for proxy in PROXIES])
+@pytest.fixture(
+    scope="module",
+    params=[*PROXIES, PoolingHaProxy],
+    ids=[proxy.name for proxy in (*PROXIES, PoolingHaProxy)],
+)
 def proxy(request, guarded: Bridge, certificates: Certificates) -> Iterator[Proxy]:
     with request.param(certificates, guarded) as server:
         yield server
