@@ -8,7 +8,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import islice
 from math import frexp, ldexp
 from typing import TypeVar
 
@@ -38,7 +37,7 @@ class Aggregate:
 
 @dataclass(slots=True)
 class SecondAggregate(Aggregate):
-    """The requests answered in one second; seconds are numbered, see `News.second`."""
+    """The requests answered in one second; seconds are numbered, see `Snapshot.second`."""
 
     second: int = 0
 
@@ -48,8 +47,9 @@ _Summary = TypeVar("_Summary", bound=Aggregate)
 
 @dataclass(slots=True)
 class AnsweredRequest:
-    """One request answered; `at` in Unix seconds."""
+    """One request answered; `at` in Unix seconds, `number` counts them since the start."""
 
+    number: int
     at: float
     transport: str
     operation: str
@@ -59,11 +59,8 @@ class AnsweredRequest:
 
 
 @dataclass(slots=True)
-class News:
-    """What a follower has not been told before; both lists begin with the oldest.
-
-    Seconds in which nothing was answered are left out.
-    """
+class Snapshot:
+    """The last five minutes; seconds in which nothing was answered are left out."""
 
     # The number of the last second that is over, and the Unix time at which it ended.
     second: int
@@ -89,9 +86,8 @@ class Activity:
         self._clock = clock
         self._current = _Second(-1)
         self._seconds: deque[_Second] = deque(maxlen=WINDOW_SECONDS + 1)
-        self._recent: deque[tuple[float, Observation]] = deque(maxlen=LISTED_REQUESTS)
+        self._recent: deque[tuple[int, float, Observation]] = deque(maxlen=LISTED_REQUESTS)
         self._noted = 0
-        self._window = (-1, Aggregate())
 
     def observe(self, seen: Observation) -> None:
         """Note one request that was answered now."""
@@ -112,86 +108,34 @@ class Activity:
         if uuid is not None and len(uuid) > _LONGEST_UUID:
             seen = seen._replace(device_uuid=uuid[:_LONGEST_UUID] + "…")
         self._noted += 1
-        self._recent.append((now, seen))
+        self._recent.append((self._noted, now, seen))
 
-    def follow(self) -> "Follower":
-        """A follower who has been told nothing yet."""
-        return Follower(self)
-
-    # ---- for followers --------------------------------------------------------------------------
-
-    @property
-    def noted(self) -> int:
-        """How many requests were noted since the start."""
-        return self._noted
-
-    def last_second(self) -> int:
-        """The number of the last second that is over."""
-        return int(self._clock()) - 1
-
-    def second_left(self) -> float:
-        """How long the present second still lasts."""
-        return 1 - self._clock() % 1
-
-    def unix_offset(self) -> float:
-        """What to add to our clock to have Unix time."""
-        return time.time() - self._clock()
-
-    def over_since(self, after: int, until: int) -> list[SecondAggregate]:
-        """The seconds after one and until another, as far as they lie in the window."""
-        first = max(after, until - WINDOW_SECONDS) + 1
-        return [
-            _summed([second], SecondAggregate(second=second.number))
-            for second in self._seconds
-            if first <= second.number <= until
-        ]
-
-    def window(self, until: int) -> Aggregate:
-        """The five minutes that end with a second; worked out once for all who ask."""
-        if self._window[0] != until:
-            first = until - WINDOW_SECONDS + 1
-            within = [second for second in self._seconds if first <= second.number <= until]
-            self._window = (until, _summed(within, Aggregate()))
-        return self._window[1]
-
-    def latest(self, count: int) -> list[AnsweredRequest]:
-        """The last requests, at most `LISTED_REQUESTS`; the oldest first."""
-        offset = self.unix_offset()
-        skipped = max(0, len(self._recent) - count)
-        return [
-            AnsweredRequest(
-                round(at + offset, 3),
-                seen.transport,
-                seen.operation,
-                seen.device_uuid,
-                seen.code,
-                round(seen.seconds * 1000, 2),
-            )
-            for at, seen in islice(self._recent, skipped, None)
-        ]
-
-
-class Follower:
-    """Knows what one reader has been told."""
-
-    def __init__(self, activity: Activity) -> None:
-        self._activity = activity
-        self._told_second = -1
-        self._told_requests = 0
-
-    def news(self) -> News:
-        """All that is new: at first the whole window, then what was added since."""
-        activity = self._activity
-        last = activity.last_second()
-        news = News(
+    def snapshot(self) -> Snapshot:
+        """The window's seconds and requests, both with the oldest first."""
+        now = self._clock()
+        last = int(now) - 1
+        first = last - WINDOW_SECONDS + 1
+        within = [second for second in self._seconds if first <= second.number <= last]
+        offset = time.time() - now
+        return Snapshot(
             second=last,
-            time=last + 1 + activity.unix_offset(),
-            window=activity.window(last),
-            seconds=activity.over_since(self._told_second, last),
-            requests=activity.latest(activity.noted - self._told_requests),
+            time=last + 1 + offset,
+            window=_summed(within, Aggregate()),
+            seconds=[_summed([each], SecondAggregate(second=each.number)) for each in within],
+            requests=[_answered(number, at + offset, seen) for number, at, seen in self._recent],
         )
-        self._told_second, self._told_requests = last, activity.noted
-        return news
+
+
+def _answered(number: int, at: float, seen: Observation) -> AnsweredRequest:
+    return AnsweredRequest(
+        number,
+        round(at, 3),
+        seen.transport,
+        seen.operation,
+        seen.device_uuid,
+        seen.code,
+        round(seen.seconds * 1000, 2),
+    )
 
 
 def _summed(seconds: Iterable[_Second], into: _Summary) -> _Summary:

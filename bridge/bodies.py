@@ -1,13 +1,9 @@
-"""Bodies of HTTP requests: plain JSON, declared as such, within the limit and in time."""
+"""Bodies of HTTP requests: plain JSON, and declared as such."""
 
-from aiohttp import hdrs, web
-from aiohttp.http_exceptions import HttpProcessingError
+from aiohttp import hdrs
 from multidict import CIMultiDictProxy
 
-from .deadlines import Limit
-from .errors import MalformedRequest, PayloadTooLarge, RequestTimeout, Text, UnsupportedMediaType
-
-NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
+from .errors import Text, UnsupportedMediaType
 
 _JSON = "application/json"
 _IDENTITY = "identity"
@@ -23,26 +19,12 @@ class EncodedBody(UnsupportedMediaType):
     )
 
 
-async def json_body(request: web.Request, most: int, in_time: Limit) -> bytes:
-    """A body that is declared to be JSON; not yet parsed.
+def check_media_type(headers: CIMultiDictProxy[str]) -> None:
+    """Whether a body is declared to be plain JSON.
 
     Raises:
-        BridgeError: it is declared as something else, larger than `most`, too late, or broken off.
+        UnsupportedMediaType: it is declared as something else, or as encoded.
     """
-    _check_declared(request.headers)
-    try:
-        with in_time:
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise PayloadTooLarge(limit=most) from None
-    except TimeoutError:
-        raise RequestTimeout() from None
-    except (web.RequestPayloadError, HttpProcessingError, ConnectionError):
-        # The last of these: the client went away amidst its body, and nobody reads the answer.
-        raise MalformedRequest(reason=NOT_HTTP) from None
-
-
-def _check_declared(headers: CIMultiDictProxy[str]) -> None:
     # Not aiohttp's `content_type`: it reads parameters as those of an e-mail are read, on which a
     # header of 8 KiB can spend half a second.
     declared = headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0]

@@ -19,15 +19,12 @@ from .errors import (
 )
 from .lines import DeviceLines, Turn
 from .models import DeviceProfile, DeviceReadings, Health, JsonObject
-from .pace import Pace
 from .replies import Reply
 from .settings import Settings
 
 # PUBACK reason codes (MQTT 5.0, table 3-4)
 NO_MATCHING_SUBSCRIBERS = 0x10
 REFUSED_FROM = 0x80
-
-_BATCHES_A_TURN = 2
 
 _NOT_IN_A_TOPIC = frozenset("+#/\x00")
 
@@ -100,8 +97,6 @@ class Services:
     lines: DeviceLines = field(default_factory=DeviceLines)
     drain: Drain = field(default_factory=Drain)
     deadlines: Deadlines = field(default_factory=Deadlines)
-    # Of batches, each of which is about a millisecond of work.
-    pace: Pace = field(default_factory=lambda: Pace(_BATCHES_A_TURN))
 
 
 @dataclass(slots=True)

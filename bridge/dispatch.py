@@ -115,17 +115,6 @@ class Dispatcher:
         self._observe(row, request, self._busy)
         return self._busy
 
-    def turned_away_unseen(self, transport: str, row: Operation) -> Reply:
-        """As `turned_away`, of a request of which no more is known than what it asks for."""
-        reply = self._busy
-        assert reply.error is not None
-        self._metrics.answered(transport, row.name, reply.error, 0.0)
-        if self.observers:
-            observation = Observation(row.name, transport, None, reply.code, reply.error, 0.0)
-            for observer in self.observers:
-                observer(observation)
-        return reply
-
     def health(self) -> Health:
         """Our state; never waits."""
         return self._services.health()

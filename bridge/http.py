@@ -14,10 +14,8 @@ import orjson
 from aiohttp import hdrs, web
 
 from . import __version__
-from .acceptor import Acceptor
 from .access import Grant, Keys
-from .bodies import NOT_HTTP, json_body
-from .connections import most_connections
+from .bodies import check_media_type
 from .console import Console
 from .dispatch import Dispatcher, Request
 from .documents import Address, Document, Documents
@@ -31,8 +29,16 @@ from .pages import Handler as Guarded
 from .pages import SwaggerUi
 from .replies import Reply, reply_to_error
 from .settings import Settings
-from .shedding import Shedding
-from .sidecar import JSON_UTF8, Answer, Runner
+from .sidecar import (
+    JSON_UTF8,
+    NOT_HTTP,
+    Answer,
+    Server,
+    connection_cap,
+    is_surplus,
+    meet_expectation,
+    read_body,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +48,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 # A connection that sends no request, or only part of one's head, is closed after so long.
 _IDLE_SECONDS = 75.0
 _RETRY_AFTER = ("Retry-After", "1")
+# What a connection above the cap is answered for.
+_HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
 _ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)
 _VARY = ("Vary", "Origin")
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
@@ -81,10 +89,9 @@ class HttpTransport:
         self._mqtt_connected = mqtt_connected
         self._documents = Documents(settings)
         self._dispatcher = dispatcher
-        self._runner: Runner | None = None
-        self._acceptor: Acceptor | None = None
+        self._server: Server | None = None
         self._swagger_ui = SwaggerUi(self._admit)
-        self._console = Console(settings, dispatcher.health, self._admit)
+        self._console = Console(settings, dispatcher.health)
         dispatcher.observers.append(self._console.activity.observe)
         self._mcp = Endpoint(settings, dispatcher)
         self._mcp_visitors = Visitors(settings)
@@ -99,19 +106,16 @@ class HttpTransport:
         """
         app = web.Application(client_max_size=self._settings.max_payload)
         self._add_routes(app)
-        self._runner = Runner(
+        self._server = Server(
             app,
             on_error=self._answer_outside,
-            at_sight=self._shedding(),
-            most_connections=most_connections(),
+            most_connections=connection_cap(),
             access_log=None,
             keepalive_timeout=_IDLE_SECONDS,
         )
-        await self._runner.setup()
-        self._acceptor = Acceptor(self._runner.protocol)
         settings = self._settings
         try:
-            await self._acceptor.listen(
+            await self._server.start(
                 settings.service_host, settings.service_port, reuse_port=settings.workers > 1
             )
         except OSError as error:
@@ -119,11 +123,8 @@ class HttpTransport:
 
     async def stop(self) -> None:
         """Stop listening, and close the connections after what they are being answered."""
-        if self._acceptor is not None:
-            self._acceptor.close()
-        self._console.close()
-        if self._runner is not None:
-            await self._runner.close(within=0.25)
+        if self._server is not None:
+            await self._server.close(within=0.25)
         await self._mcp.close()
 
     # ---- routes ---------------------------------------------------------------------------------
@@ -139,23 +140,26 @@ class HttpTransport:
         for path, document in self._documents.by_path.items():
             self._add(app, "GET", path, self._guarded(self._document(document)))
         self._add(app, "POST", "/mcp/", self._guarded(self._mcp_message))
-        app.router.add_route("*", "/mcp", self._to_mcp)
+        app.router.add_route("*", "/mcp", self._to_mcp, expect_handler=meet_expectation)
         for place in (*self._swagger_ui.places(), *self._console.places()):
             self._add(app, "GET", place.path, self._guarded(place.handler, open_=place.open))
-        app.router.add_route("*", "/{path:.*}", self._guarded(self._not_found))
+        app.router.add_route(
+            "*", "/{path:.*}", self._guarded(self._not_found), expect_handler=meet_expectation
+        )
 
     def _add(self, app: web.Application, method: str, path: str, handler: Handler) -> None:
         resource = app.router.add_resource(path)
-        resource.add_route(method, handler)
+        add_route = partial(resource.add_route, expect_handler=meet_expectation)
+        add_route(method, handler)
         if method == "GET":
-            resource.add_route("HEAD", handler)
-        resource.add_route("OPTIONS", self._preflight)
+            add_route("HEAD", handler)
+        add_route("OPTIONS", self._preflight)
 
         async def not_allowed(request: web.Request) -> web.StreamResponse:
             reply = self._refused(MethodNotAllowed(allowed=method))
             return self._respond(request, reply, headers=(("Allow", f"{method}, OPTIONS"),))
 
-        resource.add_route("*", not_allowed)
+        add_route("*", not_allowed)
 
     def _operation(self, row: Operation) -> Guarded:
         return partial(self._answer, row)
@@ -168,6 +172,8 @@ class HttpTransport:
                 grant = None
                 if not open_:
                     grant = self._admit(request)
+                if is_surplus(request) and request.path not in _HEALTH_PATHS:
+                    raise Busy()
                 return await handler(request, grant)
             except Exception as error:
                 return self._respond(request, self._refused(error))
@@ -189,10 +195,7 @@ class HttpTransport:
     ) -> web.StreamResponse:
         received = time.monotonic()
         requester = "http" if grant is None else grant.name
-        if not self._is_all_here(row, request) and self._turns_away(row, requester):
-            envelope = Envelope(refusal=Busy())
-        else:
-            envelope = await self._open(row, request, received)
+        envelope = await self._open(row, request, received)
         headers = request.headers
         key = headers.get("Idempotency-Key")
         if key is not None:
@@ -211,14 +214,6 @@ class HttpTransport:
         )
         return self._respond(request, reply, envelope.request_id)
 
-    def _is_all_here(self, row: Operation, request: web.Request) -> bool:
-        """Whether nothing has to be waited for to tell the id that it may hold."""
-        return row.method == "GET" or request.content.is_eof()
-
-    def _turns_away(self, row: Operation, requester: str) -> bool:
-        """Whether it is refused whatever is still to come of it; a command's id may be known."""
-        return not row.commands and self._dispatcher.turns_away(row, requester, None)
-
     async def _open(self, row: Operation, request: web.Request, received: float) -> Envelope:
         if row.method == "GET":
             return open_fields({**request.query, **request.match_info})
@@ -226,8 +221,9 @@ class HttpTransport:
         return open_payload(payload, self._settings.max_payload)
 
     async def _payload(self, request: web.Request, received: float) -> bytes:
+        check_media_type(request.headers)
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
-        return await json_body(request, self._settings.max_payload, in_time)
+        return await read_body(request, self._settings.max_payload, in_time)
 
     async def _health(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         """The health object bare, for monitors that read it so."""
@@ -317,10 +313,6 @@ class HttpTransport:
         return handle
 
     # ---- responses ------------------------------------------------------------------------------
-
-    def _shedding(self) -> Shedding:
-        headers = (*self._cors(None), _RETRY_AFTER)
-        return Shedding(self._settings, self._keys, self._dispatcher, headers)
 
     def _refused(self, error: Exception) -> Reply:
         """The reply to what never got as far as the dispatcher, counted here for that reason."""

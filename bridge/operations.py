@@ -167,8 +167,6 @@ async def config(fields: DeviceFields, call: Call) -> DeviceConfig:
 
 async def batch(fields: BatchFields, call: Call) -> BatchResult:
     """Several requests in one: reads together, commands in list order."""
-    with call.in_time():
-        await call.services.pace.keep()
     items = [call.items.open_item(call, raw, n) for n, raw in enumerate(fields.requests)]
     ordered: list[Item] = []
     alike: dict[str, list[Item]] = {}

@@ -1,48 +1,67 @@
-"""What of HTTP reaches below aiohttp's handlers: its protocol mended, answers in one write, and
-requests that are answered at sight.
+"""The shim over aiohttp: all that reaches below `aiohttp.web`, and no more than this page.
 
-`tests/test_http_protocol.py` guards what is relied on here.
+- aiohttp's C parser rejects raw UTF-8 in a request line, which curl sends and other servers accept:
+  the request line is percent-encoded before the parser sees it.
+- What can't be parsed is answered with the contract's JSON, without a traceback per bad client, and
+  a body that breaks off its encoding fails at once (aiohttp leaves its reader waiting).
+- A response is written in one piece: aiohttp's `web.Response` costs a third of a sensor query.
+- A response that leaves before its request's body was read closes the connection. Else what follows
+  on it, which behind a pooling proxy are other people's requests, would be read as that body.
+- Connections are capped, and so is what clients have not read of their responses.
+
+`tests/http/test_server.py` guards what is relied on here.
 """
 
 import asyncio
+import contextlib
+import socket
+import sys
 import time
-import typing
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from email.utils import formatdate
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, cast
+from urllib.parse import quote_from_bytes
 
-from aiohttp import hdrs, web
+from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import _ErrInfo
 
-from .connections import MOST_CONNECTIONS, Connections, Patience, give_up_on_the_deaf
-from .errors import Busy
-from .framing import Begun, Framing
+from .deadlines import Limit
+from .errors import MalformedRequest, PayloadTooLarge, RequestTimeout, Text
+from .unsent import UnsentReplies
 
-# The answer to what failed outside a handler; None where a request could not be parsed.
+# The answer to what failed outside a handler; None if the request could not be parsed.
 OnError = Callable[[BaseException | None], "Answer"]
 
 JSON_UTF8 = "application/json; charset=utf-8"
+NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
+MOST_CONNECTIONS = 4096
 
-# A reader slower than this is waited for, before the next request of its connection is answered.
+# What database, broker and files need.
+_OTHER_DESCRIPTORS = 128
+_MOST_DESCRIPTORS = 65536
+_BACKLOG = 1024
+# A connection above the cap may send one request head within so long; so many more there may be,
+# as a share of the cap.
+_SURPLUS_SECONDS = 1.0
+_SURPLUS_SHARE = 8
+# The kernel ends a connection whose client acknowledges nothing for so long.
+_UNACKNOWLEDGED_SECONDS = 60
+# A response larger than this may have to wait for its client to read.
 _UNSENT_BYTES = 64 * 1024
-# How long one who reads next to nothing is waited for.
-_READER_SECONDS = 30.0
+# How long a response counts as under way whose client does not read it.
+_READ_SECONDS = 1.0
 _CLOSE = "Connection: close\r\n"
 _BODILESS = frozenset({204, 304})
-# What a client did to its own request, met once more when the rest of that is read away.
-_CLIENTS_FAULT = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
+_ASCII = bytes(range(128))
+# What a client did to its own request.
+_CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 
 
 class Answer(web.StreamResponse):
-    """A whole response, written with its head in one piece.
-
-    aiohttp's own `web.Response` costs a third of a sensor query here: it keeps headers in a
-    multidict, and prepares, starts and ends a stream for each.
-    """
+    """A whole response, written with its head in one piece."""
 
     def __init__(
         self,
@@ -53,42 +72,58 @@ class Answer(web.StreamResponse):
         *,
         keep_alive: bool = True,
     ) -> None:
-        # Not super().__init__(): it would make all that is done without here.
+        # Not super().__init__(), which makes a multidict of headers and much else.
         self._status = status
         self._keep_alive = keep_alive
-        self._body_bytes = body
+        self._content = body
         self._lines = _header_lines(content_type, tuple(headers))
+        self._written = False
 
     @property
     def keep_alive(self) -> bool | None:
         """Whether the connection goes on after it."""
         return self._keep_alive
 
+    async def send(self, request: web.BaseRequest) -> None:
+        """Write it, and wait a second at most until its client has read it."""
+        if self._write(request):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_READ_SECONDS):
+                    await request.writer.drain()
+
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Write it."""
-        head = self._head(self._persistence(request))
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the client has gone")
-        body = b"" if request.method == hdrs.METH_HEAD else self._body_bytes
-        if len(body) < _UNSENT_BYTES:
-            transport.write(head + body)
-        else:
-            # Not joined: however many wait for the same large body, it is kept once.
-            transport.writelines((head, body))
-        if transport.get_write_buffer_size() > _UNSENT_BYTES:
+        """Write it unless it was sent, and wait until its client has read it."""
+        if self._write(request):
             await request.writer.drain()
 
     async def write_eof(self, data: bytes = b"") -> None:
-        """It was written whole."""
+        """Do nothing: it was written whole."""
         del data
 
-    def whole(self) -> bytes:
+    def encoded(self) -> bytes:
         """All of it, as it goes to a client of HTTP/1.1."""
-        return self._head("" if self._keep_alive else _CLOSE) + self._body_bytes
+        return self._head("" if self._keep_alive else _CLOSE) + self._content
+
+    def _write(self, request: web.BaseRequest) -> bool:
+        """Write it once; whether its client still has much to read."""
+        transport = request.transport
+        if transport is None:
+            raise ConnectionResetError("the client has gone")
+        if not self._written:
+            self._written = True
+            head = self._head(self._persistence(request))
+            body = b"" if request.method == hdrs.METH_HEAD else self._content
+            if len(body) < _UNSENT_BYTES:
+                transport.write(head + body)
+            else:
+                transport.writelines((head, body))
+        if transport.get_write_buffer_size() <= _UNSENT_BYTES:
+            return False
+        cast(Protocol, request.protocol).watch_reader()
+        return True
 
     def _head(self, persistence: str) -> bytes:
-        length = f"Content-Length: {len(self._body_bytes)}\r\n"
+        length = f"Content-Length: {len(self._content)}\r\n"
         if self._status in _BODILESS:
             length = ""
         return (
@@ -97,10 +132,17 @@ class Answer(web.StreamResponse):
         ).encode("latin-1", "replace")
 
     def _persistence(self, request: web.BaseRequest) -> str:
-        self._keep_alive = self._keep_alive and request.keep_alive
+        self._keep_alive = self._keep_alive and request.keep_alive and _may_go_on(request)
         if not self._keep_alive:
             return _CLOSE
         return "" if request.version >= (1, 1) else "Connection: keep-alive\r\n"
+
+
+def _may_go_on(request: web.BaseRequest) -> bool:
+    """Whether what follows on the connection is the next request, and may be served."""
+    return (
+        request.content.is_eof() and hdrs.UPGRADE not in request.headers and not is_surplus(request)
+    )
 
 
 @lru_cache(maxsize=64)
@@ -120,191 +162,98 @@ def _date(unix_seconds: int) -> str:
     return formatdate(unix_seconds, usegmt=True)
 
 
-class AtSight(typing.Protocol):
-    """What is answered at sight of its bytes, before it costs a parser, a task and a handler."""
+async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
+    """A request's body.
 
-    def may_answer(self, arriving: int) -> bool:
-        """Whether anything is now, with so many others on their way to their handlers."""
+    Raises:
+        PayloadTooLarge: it is longer than `limit` bytes.
+        RequestTimeout: it did not arrive in time.
+        MalformedRequest: it broke off, or its encoding is wrong.
+    """
+    try:
+        with in_time:
+            return await request.read()
+    except web.HTTPRequestEntityTooLarge:
+        raise PayloadTooLarge(limit=limit) from None
+    except TimeoutError:
+        raise RequestTimeout() from None
+    except _CLIENT_FAULTS:
+        raise MalformedRequest(reason=NOT_HTTP) from None
 
-    def answer(self, data: bytes) -> bytes | None:
-        """The answer, after `may_answer`; None lets it in."""
 
-    def answered(self) -> None:
-        """The answer was written."""
-
-    @property
-    def counted(self) -> tuple[str, ...]:
-        """What the targets of those others begin with."""
-
-
-@dataclass(slots=True)
-class Shared:
-    """What all connections share."""
-
-    on_error: OnError
-    at_sight: AtSight | None
-    connections: Connections
-    reader_seconds: float = _READER_SECONDS
-    # What the targets of requests begin with that count as arriving.
-    counted: tuple[str, ...] = field(init=False)
-    # How many requests that count have been read and not reached their handlers yet.
-    arriving: int = 0
-
-    def __post_init__(self) -> None:
-        self.counted = () if self.at_sight is None else self.at_sight.counted
+def is_surplus(request: web.BaseRequest) -> bool:
+    """Whether the request came by a connection above the cap."""
+    return isinstance(request.protocol, Protocol) and request.protocol.is_surplus
 
 
 class Protocol(web.RequestHandler):
-    """aiohttp's protocol, with mends and a short cut.
+    """aiohttp's protocol of one connection, with the mends listed above."""
 
-    aiohttp's C parser refuses raw UTF-8 in a request line, which curl sends and other servers
-    take: it is percent-encoded before the parser sees it. What can't be parsed, or is refused
-    by aiohttp itself, is answered with the contract's JSON, without a traceback per bad client. No
-    client holds a connection by not reading. And what can be is answered at sight.
-    """
+    __slots__ = ("_body", "_in_head", "_server", "is_surplus")
 
-    __slots__ = ("_arriving", "_framing", "_held", "_shared", "_unanswered")
-
-    def __init__(self, shared: Shared, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, server: "Server", *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._shared = shared
-        self._framing = Framing()
-        # What came and is not for the parser yet.
-        self._held = b""
-        # How many requests the parser has read whose answers have not been written.
-        self._unanswered = 0
-        # Whether a request of ours is among those that `shared` counts.
-        self._arriving = False
-        handle = self._request_handler
-        assert handle is not None
-
-        def begin(request: web.BaseRequest) -> Awaitable[web.StreamResponse]:
-            self._arrived()
-            return handle(request)
-
-        self._request_handler = begin
-
-    # ---- its life -------------------------------------------------------------------------------
+        self._server = server
+        # The body of the request that was parsed last.
+        self._body: StreamReader | None = None
+        # Whether a head has arrived up to some line after its first.
+        self._in_head = False
+        self.is_surplus = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        shared = self._shared
-        if not shared.connections.admits(self):
-            shared.connections.refuse(
-                cast(asyncio.Transport, transport), lambda: shared.on_error(Busy()).whole()
-            )
-            return
-        give_up_on_the_deaf(transport)
+        self.is_surplus = self._server.opened(cast(asyncio.Transport, transport))
+        if self.is_surplus:
+            self._loop.call_later(_SURPLUS_SECONDS, self._close_unless_busy)
+        _limit_unacknowledged(transport)
         super().connection_made(transport)
 
     def connection_lost(self, exc: BaseException | None) -> None:
-        self._arrived()
-        self._shared.connections.gone(self)
-        self._held = b""
+        self._server.closed()
         super().connection_lost(exc)
 
-    @property
-    def is_busy(self) -> bool:
-        """Whether a request has come here and is not answered yet."""
-        return self._unanswered > 0
-
-    def cut(self) -> None:
-        """Close it at once."""
+    def watch_reader(self) -> None:
+        """Count what this client has not read among what is unsent."""
         if self.transport is not None:
-            self.transport.abort()
+            self._server.unsent.watch(self.transport)
 
     async def start(self) -> None:
         try:
             await super().start()
         except Exception as error:
-            # What its parser lets pass but no request can be made of: a host that is no name.
-            self._give_up(None if isinstance(error, ValueError) else error)
-
-    def _give_up(self, error: Exception | None) -> None:
-        if self.transport is not None:
-            self.transport.write(self._shared.on_error(error).whole())
-        self.force_close()
-
-    async def _drain_helper(self) -> None:
-        if self.transport is None or not self.writing_paused:
-            return await super()._drain_helper()
-        patience = Patience(self.transport, self._shared.reader_seconds)
-        try:
-            return await super()._drain_helper()
-        finally:
-            patience.end()
-
-    # ---- what comes in --------------------------------------------------------------------------
+            # A head that parses but makes no request, such as a host that is no name.
+            if self.transport is not None:
+                failed = None if isinstance(error, ValueError) else error
+                self.transport.write(self._server.on_error(failed).encoded())
+            self.force_close()
 
     def data_received(self, data: bytes) -> None:
-        if self._close or self._force_close:
-            return
-        if not data:
-            # aiohttp calls it so, to go on with what the parser has kept.
-            self._feed(b"")
-        elif not self._held and self._is_answered_at_sight(data):
-            return
-        data = self._held + data
-        start = 0
-        while start < len(data) and self._has_room():
-            end = self._framing.end_of_piece(data, start)
-            self._feed(data[start:end])
-            start = end
-        self._held = data[start:]
+        begins = self._is_between_requests()
+        if begins and not data.isascii():
+            line, newline, rest = data.partition(b"\n")
+            data = quote_from_bytes(line, safe=_ASCII).encode() + newline + rest
+        super().data_received(data)
+        if self._messages:
+            message, body = self._messages[-1]
+            if isinstance(message, _ErrInfo):
+                self._fail_body()
+            self._body, self._in_head = body, False
+        elif begins:
+            # Blank lines may stand before a request (RFC 9112, section 2.2).
+            self._in_head = b"\n" in data.lstrip(b"\r\n")
 
-    def _has_room(self) -> bool:
-        """Whether the parser would take more; where it does not, reading is paused."""
-        return len(self._messages) < self._max_msg_queue_size and not self._reading_paused
-
-    def _feed(self, piece: bytes) -> None:
-        count, awaited = self._request_count, not self._unanswered
-        super().data_received(self._framing.mended(piece))
-        begun = self._request_count - count
-        if self._upgraded or begun > 1:
-            self._framing.known = False
-        if not begun:
-            self._framing.took(piece, None)
-            return
-        self._unanswered += begun
-        read = self._messages[-begun]
-        message = read[0]
-        if isinstance(message, _ErrInfo):
-            self._framing.known = False
-        else:
-            self._framing.took(piece, cast(Begun, read))
-            # One behind another may have long to wait for its turn.
-            if awaited and message.path.startswith(self._shared.counted):
-                self._arriving = True
-                self._shared.arriving += 1
-
-    # ---- requests on their way to their handlers ------------------------------------------------
-
-    def _arrived(self) -> None:
-        if self._arriving:
-            self._arriving = False
-            self._shared.arriving -= 1
-
-    def _is_answered_at_sight(self, data: bytes) -> bool:
-        """Answer a request at sight; it must be its turn, and its client must read."""
-        at_sight = self._shared.at_sight
-        if (
-            at_sight is None
-            or not at_sight.may_answer(self._shared.arriving)
-            or not self._framing.between
-            or self._unanswered
-            or self.transport is None
-            or self.transport.get_write_buffer_size() > _UNSENT_BYTES
-        ):
+    def _is_between_requests(self) -> bool:
+        if self._in_head or self._upgraded or self._buffer_paused:
             return False
-        answer = at_sight.answer(data)
-        if answer is None:
-            return False
-        self.transport.write(answer)
-        at_sight.answered()
-        self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
-        self._shared.connections.idle(self)
-        return True
+        return self._body is None or self._body.is_eof()
 
-    # ---- what goes out --------------------------------------------------------------------------
+    def _fail_body(self) -> None:
+        """Tell the reader of a body that no more of it can be parsed."""
+        if self._body is not None and not self._body.is_eof():
+            self._body.set_exception(web.RequestPayloadError("the body can't be parsed"))
+
+    def _close_unless_busy(self) -> None:
+        if not (self._request_in_progress or self._messages):
+            self.force_close()
 
     def handle_error(
         self,
@@ -313,47 +262,38 @@ class Protocol(web.RequestHandler):
         exc: BaseException | None = None,
         message: str | None = None,
     ) -> web.StreamResponse:
-        del message
-        if request.writer.output_size > 0:
-            # Amidst a stream of ours: aiohttp closes the connection.
-            raise ConnectionError("the response has begun")
-        return self._shared.on_error(exc if status >= 500 else None)
+        del request, message
+        return self._server.on_error(exc if status >= 500 else None)
 
     async def finish_response(
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):
             # `OPTIONS *` and CONNECT, whose targets are no paths: none of our routes saw them.
-            resp = self._shared.on_error(None)
-        if self._upgraded and not self._messages:
-            self._decline_upgrade(resp)
-        finished = await super().finish_response(request, resp, start_time)
-        self._unanswered -= 1
-        if not self._unanswered:
-            self._shared.connections.idle(self)
-        return finished
-
-    def _decline_upgrade(self, resp: web.StreamResponse) -> None:
-        """End the connection with this response.
-
-        What its client sent behind an upgrade may be of another protocol; read as requests, it
-        would be what someone else wrote.
-        """
-        resp.force_close()
-        self._message_tail = b""
-        self.close()
+            resp = self._server.on_error(None)
+        return await super().finish_response(request, resp, start_time)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         error = kw.get("exc_info")
-        if not isinstance(error, _CLIENTS_FAULT):
+        if not isinstance(error, _CLIENT_FAULTS):
             # Without its traceback: whoever knows how to cause it could fill the log with them.
             self.logger.error("a connection was given up: %r", error or args)
 
 
-async def _let_go_on(request: web.Request) -> None:
+def _limit_unacknowledged(transport: asyncio.BaseTransport) -> None:
+    connected = cast("socket.socket | None", transport.get_extra_info("socket"))
+    if connected is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        # It may be closed already.
+        with contextlib.suppress(OSError):
+            connected.setsockopt(
+                socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _UNACKNOWLEDGED_SECONDS * 1000
+            )
+
+
+async def meet_expectation(request: web.Request) -> None:
     """Meet `Expect: 100-continue`, and no other expectation (RFC 9110, section 10.1.1).
 
-    aiohttp's own refuses those by a text that repeats them, and fails where they are not UTF-8.
+    aiohttp's own handler rejects others by a text that repeats them, and fails on raw UTF-8.
     """
     expected = request.headers.get(hdrs.EXPECT, "").lower()
     if expected == "100-continue" and request.version >= (1, 1):
@@ -362,49 +302,87 @@ async def _let_go_on(request: web.Request) -> None:
         request.writer.output_size = 0
 
 
-class Runner:
-    """An aiohttp application behind `Protocol`, without aiohttp's own signal handling.
-
-    Of more than `most_connections` the one that was idle longest is closed; a client that reads
-    next to nothing of its answer for `reader_seconds` is cut off.
-    """
+class Server:
+    """An aiohttp application behind `Protocol`, on one address."""
 
     def __init__(
         self,
         app: web.Application,
         *,
         on_error: OnError,
-        at_sight: AtSight | None = None,
         most_connections: int = MOST_CONNECTIONS,
-        reader_seconds: float = _READER_SECONDS,
+        unsent: UnsentReplies | None = None,
         **options: Any,
     ) -> None:
-        # Inflated, a body of 64 KiB may be one of 64 MiB; who takes none refuses it as it is.
+        # Inflated, a body of 64 KiB may be one of 64 MiB: encoded bodies are rejected as they are.
         self._options = {"auto_decompress": False, **options}
         self._runner = web.AppRunner(app, handle_signals=False, **self._options)
-        connections = Connections(most_connections)
-        self._shared = Shared(on_error, at_sight, connections, reader_seconds)
+        self._most = most_connections
+        self._open = 0
+        self._listening: asyncio.Server | None = None
+        self.on_error = on_error
+        self.unsent = unsent or UnsentReplies()
 
-    async def setup(self) -> None:
-        """Make it ready for `protocol`."""
-        for route in self._runner.app.router.routes():
-            route._expect_handler = _let_go_on
+    async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
+        """Listen.
+
+        Raises:
+            OSError: the address can't be bound.
+        """
         await self._runner.setup()
-
-    def protocol(self) -> Protocol:
-        """One connection's protocol, as `create_server` asks for it."""
-        return Protocol(
-            self._shared,
-            self._runner.server,
-            loop=asyncio.get_running_loop(),
-            **self._options,
+        loop = asyncio.get_running_loop()
+        self._listening = await loop.create_server(
+            self._protocol, host or None, port, backlog=_BACKLOG, reuse_port=reuse_port or None
         )
 
     async def close(self, within: float) -> None:
-        """End the connections; those still busy after `within` seconds are cut."""
-        self._shared.connections.close()
+        """End the connections; those still busy after `within` seconds are aborted."""
+        if self._listening is not None:
+            self._listening.close()
         server = self._runner.server
         if server is not None:
             server.pre_shutdown()
             await server.shutdown(within)
+        self.unsent.close()
         await self._runner.cleanup()
+
+    def opened(self, transport: asyncio.Transport) -> bool:
+        """Count a connection; whether it is above the cap. Those far above it are aborted."""
+        self._open += 1
+        if self._open > self._most + max(8, self._most // _SURPLUS_SHARE):
+            transport.abort()
+        return self._open > self._most
+
+    def closed(self) -> None:
+        """Count a connection no more."""
+        self._open -= 1
+
+    def _protocol(self) -> Protocol:
+        return Protocol(self, self._runner.server, loop=asyncio.get_running_loop(), **self._options)
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process, and those that it starts, have as many open files as it may have."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        # macOS has a lower limit of its own, and rejects more.
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def connection_cap() -> int:
+    """How many connections leave enough descriptors for everything else."""
+    if sys.platform == "win32":
+        return MOST_CONNECTIONS
+    import resource
+
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return MOST_CONNECTIONS
+    left = max(soft - _OTHER_DESCRIPTORS, soft // 2)
+    return min(MOST_CONNECTIONS, left * _SURPLUS_SHARE // (_SURPLUS_SHARE + 1))

@@ -16,11 +16,11 @@ import sys
 from . import database, link
 from .access import read_keys
 from .app import Bridge, stop_signal
-from .connections import raise_descriptor_limit
 from .http import PortTakenError
 from .metrics import WORKER_NUMBER
 from .parent import BAD_SETTINGS, CANT_LISTEN, GRACE_SECONDS, LIFELINE, PULSE, PULSE_SECONDS, Parent
 from .settings import Settings, SettingsError
+from .sidecar import raise_descriptor_limit
 
 logger = logging.getLogger(__name__)
 

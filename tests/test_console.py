@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
-import signal
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -16,12 +14,8 @@ import pytest
 from playwright.async_api import Page, expect
 
 from bridge import __version__
-from bridge.access import Grant
 from bridge.activity import LISTED_REQUESTS, WINDOW_SECONDS, Activity
-from bridge.console.editions import Editions
 from bridge.dispatch import Observation
-from bridge.models import Health
-from bridge.settings import Settings
 from tests.conftest import ConnectBoard, StartBridge
 from tests.lab.bridge import Bridge
 from tests.lab.browser import open_page
@@ -78,7 +72,7 @@ def test_durations_are_told_within_a_sixteenth_part(activity, clock, seconds):
     activity.observe(answered(seconds=seconds))
     clock.now += 1
 
-    told = activity.follow().news().window.p50_ms
+    told = activity.snapshot().window.p50_ms
 
     assert told == pytest.approx(max(seconds, 1e-6) * 1000, rel=1 / 16, abs=0.001)
 
@@ -88,7 +82,7 @@ def test_quantiles_are_those_of_all_requests_of_the_second(activity, clock):
         activity.observe(answered(seconds=milliseconds / 1000))
     clock.now += 1
 
-    (second,) = activity.follow().news().seconds
+    (second,) = activity.snapshot().seconds
 
     assert second.p50_ms == pytest.approx(500, rel=1 / 16)
     assert second.p99_ms == pytest.approx(990, rel=1 / 16)
@@ -99,152 +93,58 @@ def test_refusals_and_failures_are_counted_apart(activity, clock):
         activity.observe(answered(code))
     clock.now += 1
 
-    window = activity.follow().news().window
+    window = activity.snapshot().window
 
     assert (window.requests, window.refused, window.failed) == (7, 2, 3)
-
-
-def test_a_second_is_told_once_it_is_over(activity, clock):
-    follower = activity.follow()
-    activity.observe(answered())
-    assert follower.news().seconds == []
-
-    clock.now += 1
-    assert [second.requests for second in follower.news().seconds] == [1]
-    assert follower.news().seconds == []
 
 
 def test_what_is_older_than_five_minutes_is_forgotten(activity, clock):
     activity.observe(answered())
     clock.now += WINDOW_SECONDS
-    assert activity.follow().news().window.requests == 1
+    assert activity.snapshot().window.requests == 1
 
     clock.now += 1
-    news = activity.follow().news()
-    assert (news.window.requests, news.seconds) == (0, [])
+    snapshot = activity.snapshot()
+    assert (snapshot.window.requests, snapshot.seconds) == (0, [])
 
 
-def test_a_follower_is_told_of_each_request_once_and_of_the_last_200_at_most(activity):
-    follower = activity.follow()
+def test_a_second_is_shown_once_it_is_over(activity, clock):
     activity.observe(answered())
-    activity.observe(answered(404))
-    assert [seen.code for seen in follower.news().requests] == [200, 404]
-    assert follower.news().requests == []
+    assert activity.snapshot().seconds == []
 
+    clock.now += 1
+    assert [second.requests for second in activity.snapshot().seconds] == [1]
+
+
+def test_the_last_200_requests_are_listed_and_numbered(activity):
     for _ in range(LISTED_REQUESTS + 50):
         activity.observe(answered())
-    assert len(follower.news().requests) == LISTED_REQUESTS
+
+    numbers = [seen.number for seen in activity.snapshot().requests]
+
+    assert numbers == list(range(51, LISTED_REQUESTS + 51))
 
 
 def test_a_long_text_for_a_uuid_is_not_kept(activity):
     activity.observe(answered(400, uuid="x" * 60_000))
 
-    (seen,) = activity.follow().news().requests
+    (seen,) = activity.snapshot().requests
 
     assert len(seen.device_uuid) == 37
-
-
-# ---- what is written of it ----------------------------------------------------------------------
-
-
-def healthy() -> Health:
-    return Health("healthy", True, True, "1", 1.0, 0)
-
-
-@pytest.fixture
-def editions(activity: Activity) -> Editions:
-    return Editions(activity, Settings(_env_file=None), healthy)
-
-
-def read(event: bytes) -> tuple[str, list[int]]:
-    """An event's kind, and the codes of the requests in it, which stand for the requests."""
-    kind, data = event.decode().rstrip().split("\n")
-    requests = json.loads(data.removeprefix("data: "))["requests"]
-    return kind.removeprefix("event: "), [seen["code"] for seen in requests]
-
-
-def test_an_event_is_written_once_for_all_who_may_see_the_same(editions, activity, clock):
-    activity.observe(answered(200))
-    activity.observe(answered(201, uuid=BOARD_B))
-    of_a, also_of_a = (Grant(name, devices=frozenset({BOARD_A})) for name in ("a", "a"))
-    edition = editions.latest()
-    assert editions.latest() is edition
-    assert edition.event(None, None) is edition.event(None, None)
-    assert edition.event(of_a, None) is edition.event(also_of_a, None)
-    assert read(edition.event(None, None)) == ("history", [200, 201])
-    assert read(edition.event(of_a, None)) == ("history", [200])
-    clock.now += 1
-    assert editions.latest() is not edition
-
-
-def test_readers_are_told_of_each_request_once_whenever_they_came(editions, activity, clock):
-    activity.observe(answered(200))
-    first = editions.latest()
-    early = read(first.event(None, None))
-    activity.observe(answered(201))
-    late = read(editions.latest().event(None, None))
-    clock.now += 1
-    second = editions.latest()
-    activity.observe(answered(202))
-    assert early == late == ("history", [200])
-    assert read(second.event(None, first.number)) == ("second", [201])
-    assert read(second.event(None, None)) == ("history", [200, 201])
-    clock.now += 1
-    assert read(editions.latest().event(None, second.number)) == ("second", [202])
-
-
-def test_a_reader_who_missed_an_edition_is_told_the_history_again(editions, activity, clock):
-    told = editions.latest().number
-    for code in (200, 201):
-        activity.observe(answered(code))
-        clock.now += 1
-        latest = editions.latest()
-    assert read(latest.event(None, told)) == ("history", [200, 201])
-
-
-def test_a_history_leaves_out_no_more_than_what_came_since(editions, activity):
-    edition = editions.latest()
-    for _ in range(LISTED_REQUESTS + 50):
-        activity.observe(answered())
-    assert read(edition.event(None, None)) == ("history", [])
 
 
 # ---- who is told what ---------------------------------------------------------------------------
 
 
-class Events:
-    """An open stream of events."""
-
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
-        self._content = response.content
-
-    async def next(self, timeout: float = 5.0) -> tuple[str, Json]:
-        """The next event's kind and data; `EOFError` when the bridge has ended the stream."""
-        async with asyncio.timeout(timeout):
-            block = await self._content.readuntil(b"\n\n")
-        if not block:
-            raise EOFError
-        kind, data = block.decode().rstrip().split("\n")
-        return kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))
-
-    async def requests(self) -> list[Json]:
-        """What the next event that lists any requests lists."""
-        while True:
-            _, data = await self.next()
-            if data["requests"]:
-                return list(data["requests"])
-
-
-@contextlib.asynccontextmanager
-async def watching(bridge: Bridge, key: str | None = None) -> AsyncIterator[Events]:
+async def snapshot_of(bridge: Bridge, key: str | None = None) -> Json:
     headers = {} if key is None else {"X-API-Key": key}
     async with (
         aiohttp.ClientSession(base_url=bridge.url, headers=headers) as http,
-        http.get("/console/events") as response,
+        http.get("/console/snapshot") as response,
     ):
         assert response.status == 200
-        assert response.content_type == "text/event-stream"
-        yield Events(response)
+        assert response.headers["Cache-Control"] == "no-store"
+        return await response.json()
 
 
 async def look_up(bridge: Bridge, uuid: str, key: str | None = None) -> int:
@@ -256,51 +156,23 @@ async def look_up(bridge: Bridge, uuid: str, key: str | None = None) -> int:
         return response.status
 
 
-async def test_events_begin_with_the_history_and_go_on_every_second(private_bridge):
+async def test_snapshot_shows_health_and_what_was_answered(private_bridge):
     bridge = private_bridge()
-    await look_up(bridge, BOARD_A)
+    await look_up(bridge, UNKNOWN_BOARD)
 
-    async with watching(bridge) as events:
-        kind, history = await events.next()
-        assert kind == "history"
-        assert [seen["device_uuid"] for seen in history["requests"]] == [BOARD_A]
-        assert history["health"]["status"] == "healthy"
-        await look_up(bridge, UNKNOWN_BOARD)
-        (seen,) = await events.requests()
-        kind, second = await events.next(timeout=1.5)
+    snapshot = await snapshot_of(bridge)
 
-    assert seen | {"at": None, "ms": None} == {
-        "at": None,
+    (seen,) = snapshot["requests"]
+    assert abs(seen.pop("at") - time.time()) < 10
+    assert seen.pop("ms") > 0
+    assert seen == {
+        "number": 1,
         "transport": "http",
         "operation": "device",
         "device_uuid": UNKNOWN_BOARD,
         "code": 404,
-        "ms": None,
     }
-    assert abs(seen["at"] - time.time()) < 10
-    assert kind == "second"
-    assert second["window"]["refused"] == 1
-
-
-async def test_readers_are_all_told_of_each_request_once(private_bridge):
-    bridge = private_bridge()
-
-    async def seen(events: Events) -> list[str]:
-        """What is told until, and with, the last one."""
-        told: list[str] = []
-        while UNKNOWN_BOARD not in told:
-            _, data = await events.next()
-            told += [request["device_uuid"] for request in data["requests"]]
-        return told
-
-    async with contextlib.AsyncExitStack() as stack:
-        readers = []
-        for uuid in (BOARD_A, BOARD_B, BOARD_C):
-            await look_up(bridge, uuid)
-            readers.append(await stack.enter_async_context(watching(bridge)))
-        await look_up(bridge, UNKNOWN_BOARD)
-        told = await asyncio.gather(*(seen(events) for events in readers))
-    assert told == [[BOARD_A, BOARD_B, BOARD_C, UNKNOWN_BOARD]] * 3
+    assert snapshot["health"]["status"] == "healthy"
 
 
 @pytest.fixture
@@ -312,7 +184,7 @@ def guarded_bridge(private_bridge: StartBridge, tmp_path: Path) -> Bridge:
     return private_bridge(API_KEYS_FILE=str(keys))
 
 
-async def test_without_a_key_the_page_holds_nothing_and_the_events_are_refused(guarded_bridge):
+async def test_without_a_key_the_page_holds_nothing_and_the_snapshot_is_refused(guarded_bridge):
     async with aiohttp.ClientSession(base_url=guarded_bridge.url) as http:
         for path in ("/console", *(f"/console/{name}" for name in ASSETS)):
             async with http.get(path) as response:
@@ -326,7 +198,7 @@ async def test_without_a_key_the_page_holds_nothing_and_the_events_are_refused(g
             assert __version__ not in text
             assert guarded_bridge.instance not in text
         for headers in ({}, {"X-API-Key": "wrong"}):
-            async with http.get("/console/events", headers=headers) as response:
+            async with http.get("/console/snapshot", headers=headers) as response:
                 assert response.status == 401
                 assert (await response.json())["error"] == "unauthorized"
 
@@ -339,51 +211,9 @@ async def test_a_key_is_told_only_of_requests_that_it_may_make_itself(guarded_br
     for uuid in (BOARD_A, BOARD_B):
         assert await look_up(guarded_bridge, uuid, "all-of-it") == 200
 
-    async with watching(guarded_bridge, key) as events:
-        _, history = await events.next()
+    snapshot = await snapshot_of(guarded_bridge, key)
 
-    assert [request["device_uuid"] for request in history["requests"]] == seen
-
-
-async def test_a_key_that_is_taken_back_ends_its_stream(guarded_bridge):
-    async with watching(guarded_bridge, "all-of-it") as events:
-        await events.next()
-        Path(guarded_bridge.settings["API_KEYS_FILE"]).write_text("other:secret-of-another")
-        guarded_bridge.send_signal(signal.SIGHUP)
-        with pytest.raises((EOFError, asyncio.IncompleteReadError)):
-            for _ in range(5):
-                await events.next()
-
-
-async def test_an_open_console_does_not_hold_up_the_stop(private_bridge):
-    bridge = private_bridge()
-    async with watching(bridge) as events:
-        await events.next()
-        begun = time.monotonic()
-        assert await asyncio.to_thread(bridge.stop) == 0
-    assert time.monotonic() - begun < 3
-
-
-async def test_asking_for_the_head_of_the_events_opens_no_stream(bridge, http):
-    async with asyncio.timeout(3), http.head("/console/events") as response:
-        assert response.status == 200
-
-
-async def test_readers_are_limited_in_number(private_bridge):
-    bridge = private_bridge()
-    async with contextlib.AsyncExitStack() as readers:
-        for _ in range(64):
-            await (await readers.enter_async_context(watching(bridge))).next()
-        http = await readers.enter_async_context(aiohttp.ClientSession(base_url=bridge.url))
-        async with http.get("/console/events") as response:
-            assert response.status == 429
-    # That they went is noticed when they are next told something.
-    async with asyncio.timeout(5), aiohttp.ClientSession(base_url=bridge.url) as http:
-        while True:
-            async with http.get("/console/events") as response:
-                if response.status == 200:
-                    return
-            await asyncio.sleep(0.1)
+    assert [request["device_uuid"] for request in snapshot["requests"]] == seen
 
 
 # ---- what a person does with it -----------------------------------------------------------------

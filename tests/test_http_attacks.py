@@ -21,13 +21,13 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bridge.connections import Connections
-from bridge.sidecar import Answer, Runner
+from bridge.sidecar import Answer, Server
+from bridge.unsent import UnsentReplies
 from tests.lab.bridge import PROJECT, Bridge
 from tests.lab.mariadb import MariaDb
 from tests.lab.mosquitto import Mosquitto
 from tests.lab.platform import BOARD_A
-from tests.lab.servers import LOOPBACK
+from tests.lab.servers import LOOPBACK, free_port
 from tests.test_http_protocol import Connection, get, head_of, on_error, post
 
 LIGHT = {"device_uuid": BOARD_A, "port_type": "led", "port_id": 1, "action": "on"}
@@ -68,14 +68,13 @@ async def serving(handler: Handler, **options: Any) -> AsyncIterator[int]:
     """The port of a server like ours, all of whose paths are handled so."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
-    runner = Runner(app, on_error=on_error, access_log=None, **options)
-    await runner.setup()
-    server = await asyncio.get_running_loop().create_server(runner.protocol, LOOPBACK, 0)
+    server = Server(app, on_error=on_error, access_log=None, **options)
+    port = free_port()
+    await server.start(LOOPBACK, port)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield port
     finally:
-        server.close()
-        await runner.close(within=0.1)
+        await server.close(within=0.1)
 
 
 async def hello(request: web.Request) -> web.StreamResponse:
@@ -163,19 +162,11 @@ async def test_body_is_never_inflated():
 
 # ---- clients that never read --------------------------------------------------------------------
 
-PATIENCE = 1.0
+READER_SECONDS = 1.0
 
 
 async def large(request: web.Request) -> web.StreamResponse:
     return Answer(200, "text/plain", b"x" * int(request.query.get("size", 16_000_000)))
-
-
-async def streamed(request: web.Request) -> web.StreamResponse:
-    response = web.StreamResponse()
-    await response.prepare(request)
-    for _ in range(200):
-        await response.write(b"x" * 100_000)
-    return response
 
 
 async def unread(port: int, request: bytes, times: int = 1) -> socket.socket:
@@ -192,8 +183,8 @@ async def unread(port: int, request: bytes, times: int = 1) -> socket.socket:
 
 @pytest.mark.parametrize(
     ("handler", "request_line", "times"),
-    [(large, "/", 1), (streamed, "/", 1), (large, "/?size=5000", 20_000)],
-    ids=["one large answer", "a stream", "the answers to 20,000 requests"],
+    [(large, "/", 1), (large, "/?size=5000", 20_000)],
+    ids=["one large answer", "the answers to 20,000 requests"],
 )
 async def test_client_that_reads_nothing_is_cut_off(handler, request_line, times):
     transports = []
@@ -202,7 +193,7 @@ async def test_client_that_reads_nothing_is_cut_off(handler, request_line, times
         transports.append(request.transport)
         return await handler(request)
 
-    async with serving(noted, reader_seconds=PATIENCE) as port:
+    async with serving(noted, unsent=UnsentReplies(reader_seconds=READER_SECONDS)) as port:
         client = await unread(port, get(request_line), times)
         async with asyncio.timeout(10):
             # The kernel tells the client only once it reads.
@@ -213,13 +204,32 @@ async def test_client_that_reads_nothing_is_cut_off(handler, request_line, times
 
 async def test_client_that_reads_slowly_gets_all_of_it():
     size = 12_000_000
-    async with serving(large, reader_seconds=PATIENCE) as port, Connection(port) as client:
+    unsent = UnsentReplies(reader_seconds=READER_SECONDS)
+    async with serving(large, unsent=unsent) as port, Connection(port) as client:
         await client.send(get(f"/?size={size}"))
         await client.reader.readuntil(b"\r\n\r\n")
         for _ in range(20):
             # All in all for longer than a client has that reads nothing.
-            await asyncio.sleep(PATIENCE / 10)
+            await asyncio.sleep(READER_SECONDS / 10)
             await client.reader.readexactly(size // 20)
+
+
+async def test_largest_debtor_is_cut_where_all_owe_too_much():
+    transports = []
+
+    async def noted(request: web.Request) -> web.StreamResponse:
+        transports.append(request.transport)
+        return await large(request)
+
+    async with serving(noted, unsent=UnsentReplies(most_bytes=10_000_000)) as port:
+        sizes = (9_000_000, 16_000_000, 1_000_000)
+        clients = [await unread(port, get(f"/?size={size}")) for size in sizes]
+        async with asyncio.timeout(5):
+            while len(transports) < 3 or not any(each.is_closing() for each in transports):
+                await asyncio.sleep(0.01)
+        assert [transport.is_closing() for transport in transports] == [False, True, False]
+        for client in clients:
+            client.close()
 
 
 async def test_kernel_gives_up_a_client_that_acknowledges_nothing():
@@ -329,14 +339,10 @@ NO_REQUESTS = {
 
 
 @pytest.mark.parametrize("request_", NO_REQUESTS.values(), ids=NO_REQUESTS)
-@pytest.mark.parametrize("place", ["first", "behind a good one"])
-async def test_target_that_is_none_is_answered_and_its_connection_closed(bridge, place, request_):
+async def test_target_that_is_none_is_answered_and_its_connection_closed(bridge, request_):
     with quiet(bridge):
         async with Connection(bridge.port) as client:
-            good = get("/livez") if place == "behind a good one" else b""
-            await client.send(good + request_)
-            if good:
-                assert (await client.response())[0] == 200
+            await client.send(request_)
             assert await refusal(client) == MALFORMED
             assert await client.closed()
         assert await is_well(bridge)
@@ -379,68 +385,26 @@ async def site() -> AsyncIterator[Site]:
         site.go_on.set()
 
 
-async def test_connection_that_was_idle_longest_makes_room_for_another(site):
+async def test_connection_above_the_cap_is_closed_unless_it_sends_a_head(site):
     async with AsyncExitStack() as stack:
-        clients = [await site.connect(stack) for _ in range(ROOM)]
-        for client in reversed(clients):
-            await client.ask(get("/"))
+        for _ in range(ROOM):
+            await site.connect(stack)
+        surplus = [await site.connect(stack) for _ in range(5)]
+        for client, beginning in zip(surplus, (b"", b"G", b"GET / HTTP/1.1\r\n"), strict=False):
+            await client.send(beginning)
+        for client in surplus:
+            assert await client.closed()
+
+
+async def test_connection_above_the_cap_gets_one_answer(site):
+    async with AsyncExitStack() as stack:
+        for _ in range(ROOM):
+            await site.connect(stack)
         newcomer = await site.connect(stack)
-        assert await newcomer.ask(get("/new")) == {"path": "/new"}
-        assert await clients[-1].closed()
-        for client in clients[:-1]:
-            await client.ask(get("/"))
-
-
-async def test_connection_with_a_request_in_hand_is_not_closed(site):
-    async with AsyncExitStack() as stack:
-        clients = [await site.connect(stack) for _ in range(ROOM)]
-        await site.occupy(clients[0])
-        await site.occupy(clients[1])
-        for _ in range(5):
-            newcomer = await site.connect(stack)
-            assert await newcomer.ask(get("/new")) == {"path": "/new"}
-        assert await clients[2].closed()
-        site.go_on.set()
-        for client in clients[:2]:
-            assert await client.response() == (200, {"path": "/wait"})
-
-
-async def test_head_that_never_ends_is_no_request_in_hand(site):
-    async with AsyncExitStack() as stack:
-        clients = [await site.connect(stack) for _ in range(ROOM)]
-        for client in clients:
-            await client.send(b"GET / HTTP/1.1\r\nX-More: x")
-        newcomer = await site.connect(stack)
-        assert await newcomer.ask(get("/new")) == {"path": "/new"}
-
-
-async def test_newcomer_is_refused_where_all_are_busy(site):
-    async with AsyncExitStack() as stack:
-        clients = [await site.connect(stack) for _ in range(ROOM)]
-        for client in clients:
-            await site.occupy(client)
-        for asked in (get("/new"), b""):
-            newcomer = await site.connect(stack)
-            await newcomer.send(asked)
-            status, body = await newcomer.response()
-            assert (status, body) == (500, {"failed": "Busy({})"})
-            assert await newcomer.closed()
-        site.go_on.set()
-        for client in clients:
-            assert await client.response() == (200, {"path": "/wait"})
-        later = await site.connect(stack)
-        assert await later.ask(get("/later")) == {"path": "/later"}
-
-
-async def test_those_who_wait_to_be_refused_are_few(site):
-    async with AsyncExitStack() as stack:
-        for client in [await site.connect(stack) for _ in range(ROOM)]:
-            await site.occupy(client)
-        crowd = [await site.connect(stack) for _ in range(100)]
-        ends = await asyncio.gather(*(client.reader.read() for client in crowd))
-    told = [end for end in ends if end]
-    assert 0 < len(told) < 100
-    assert all(b"Busy" in end for end in told)
+        await newcomer.send(get("/new"))
+        status, headers, _ = await newcomer.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await newcomer.closed()
 
 
 async def test_connections_that_end_make_room(site):
@@ -454,48 +418,19 @@ async def test_connections_that_end_make_room(site):
             while True:
                 async with Connection(site.port) as newcomer:
                     await newcomer.send(get("/new"))
-                    if (await newcomer.response())[0] == 200:
+                    _, headers, _ = await newcomer.answer()
+                    if "connection" not in headers:
                         break
-
-
-def test_what_makes_room_is_the_oldest_of_the_idle():
-    class Seat:
-        is_busy = False
-
-        def cut(self) -> None:
-            cut.append(self)
-
-    cut: list[Seat] = []
-    connections = Connections(3)
-    first, second, third, fourth, fifth, late, last = (Seat() for _ in range(7))
-    assert all(connections.admits(seat) for seat in (first, second, third))
-    connections.idle(first)
-    assert connections.admits(fourth)
-    third.is_busy = True
-    assert connections.admits(fifth)
-    assert cut == [second, first]
-    for seat in (fourth, fifth):
-        seat.is_busy = True
-    # What is closed already is idle no more, whatever is still said of it.
-    connections.idle(first)
-    assert not connections.admits(late)
-    third.is_busy = False
-    connections.idle(third)
-    assert connections.admits(late)
-    assert cut == [second, first, third]
-    connections.gone(fourth)
-    assert connections.admits(last)
-    assert len(cut) == 3
 
 
 @pytest.mark.parametrize(
     ("soft", "hard", "told"),
-    [(300, 500, "500 372"), (500, 500, "500 372"), (100, 100, "100 50"), (300, 9000, "9000 4096")],
+    [(300, 500, "500 330"), (500, 500, "500 330"), (100, 100, "100 44"), (300, 9000, "9000 4096")],
 )
 def test_limit_of_open_files_is_raised_and_leaves_some_for_others(soft, hard, told):
     program = (
-        "import resource; from bridge.connections import *; raise_descriptor_limit();"
-        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], most_connections())"
+        "import resource; from bridge.sidecar import *; raise_descriptor_limit();"
+        "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], connection_cap())"
     )
     command = ["prlimit", f"--nofile={soft}:{hard}", sys.executable, "-c", program]
     done = subprocess.run(command, cwd=PROJECT, check=True, capture_output=True, text=True)
@@ -524,9 +459,8 @@ async def test_idle_connections_without_number_leave_the_bridge_its_servers(poor
         # All at once is the worst: they are accepted faster than older ones close.
         poor.pause()
         for _ in range(400):
-            _, writer = await asyncio.open_connection(poor.host, poor.port)
-            stack.callback(writer.close)
-            writer.write(b"GET / HT")
+            client = stack.enter_context(socket.create_connection((poor.host, poor.port)))
+            client.send(b"GET / HT")
         poor.resume()
         await asyncio.to_thread(poor.broker.restart)
         await asyncio.to_thread(poor.wait_until_it_is, "ready")
@@ -538,20 +472,16 @@ async def test_busy_connections_without_number_leave_the_bridge_its_servers(poor
         LIGHT_BODY
     )
     async with AsyncExitStack() as stack:
-        clients = [await stack.enter_async_context(Connection(poor.port)) for _ in range(110)]
+        # The cap where 220 files may be open.
+        clients = [await stack.enter_async_context(Connection(poor.port)) for _ in range(97)]
         for client in clients:
             await client.send(head)
-        async with asyncio.timeout(5):
-            # Until the heads of all have been read.
-            while True:
-                newcomer = await stack.enter_async_context(Connection(poor.port))
-                await newcomer.send(get("/livez"))
-                status, headers, body = await newcomer.answer()
-                if status == 429:
-                    break
-        assert (body["error"], body["code"], headers["retry-after"]) == ("busy", 429, "1")
-        assert headers["connection"] == "close"
-        assert await newcomer.closed()
+        for path, expected in (("/livez", 200), ("/api/operations", 429)):
+            newcomer = await stack.enter_async_context(Connection(poor.port))
+            await newcomer.send(get(path))
+            status, headers, _ = await newcomer.answer()
+            assert (status, headers["connection"]) == (expected, "close")
+            assert await newcomer.closed()
 
 
 # ---- what stands behind an upgrade --------------------------------------------------------------
@@ -582,23 +512,6 @@ async def test_body_behind_an_upgrade_is_never_taken_for_a_request(bridge):
             heard = await asyncio.wait_for(client.reader.read(), 5)
     assert heard.count(b"HTTP/1.1 ") == 1
     assert b"operations" not in heard
-
-
-async def test_requests_before_an_upgrade_are_all_answered(bridge):
-    async with Connection(bridge.port) as client:
-        await client.send(get("/livez") + get("/readyz") + get("/livez", *UPGRADE) + get("/"))
-        answers = [await client.answer() for _ in range(3)]
-        assert [headers.get("connection") for _, headers, _ in answers] == [None, None, "close"]
-        assert await client.closed()
-
-
-@pytest.mark.parametrize("upgrade", ["h2c", "TLS/1.0", "\u00e9"])
-async def test_upgrade_that_nobody_knows_is_passed_over(bridge, upgrade):
-    """So it may be (RFC 9110, section 7.8); what came with it in one piece was lost once."""
-    headers = ("Connection: Upgrade", f"Upgrade: {upgrade}")
-    async with Connection(bridge.port) as client:
-        await client.send(get("/livez", *headers) + get("/readyz"))
-        assert [(await client.response())[1]["status"] for _ in range(2)] == ["alive", "ready"]
 
 
 # ---- pages at a trusted address -----------------------------------------------------------------

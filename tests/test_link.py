@@ -17,7 +17,6 @@ import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -716,28 +715,6 @@ async def test_commands_go_before_replies_that_wait_but_do_not_keep_them_all(
         15,
         0,
     ]
-
-
-async def test_what_is_settled_is_told_though_nobody_waits_for_it_any_more(links):
-    """Until the broker has a command, another by another connection could overtake it."""
-    settled: list[tuple[int, int | None]] = []
-    async with Scripted(b"\x20\x06\x00\x00\x03\x21\x00\x02") as broker:
-        link = await links.opened(broker)
-        for number in range(5):
-            acknowledged = link.publish(
-                "t", b"x", qos=1, on_settled=partial(lambda n, r: settled.append((n, r)), number)
-            )
-            if number != 4:
-                acknowledged.cancel()
-        first, second = [await sent_id(broker) for _ in range(2)]
-        assert not settled
-        broker.send(wire.puback(first))
-        # What was cancelled before it left gives way to the last one.
-        await sent_id(broker)
-        assert settled == [(0, 0), (2, None), (3, None)]
-        assert second == first + 1
-    await asyncio.wait_for(link.lost, 5)
-    assert settled[3:] == [(1, None), (4, None)]
 
 
 async def test_expiry_is_told_as_a_message_leaves(links):

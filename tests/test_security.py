@@ -25,14 +25,14 @@ from aiohttp import web
 from bridge.access import Keys
 from bridge.errors import Forbidden, Unauthorized
 from bridge.settings import Settings, SettingsError
-from bridge.sidecar import Answer, Runner
+from bridge.sidecar import Answer, Server
 from tests.lab.bridge import Bridge
 from tests.lab.certificates import Certificates
 from tests.lab.mariadb import MariaDb
 from tests.lab.mosquitto import Mosquitto
 from tests.lab.platform import BOARD_A, BOARD_B, ORDINARY_PRESET, SECRET_PREFIX
 from tests.lab.requester import Requester
-from tests.lab.servers import LOOPBACK
+from tests.lab.servers import LOOPBACK, free_port
 
 ADMIN, READER, TEACHER = "admin-5ecret", "reader-5ecret", "teacher-5ecret"
 KEYS_FILE = f"""\
@@ -804,17 +804,16 @@ async def impatient() -> AsyncIterator[int]:
 
     app = web.Application()
     app.router.add_get("/", hello)
-    runner = Runner(
+    server = Server(
         app,
         on_error=lambda _error: Answer(400, "text/plain", b"bad", keep_alive=False),
         access_log=None,
         keepalive_timeout=IDLE,
     )
-    await runner.setup()
-    server = await asyncio.get_running_loop().create_server(runner.protocol, LOOPBACK, 0)
-    yield server.sockets[0].getsockname()[1]
-    server.close()
-    await runner.close(within=0.1)
+    port = free_port()
+    await server.start(LOOPBACK, port)
+    yield port
+    await server.close(within=0.1)
 
 
 @pytest.mark.parametrize(("first", "drops"), SLOW.values(), ids=SLOW)

@@ -2,26 +2,23 @@
 
 The page, its style and its scripts hold nothing of anyone's, not even our version: they are
 served to all, so that the page can ask for an API key. Everything shown on it comes from
-`/console/events`, and from the operations, which the key guards. The page carries the key in a
-header, which a browser's EventSource can't: it reads the stream of events with `fetch`.
+`/console/snapshot`, polled each second, and from the operations, which the key guards.
 """
 
-import asyncio
-import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.resources import files
 
+import orjson
 from aiohttp import web
 
 from ..access import Grant
-from ..activity import Activity
-from ..errors import Busy, Unauthorized
+from ..activity import Activity, AnsweredRequest
+from ..errors import Forbidden
 from ..models import Health
 from ..pages import Fixed, Place, fixed
 from ..settings import Settings
-from ..sidecar import Answer
-from .editions import Editions
+from ..sidecar import JSON_UTF8, Answer
 
 _STATIC = files(__name__) / "static"
 _CONTENT_TYPES = {
@@ -48,38 +45,20 @@ _PAGE_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
-_EVENTS_HEADERS = {
-    "Content-Type": "text/event-stream; charset=utf-8",
-    "X-Content-Type-Options": "nosniff",
-    "Cache-Control": "no-store",
-    # nginx would hold the events back.
-    "X-Accel-Buffering": "no",
-}
-_MOST_READERS = 64
-# Timers of some loops are a millisecond early; a second must be over when it is told.
-_AFTER_THE_SECOND = 0.005
+_SNAPSHOT_HEADERS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
 
 
 class Console:
-    """The page, and the stream of events behind it.
+    """The page, and the snapshots that it shows.
 
     Args:
         health: our state; never waits.
-        admit: what the bearer of a request may do, as `Keys.admit` tells it.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        health: Callable[[], Health],
-        admit: Callable[[web.Request], Grant | None],
-    ) -> None:
+    def __init__(self, settings: Settings, health: Callable[[], Health]) -> None:
         self.activity = Activity()
-        self._editions = Editions(self.activity, settings, health)
-        self._language = settings.language.encode()
-        self._admit = admit
-        self._closing = asyncio.Event()
-        self._readers = 0
+        self._settings = settings
+        self._health = health
 
     def places(self) -> Iterator[Place]:
         """All that is to be served."""
@@ -90,55 +69,40 @@ class Console:
             if file.name != "page.html" and suffix in _CONTENT_TYPES:
                 read = partial(_file, file.name, _CONTENT_TYPES[suffix])
                 yield Place(f"/console/{file.name}", fixed(read), open=True)
-        yield Place("/console/events", self._events)
-
-    def close(self) -> None:
-        """End the streams."""
-        self._closing.set()
+        yield Place("/console/snapshot", self._snapshot)
 
     def _page(self) -> Fixed:
-        page = (_STATIC / "page.html").read_bytes().replace(b"{{language}}", self._language)
+        page = (_STATIC / "page.html").read_bytes()
+        page = page.replace(b"{{language}}", self._settings.language.encode())
         return Fixed.of(page, _CONTENT_TYPES[".html"], _PAGE_HEADERS)
 
-    async def _events(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del grant
-        if self._readers >= _MOST_READERS:
-            raise Busy()
-        response = web.StreamResponse(headers=_EVENTS_HEADERS)
-        self._readers += 1
-        try:
-            await response.prepare(request)
-            if request.method != "HEAD":
-                await self._tell(request, response)
-        except (ConnectionError, Unauthorized):
-            # They went away, or their key was taken back: the stream just ends.
-            pass
-        finally:
-            self._readers -= 1
-        return response
+    async def _snapshot(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        del request
+        snapshot = self.activity.snapshot()
+        body = {
+            "second": snapshot.second,
+            "time": snapshot.time,
+            "window": snapshot.window,
+            "seconds": snapshot.seconds,
+            "requests": [seen for seen in snapshot.requests if _may_see(grant, seen)],
+            "health": self._health(),
+            "instance": self._settings.instance,
+            "workers": self._settings.workers,
+        }
+        return Answer(200, JSON_UTF8, orjson.dumps(body), _SNAPSHOT_HEADERS)
 
-    async def _tell(self, request: web.Request, response: web.StreamResponse) -> None:
-        """Send the history at once, then an event a second; the history again if one was missed.
 
-        Raises:
-            ConnectionError: the reader is gone, or reads nothing.
-            Unauthorized: the key is no longer one of ours.
-        """
-        told = None
-        while not self._closing.is_set():
-            # Anew each time: keys may be read again while someone watches.
-            grant = self._admit(request)
-            edition = self._editions.latest()
-            if edition.number != told:
-                await response.write(edition.event(grant, told))
-                told = edition.number
-            await self._second_over()
-
-    async def _second_over(self) -> None:
-        left = self.activity.second_left() + _AFTER_THE_SECOND
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(left):
-                await self._closing.wait()
+def _may_see(grant: Grant | None, seen: AnsweredRequest) -> bool:
+    """Whether a key is shown a request: only those that it may make itself."""
+    if grant is None:
+        return True
+    if grant.devices is not None and seen.device_uuid is None:
+        return False
+    try:
+        grant.check(seen.operation, seen.device_uuid)
+    except Forbidden:
+        return False
+    return True
 
 
 def _file(name: str, content_type: str) -> Fixed:

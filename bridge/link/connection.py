@@ -190,16 +190,6 @@ class Link:
         silence = self._loop.time() - self._last_heard
         return not self.lost.done() and silence < SILENCE_BEFORE_PING + 1.5
 
-    @property
-    def quota(self) -> int:
-        """How many messages at QoS 1 the broker takes unacknowledged (its Receive Maximum)."""
-        return self._outbox.quota
-
-    @property
-    def backlog(self) -> int:
-        """How many messages at QoS 1 it has not acknowledged, those that wait to leave included."""
-        return self._outbox.backlog
-
     # ---- what requests cost ---------------------------------------------------------------------
 
     def publish(
@@ -213,7 +203,6 @@ class Link:
         expires: float | None = None,
         never_late: bool = False,
         on_left: Callable[[], None] | None = None,
-        on_settled: Callable[[int | None], None] | None = None,
     ) -> asyncio.Future[int] | None:
         """Hand a message over; at QoS 1 the future is its PUBACK's reason code.
 
@@ -226,8 +215,6 @@ class Link:
             expires: on the monotonic clock; what is left of it goes along as Message Expiry.
             never_late: it does not leave once that has passed.
             on_left: called when it leaves.
-            on_settled: called with the PUBACK's reason code when that comes, or with None when it
-                is known that none will, even if the future was cancelled before.
 
         Raises:
             LinkError: there is no connection any more; nothing was sent.
@@ -256,7 +243,6 @@ class Link:
                 expires,
                 never_late,
                 on_left,
-                on_settled,
                 acknowledged,
             )
         )

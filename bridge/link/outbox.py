@@ -40,17 +40,12 @@ class Outgoing:
     expires: float | None
     never_late: bool
     on_left: Callable[[], None] | None
-    # Called with the PUBACK's reason code, or None once it is known that none will come: whoever
-    # waits for `acknowledged` may have given up long before.
-    on_settled: Callable[[int | None], None] | None
     acknowledged: asyncio.Future[int]
 
     def settle(self, reason: int) -> None:
         """Its PUBACK has come."""
         if not self.acknowledged.done():
             self.acknowledged.set_result(reason)
-        if self.on_settled is not None:
-            self.on_settled(reason)
 
     def fail(self, error: LinkError) -> None:
         """No PUBACK will come."""
@@ -58,8 +53,6 @@ class Outgoing:
             self.acknowledged.set_exception(error)
             # Whoever waits raises it; a command whose request was given up has nobody.
             self.acknowledged.exception()
-        if self.on_settled is not None:
-            self.on_settled(None)
 
 
 class Outbox:
@@ -84,11 +77,6 @@ class Outbox:
     def oldest(self) -> Outgoing | None:
         """What has waited longest for its PUBACK: they come in order."""
         return next(iter(self._pending.values()), None)
-
-    @property
-    def backlog(self) -> int:
-        """How many have no PUBACK yet, those that wait to leave included."""
-        return len(self._pending) + len(self._hurried) + len(self._held)
 
     def put(self, outgoing: Outgoing) -> None:
         """Send it, or keep it until the broker takes more."""

@@ -35,7 +35,6 @@ from ..settings import Settings
 from ..topics import Topics
 from .addressing import Addressing, Dropped, Return, properties
 from .deliveries import Deliveries, Delivery
-from .outbound import Outbound
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +62,6 @@ class MqttTransport:
         self._dispatcher: Dispatcher | None = None
         self._link: Link | None = None
         self._linked = asyncio.Event()
-        self._outbound = Outbound(settings, instance)
         self._serving_since: str | None = None
         # Draining, and then leaving for good.
         self._stopping = self._closed = False
@@ -179,7 +177,7 @@ class MqttTransport:
         MQTT 5 brokers say so (0x8E). Others, and Mosquitto 2.0.11, just close the connection:
         again and again, a moment after each login.
         """
-        if self._stopping or self._outbound.main_lost():
+        if self._stopping:
             return
         self._short_lived = self._short_lived + 1 if lasted < _SHORT_LIVED_SECONDS else 0
         if error.reason == SESSION_TAKEN_OVER or self._short_lived == _SHORT_LIVED_IN_A_ROW:
@@ -210,7 +208,6 @@ class MqttTransport:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        await self._outbound.close()
         link, self._link = self._link, None
         self.ready = False
         if link is None:
@@ -252,21 +249,12 @@ class MqttTransport:
         """See `Publisher.hand_over`."""
         if self._link is None:
             raise MqttUnavailable()
-        link = self._outbound.for_command(self._link, topic)
-        on_settled = self._outbound.under_way(topic, link)
         try:
-            acknowledged = link.publish(
-                topic,
-                payload,
-                qos=1,
-                expires=expires,
-                never_late=True,
-                on_left=on_left,
-                on_settled=on_settled,
+            acknowledged = self._link.publish(
+                topic, payload, qos=1, expires=expires, never_late=True, on_left=on_left
             )
-        except (LinkError, PayloadTooLarge) as error:
-            on_settled(None)
-            raise (MqttUnavailable() if isinstance(error, LinkError) else error) from None
+        except LinkError:
+            raise MqttUnavailable() from None
         assert acknowledged is not None
         return _Acknowledgement(acknowledged)
 
@@ -347,9 +335,7 @@ class MqttTransport:
 
     # ---- replies --------------------------------------------------------------------------------
 
-    def _send_off(
-        self, reply: Reply, back: Return, delivery: Delivery, *, by_main: bool = False
-    ) -> None:
+    def _send_off(self, reply: Reply, back: Return, delivery: Delivery) -> None:
         """Publish a reply; when the broker has it, its request is settled.
 
         Without a task: thousands may wait for a slow broker, and each would keep all that its
@@ -359,8 +345,6 @@ class MqttTransport:
         try:
             if link is None:
                 raise LinkError("not connected")
-            if back.qos and not by_main:
-                link = self._outbound.for_reply(link)
             acknowledged = self._publish(link, reply, back)
         except (LinkError, PayloadTooLarge):
             self._begin(self._deliver(reply, back, delivery), delivery)
@@ -371,23 +355,17 @@ class MqttTransport:
         if len(self._replies) > _MANY_REPLIES:
             delivery.forget_message()
         self._replies.add(acknowledged)
-        sent = _Sent(link, by_main, reply, back, delivery)
+        sent = _Sent(reply, back, delivery)
         acknowledged.add_done_callback(partial(self._sent_off, sent))
 
     def _sent_off(self, sent: "_Sent", acknowledged: "asyncio.Future[int]") -> None:
         self._replies.discard(acknowledged)
-        link, by_main, reply, back, delivery = sent
+        reply, back, delivery = sent
         if acknowledged.exception() is not None:
             if not self._closed:
                 self._begin(self._deliver(reply, back, delivery), delivery)
             return
-        reason = acknowledged.result()
-        if reason >= REFUSED_FROM and link is not self._link:
-            self._send_off(reply, back, delivery, by_main=True)
-            return
-        if by_main and reason < REFUSED_FROM:
-            self._outbound.known_by_client_id()
-        self._note_reason(reason, back)
+        self._note_reason(acknowledged.result(), back)
         self._deliveries.settle(delivery)
 
     async def _deliver(self, reply: Reply, back: Return, delivery: Delivery) -> None:
@@ -461,10 +439,8 @@ class MqttTransport:
 
 
 class _Sent(NamedTuple):
-    """A reply that was handed to a connection; `by_main`: since another one was refused it."""
+    """A reply that was handed to a connection."""
 
-    link: Link
-    by_main: bool
     reply: Reply
     back: Return
     delivery: Delivery

@@ -1,8 +1,8 @@
-// What is asked of the bridge: its operations, and its stream of events.
+// What is asked of the bridge: its operations, and snapshots of it.
 
 const KEY = "bridge-console-key";
-const SILENCE_MS = 2500;
-const RETRY_MS = 1000;
+const SILENCE_MS = 1500;
+const POLL_MS = 1000;
 
 export function storedKey() {
   return sessionStorage.getItem(KEY);
@@ -61,104 +61,53 @@ function freshId() {
   return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
-// The stream of events: opened anew when it breaks or falls silent, closed while nobody looks.
-//   on.history(event), on.second(event): what the bridge tells
+// Snapshots of the bridge: one a second, none while nobody looks.
+//   on.snapshot(snapshot): what the bridge says
 //   on.refused(): the key is missing or wrong; follow() again with another
-//   on.lost(detail): no stream; `detail` is what the bridge says of it, if it says anything
+//   on.lost(detail): no answer; `detail` is what the bridge says of it, if it says anything
 export function follow(on) {
-  let controller = null;
   let stopped = false;
+  let timer = null;
 
-  async function run() {
-    while (!stopped) {
-      if (document.hidden) {
-        await becomingVisible();
-        continue;
-      }
-      const { refused, detail } = await attempt();
-      if (refused) return;
-      if (!stopped && !document.hidden) {
-        on.lost(detail);
-        await new Promise((resolve) => setTimeout(resolve, RETRY_MS));
-      }
+  async function poll() {
+    clearTimeout(timer);
+    if (document.hidden) return;
+    const { snapshot, refused, detail } = await latest();
+    if (stopped) return;
+    if (refused) {
+      stop();
+      on.refused();
+      return;
     }
+    if (snapshot) on.snapshot(snapshot);
+    else on.lost(detail);
+    timer = setTimeout(poll, POLL_MS);
   }
 
-  async function attempt() {
-    controller = new AbortController();
-    const watchdog = new Watchdog(() => controller.abort());
-    try {
-      const response = await fetch("console/events", {
-        headers: headers(), cache: "no-store", signal: controller.signal,
-      });
-      if (response.status === 401 || response.status === 403) {
-        on.refused();
-        return { refused: true };
-      }
-      if (!response.ok) return { detail: (await response.json()).detail };
-      for await (const { event, data } of eventsOf(response.body)) {
-        if (stopped) return {};
-        watchdog.reset();
-        on[event]?.(data);
-      }
-    } catch {
-      // Broken off, by the network or by ourselves.
-    } finally {
-      watchdog.stop();
-    }
-    return {};
-  }
-
-  function onVisibility() {
-    if (document.hidden) controller?.abort();
-  }
-
-  document.addEventListener("visibilitychange", onVisibility);
-  run();
-  return function stop() {
+  function stop() {
     stopped = true;
-    document.removeEventListener("visibilitychange", onVisibility);
-    controller?.abort();
-  };
-}
-
-function becomingVisible() {
-  return new Promise((resolve) => {
-    document.addEventListener("visibilitychange", resolve, { once: true });
-  });
-}
-
-class Watchdog {
-  constructor(bark) {
-    this.bark = bark;
-    this.reset();
+    clearTimeout(timer);
+    document.removeEventListener("visibilitychange", poll);
   }
 
-  reset() {
-    this.stop();
-    this.timer = setTimeout(this.bark, SILENCE_MS);
-  }
-
-  stop() {
-    clearTimeout(this.timer);
-  }
+  document.addEventListener("visibilitychange", poll);
+  poll();
+  return stop;
 }
 
-// Server-sent events as the bridge writes them: one `event` and one `data` line each.
-async function* eventsOf(body) {
-  const reader = body.pipeThrough(new TextDecoderStream()).getReader();
-  let text = "";
-  for (;;) {
-    const { value, done } = await reader.read();
-    if (done) return;
-    const blocks = (text + value).split("\n\n");
-    text = blocks.pop();
-    for (const block of blocks) {
-      const fields = Object.fromEntries(block.split("\n").map((line) => {
-        const colon = line.indexOf(":");
-        return [line.slice(0, colon), line.slice(colon + 2)];
-      }));
-      yield { event: fields.event, data: JSON.parse(fields.data) };
-    }
+async function latest() {
+  const controller = new AbortController();
+  const watchdog = setTimeout(() => controller.abort(), SILENCE_MS);
+  try {
+    const response = await fetch("console/snapshot", {
+      headers: headers(), cache: "no-store", signal: controller.signal,
+    });
+    const body = await response.json();
+    if (response.ok) return { snapshot: body };
+    return { refused: response.status === 401 || response.status === 403, detail: body.detail };
+  } catch {
+    return {};
+  } finally {
+    clearTimeout(watchdog);
   }
 }

@@ -32,21 +32,18 @@ const requests = new Requests({
   },
 });
 
-// ---- what the bridge tells ---------------------------------------------------------------------
+// ---- snapshots of the bridge ---------------------------------------------------------------------
 
 function connect() {
   stop?.();
   stop = follow({
-    history(news) {
-      plots.forget();
-      requests.forget();
+    snapshot(snapshot) {
       byId("hail").hidden = true;
       byId("key-form").hidden = true;
       byId("all").hidden = false;
       byId("forget-key").hidden = !storedKey();
-      show(news);
+      show(snapshot);
     },
-    second: show,
     refused: askForKey,
     lost(detail) {
       lost = true;
@@ -56,11 +53,11 @@ function connect() {
   });
 }
 
-function show(news) {
-  latest = news;
+function show(snapshot) {
+  latest = snapshot;
   lost = false;
-  plots.show(news);
-  requests.add(news.requests);
+  plots.show(snapshot);
+  requests.show(snapshot.requests);
   showState();
 }
 

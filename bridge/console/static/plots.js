@@ -229,18 +229,15 @@ export class Plots {
     this.seconds.clear();
   }
 
-  show(news) {
-    for (const second of news.seconds) this.seconds.set(second.second, second);
-    for (const number of this.seconds.keys()) {
-      if (number <= news.second - WINDOW) this.seconds.delete(number);
-    }
-    this.news = news;
+  show(snapshot) {
+    this.seconds = new Map(snapshot.seconds.map((second) => [second.second, second]));
+    this.snapshot = snapshot;
     this.draw();
   }
 
   draw() {
-    if (!this.news) return;
-    const { second: last, time, window } = this.news;
+    if (!this.snapshot) return;
+    const { second: last, time, window } = this.snapshot;
     for (const plot of this.plots) plot.show({ seconds: this.seconds, last, time, window });
   }
 }

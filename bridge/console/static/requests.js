@@ -3,8 +3,6 @@
 import { make } from "./dom.js";
 import { clock, milliseconds, word } from "./words.js";
 
-const LISTED = 200;
-
 export class Requests {
   constructor({ body, empty, pause, onlyErrors, onDevice }) {
     Object.assign(this, { body, empty, pause, onlyErrors, onDevice });
@@ -22,11 +20,12 @@ export class Requests {
     this.all = [];
   }
 
-  add(requests) {
-    if (!requests.length) return;
-    const fresh = requests.toReversed();
-    this.all = [...fresh, ...this.all].slice(0, LISTED);
-    if (!this.paused) this.prepend(fresh);
+  // `requests`: the oldest first.
+  show(requests) {
+    const known = new Set(this.all.map(({ number }) => number));
+    const fresh = requests.filter(({ number }) => !known.has(number)).reverse();
+    this.all = [...requests].reverse();
+    if (fresh.length && !this.paused) this.prepend(fresh);
   }
 
   setPaused(paused) {
