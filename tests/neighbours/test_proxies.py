@@ -72,20 +72,21 @@ async def asked(client: aiohttp.ClientSession, number: int) -> str | None:
     request_id = f"good-{number}"
     device = (BOARD_A, BOARD_B)[number % 2]
     sent = time.monotonic()
+    text = ""
     try:
         if number % 3:
             item = {"operation": "device", "device_uuid": device}
             body = {"requests": [item], "request_id": request_id}
             async with client.post("/api/batch", json=body) as response:
-                answer = await response.json()
+                answer = json.loads(text := await response.text())
             name = answer["data"]["results"][0]["data"]["name"]
             own = answer["request_id"] == request_id
         else:
             async with client.get(f"/api/devices/{device}") as response:
-                answer = await response.json()
+                answer = json.loads(text := await response.text())
             name, own = answer["data"]["name"], True
-    except (aiohttp.ClientError, TimeoutError, KeyError, TypeError) as error:
-        return f"{request_id}: {error!r} after {time.monotonic() - sent:.1f} s"
+    except (aiohttp.ClientError, TimeoutError, ValueError, KeyError, TypeError) as error:
+        return f"{request_id}: {error!r} after {time.monotonic() - sent:.1f} s {text!r}"
     if response.status != 200 or not own or name != NAMES[device]:
         return f"{request_id}: {response.status} {answer}"
     waited = time.monotonic() - sent
