@@ -131,7 +131,9 @@ class Settings(BaseSettings):
     api_keys: SecretStr = SecretStr("")
     api_keys_file: Path | None = None
     api_trusted: Networks = ()
-    cors_origins: CommaSeparated = ("*",)
+    cors_origins: CommaSeparated = ()
+    allowed_hosts: CommaSeparated = ()
+    public_url: str = ""
     mcp_device_uuid: Annotated[str, Field(max_length=36)] = ""
 
     language: Language = "zh"
@@ -147,7 +149,7 @@ class Settings(BaseSettings):
             if name in MEANINGFUL_WHEN_EMPTY or not (isinstance(value, str) and not value.strip())
         }
 
-    @field_validator("mqtt_reply_topics", "cors_origins", mode="before")
+    @field_validator("mqtt_reply_topics", "cors_origins", "allowed_hosts", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         if isinstance(value, str):

@@ -87,7 +87,7 @@ DEFAULTS = {
     "dedup_ttl": 300,
     "dedup_store": "memory",
     "drain_timeout": 10,
-    "cors_origins": ("*",),
+    "cors_origins": (),
     "language": "zh",
     "log_format": "text",
 }
