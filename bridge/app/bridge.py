@@ -26,6 +26,7 @@ from ..link.topics import Topics
 from ..mcp.endpoint import Endpoint
 from ..mqtt import MqttTransport
 from ..mqtt.deliveries import Deliveries
+from ..mqtt.publisher import CommandPublisher
 from ..mqtt.session import Session
 from ..observability import request_log
 from ..observability.activity import Activity
@@ -163,7 +164,7 @@ class Bridge:
         services = Services(
             settings,
             self._backend.store,
-            self._session,
+            CommandPublisher(self._session),
             self.health,
             DeviceQueues(),
             self._drain,

@@ -11,8 +11,8 @@ from ..apidocs import Address, Document, Documents
 from ..core.grant import Grant
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .answer import JSON_UTF8, Answer
 from .pages import Handler, Place
-from .server import JSON_UTF8, Answer
 
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -12,7 +12,7 @@ from aiohttp import hdrs, web
 from ..apidocs import page
 from ..core.grant import Grant
 from ..errors import Unauthorized
-from .server import Answer
+from .answer import Answer
 
 Handler = Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]]
 

@@ -37,6 +37,7 @@ from ..observability.activity import Activity
 from ..observability.metrics import Metrics
 from ..observability.observations import UNKNOWN, Observers, RequestAnswered
 from ..settings import Settings
+from .answer import JSON_UTF8, Answer
 from .authentication import Keys
 from .bodies import json_body
 from .browsers import Browsers, Headers
@@ -44,15 +45,7 @@ from .console import Console
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, SwaggerUi
-from .server import (
-    JSON_UTF8,
-    NOT_HTTP,
-    Answer,
-    Server,
-    connection_cap,
-    is_surplus,
-    meet_expectation,
-)
+from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
 
 logger = logging.getLogger(__name__)
 

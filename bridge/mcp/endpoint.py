@@ -23,9 +23,9 @@ from ..core.envelope import open_fields, open_payload, traceparent_of
 from ..core.grant import Grant
 from ..core.request import Request
 from ..devices.models import JsonObject
+from ..http.answer import Answer
 from ..http.bodies import json_body
 from ..http.pages import Place
-from ..http.server import Answer
 from ..settings import Settings
 from . import check_installed
 

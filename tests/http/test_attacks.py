@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bridge.http.server import Answer, Server
+from bridge.http.answer import Answer
+from bridge.http.server import Server
 from bridge.http.unsent import UnsentReplies
 from tests.http.test_server import Connection, get, head_of, on_error, post
 from tests.lab.bridge import PROJECT, Bridge

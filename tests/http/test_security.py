@@ -23,8 +23,9 @@ import trustme
 from aiohttp import web
 
 from bridge.errors import Forbidden, Unauthorized
+from bridge.http.answer import Answer
 from bridge.http.authentication import Keys
-from bridge.http.server import Answer, Server
+from bridge.http.server import Server
 from bridge.settings import Settings, SettingsError
 from tests.lab.bridge import Bridge
 from tests.lab.certificates import Certificates
