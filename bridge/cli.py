@@ -73,6 +73,7 @@ def _call(settings: Settings, parsed: argparse.Namespace) -> int:
 
     async def call() -> int:
         try:
+            # With MQTT_PROTOCOL=3.1.1 the address says so; else an old broker is found out.
             client = BridgeClient(
                 BrokerAddress.of(settings),
                 prefix=settings.mqtt_topic_prefix,
