@@ -24,12 +24,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def run_loop(main_coroutine: Coroutine[Any, Any, int]) -> int:
-    """Run a coroutine on the fastest loop that there is."""
+    """Run a coroutine on the fastest loop of this platform that can watch a socket."""
+    new_loop: Callable[[], asyncio.AbstractEventLoop]
     try:
-        import uvloop
+        from uvloop import new_event_loop as new_loop
     except ImportError:
-        return asyncio.run(main_coroutine)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        # Windows' default has no add_reader.
+        new_loop = asyncio.SelectorEventLoop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(main_coroutine)
 
 

@@ -102,6 +102,7 @@ class BridgeClient:
 
         Raises:
             NotConnected: the broker can't be reached, or refuses us.
+            RuntimeError: the event loop can't watch a socket, as Windows' `ProactorEventLoop`.
         """
         await self._connection.open()
         return self

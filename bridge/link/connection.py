@@ -12,7 +12,7 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.enums import MQTTErrorCode
 
 from ..errors import PayloadTooLarge
-from . import packets, paho_adapter
+from . import loops, packets, paho_adapter
 from .address import BrokerAddress
 from .inbox import SLEPT_SECONDS, Inbox
 from .outbox import LinkError, Outbox, Outgoing, with_expiry
@@ -39,7 +39,11 @@ _WATCH_SECONDS = 0.25
 
 
 class Link:
-    """One connection, from CONNECT until it is lost or closed; never used twice."""
+    """One connection, from CONNECT until it is lost or closed; never used twice.
+
+    Raises:
+        RuntimeError: the event loop can't watch a socket.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class Link:
         clean: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        loops.check(self._loop)
         self._on_message = on_message
         self.version5 = broker.version5
         # Whether the network connection (and TLS) stood, whatever the broker then said.
