@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -34,6 +33,7 @@ from ..observability.metrics import Metrics, WorkersState
 from ..observability.observations import Observers
 from ..settings import Settings, SettingsError
 from . import systemd
+from .signals import on_signal
 
 logger = logging.getLogger(__name__)
 
@@ -202,8 +202,7 @@ class Bridge:
         Raises:
             PortTakenError: someone else listens on our port.
         """
-        if hasattr(signal, "SIGHUP"):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_keys)
+        on_signal("SIGHUP", self._reload_keys)
         await self._http.start()
         self._say_what_is_served()
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -333,6 +332,6 @@ class Bridge:
 def stop_signal() -> asyncio.Event:
     """Set by SIGINT and SIGTERM from now on: to stop is to drain, even amidst the start."""
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for name in ("SIGINT", "SIGTERM"):
+        on_signal(name, stop.set)
     return stop

@@ -7,15 +7,14 @@ after a SIGKILL: the broker ends when its stdin closes, and its file is gone onc
 """
 
 import asyncio
-import contextlib
 import logging
-import signal
 import sys
 from collections.abc import Callable
 
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from ..app.bridge import Bridge, stop_signal
+from ..app.signals import on_signal
 from ..core.deadlines import Deadlines
 from ..http.routes import PortTakenError
 from ..observability.metrics import Metrics
@@ -45,9 +44,8 @@ async def run_demo(settings: Settings, *, http_port: int | None) -> int:
         return _complain("--http-port must be a number from 1 to 65535", status=2)
     starting = asyncio.current_task()
     assert starting is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
+    for name in ("SIGINT", "SIGTERM"):
+        on_signal(name, starting.cancel)
     try:
         with embedded_broker() as broker_port:
             async with front_door(broker_port) as mqtt_port:
