@@ -5,6 +5,14 @@ from typing import Literal
 
 from ..core.operations import Operation
 from ..core.replies import FAILURE
+from ..devices.errors import (
+    DeviceNotFound,
+    DeviceOffline,
+    InvalidControl,
+    InvalidPreset,
+    PresetNotFound,
+    SensorNotFound,
+)
 from ..devices.models import JsonObject
 from ..errors import (
     BridgeError,
@@ -12,25 +20,19 @@ from ..errors import (
     DatabaseTimeout,
     DatabaseUnavailable,
     DeviceBusy,
-    DeviceNotFound,
-    DeviceOffline,
     DeviceUnreachable,
     Draining,
     Expired,
     Forbidden,
     IdempotencyConflict,
-    InvalidControl,
-    InvalidPreset,
     Language,
     MalformedRequest,
     MqttUnavailable,
     OperationNotFound,
     OutcomeUnknown,
     PayloadTooLarge,
-    PresetNotFound,
     ReplyTopicForbidden,
     RequestTimeout,
-    SensorNotFound,
     Unauthorized,
     UnsupportedMediaType,
     ValidationFailed,
