@@ -4,9 +4,10 @@
     ├─ MalformedRequest               400 malformed_request
     ├─ InvalidControl                 400 invalid_control
     │  ├─ UnknownPortType, UnknownAction, ValueMissing
-    │  └─ UnknownPort, UnknownPortName, AmbiguousPort
+    │  └─ UnknownPort, UnknownPortName, AmbiguousPort, SomeDisabled, UnreadablePorts
     ├─ InvalidPreset                  400 invalid_preset
-    │  ├─ AmbiguousPreset, UnknownParameter, PresetTooLong
+    │  ├─ AmbiguousPreset, UnknownParameter, PresetTooLong, DisabledPort
+    ├─ AmbiguousSensor                400 ambiguous_sensor
     ├─ DeviceOffline                  400 device_offline
     ├─ Unauthorized                   401 unauthorized
     ├─ ReplyTopicForbidden            403 reply_topic_forbidden
@@ -22,12 +23,13 @@
     ├─ DatabaseTimeout, RequestTimeout, OutcomeUnknown                     504
     └─ UnsupportedVersion             505 unsupported_version
 
-What can be wrong with a command, a preset or a name stands in `devices/errors.py`. An error is
-raised anywhere and becomes a reply in one place (`core/replies.py`). Its sentence is for a
-person or a model and says what to do next, in Chinese or English; a driver's words never enter it.
+Errors about a device, its ports, presets and sensors are in `devices/errors.py`. An error is raised
+anywhere and becomes a reply in one place (`core/replies.py`). Its sentence is for a person or a
+model and says what to do next, in Chinese or English; a driver's words never enter it.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -48,11 +50,54 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One fault in one field, in the shape that 422 replies list (`loc`, `msg`, `type`)."""
+    """One fault in one field; 422 replies list them as `loc`, `msg`, `type`."""
 
     loc: tuple[str | int, ...]
-    msg: str
+    msg: Text | str
     type: str
+
+    def told(self, language: Language) -> str:
+        """What is wrong, for a person."""
+        return self.msg if isinstance(self.msg, str) else self.msg.in_(language)
+
+
+_WHOLE_NUMBER = Text("应为整数", "must be a whole number")
+_NUMBER = Text("应为数字", "must be a number")
+_BOOLEAN = Text("应为 true 或 false", "must be true or false")
+_TEXT = Text("应为文本", "must be text")
+_FAULTS = {
+    "missing": Text("缺少该字段", "is missing"),
+    "int_type": _WHOLE_NUMBER,
+    "int_parsing": _WHOLE_NUMBER,
+    "int_from_float": _WHOLE_NUMBER,
+    "int_parsing_size": Text("数字过大", "is too large a number"),
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": _NUMBER,
+    "bool_type": _BOOLEAN,
+    "bool_parsing": _BOOLEAN,
+    "string_type": _TEXT,
+    "string_unicode": _TEXT,
+    "string_too_short": Text("至少 {min_length} 个字符", "needs {min_length} characters or more"),
+    "string_too_long": Text("最多 {max_length} 个字符", "has more than {max_length} characters"),
+    "dict_type": Text("应为 JSON 对象", "must be a JSON object"),
+    "list_type": Text("应为 JSON 数组", "must be a JSON array"),
+    "too_short": Text("至少 {min_length} 项", "needs {min_length} items or more"),
+    "too_long": Text("最多 {max_length} 项", "has more than {max_length} items"),
+    "greater_than": Text("应大于 {gt}", "must be greater than {gt}"),
+    "greater_than_equal": Text("不能小于 {ge}", "must be {ge} or more"),
+    "less_than_equal": Text("不能大于 {le}", "must be {le} or less"),
+    "literal_error": Text("应为 {expected}", "must be {expected}"),
+}
+
+
+def fault_text(kind: str, **facts: Any) -> Text:
+    """What pydantic found wrong with a value, by its type of error, in our own words."""
+    if "expected" in facts:
+        # pydantic writes 'a', 'b' or 'c'
+        facts["expected"] = " / ".join(re.findall("'(.*?)'", facts["expected"]))
+    text = _FAULTS.get(kind) or Text("该值无效", "is not accepted")
+    return Text(text.zh.format_map(facts), text.en.format_map(facts))
 
 
 def as_property(value: object) -> str | None:
@@ -201,27 +246,6 @@ class Expired(BridgeError):
     property_value = "PT0S"
 
 
-class DeviceUnreachable(BridgeError):
-    code = 409
-    error = "device_unreachable"
-    in_operation = True
-    text = Text(
-        "设备「{device}」没有连接到 MQTT，命令没有送达；请检查设备电源和网络后重试",
-        "The device '{device}' is not connected and the command reached no one; "
-        "check its power and network, then try again",
-    )
-
-
-class DeviceBusy(BridgeError):
-    code = 409
-    error = "device_busy"
-    in_operation = True
-    text = Text(
-        "设备「{device}」正在执行另一个序列预设；请等它结束后重试",
-        "Another sequence is running on the device '{device}'; try again when it has ended",
-    )
-
-
 class IdempotencyConflict(BridgeError):
     code = 409
     error = "idempotency_conflict"
@@ -239,10 +263,18 @@ class ValidationFailed(BridgeError):
     text = Text("字段有误：{fields}", "Fields are wrong: {fields}")
 
     def __init__(self, errors: Sequence[FieldError], value: object = None) -> None:
-        named = [(".".join(map(str, fault.loc)) or "request", fault.msg) for fault in errors]
-        super().__init__(fields="; ".join(f"{name}: {msg}" for name, msg in named))
+        super().__init__()
         self.errors = tuple(errors)
-        self.about(named[0][0], value)
+        self.about(_name_of(errors[0]), value)
+
+    def detail(self, language: Language) -> str:
+        """Every field at fault, with what is wrong there."""
+        faults = (f"{_name_of(fault)}: {fault.told(language)}" for fault in self.errors)
+        return self.text.in_(language).format(fields="; ".join(faults))
+
+
+def _name_of(fault: FieldError) -> str:
+    return ".".join(map(str, fault.loc)) or "request"
 
 
 class Busy(BridgeError):
@@ -271,15 +303,6 @@ class MqttUnavailable(BridgeError):
     text = Text(
         "MQTT 服务器暂时不可用，命令未发送；请稍后重试",
         "The MQTT broker is unavailable for now and the command was not sent; try again shortly",
-    )
-
-
-class PublishRefused(MqttUnavailable):
-    text = Text(
-        "MQTT 服务器拒绝了该命令（原因码 0x{reason:02X}），命令没有送达；"
-        "请管理员检查桥接服务账号对 {topic} 的发布权限",
-        "The MQTT broker refused the command (reason code 0x{reason:02X}) and it reached no one; "
-        "let the administrator check that the bridge's broker user may publish to {topic}",
     )
 
 

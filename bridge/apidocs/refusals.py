@@ -6,8 +6,10 @@ from typing import Literal
 from ..core.operations import Operation
 from ..core.replies import FAILURE
 from ..devices.errors import (
+    DeviceBusy,
     DeviceNotFound,
     DeviceOffline,
+    DeviceUnreachable,
     InvalidControl,
     InvalidPreset,
     PresetNotFound,
@@ -19,8 +21,6 @@ from ..errors import (
     Busy,
     DatabaseTimeout,
     DatabaseUnavailable,
-    DeviceBusy,
-    DeviceUnreachable,
     Draining,
     Expired,
     Forbidden,
@@ -36,6 +36,7 @@ from ..errors import (
     Unauthorized,
     UnsupportedMediaType,
     ValidationFailed,
+    fault_text,
 )
 
 Errors = list[type[BridgeError]]
@@ -86,7 +87,11 @@ def example_of(error: type[BridgeError], language: Language) -> JsonObject:
         "error": told.error,
     }
     if error is ValidationFailed:
-        fault = {"loc": ["device_uuid"], "msg": "Field required", "type": "missing"}
+        fault = {
+            "loc": ["device_uuid"],
+            "msg": fault_text("missing").in_(language),
+            "type": "missing",
+        }
         body["errors"] = [fault]
     if error is BridgeError:
         body["incident"] = "3f9c2a7be410"

@@ -1,6 +1,6 @@
-"""What can be wrong with a command, a preset or a name; `bridge/errors.py` draws the whole tree."""
+"""Errors about devices, ports, presets and sensors; `bridge/errors.py` draws the whole tree."""
 
-from ..errors import BridgeError, Text
+from ..errors import BridgeError, MqttUnavailable, Text
 
 
 class InvalidControl(BridgeError):
@@ -53,6 +53,25 @@ class AmbiguousPort(InvalidControl):
     property_name = "port"
 
 
+class SomeDisabled(InvalidControl):
+    text = Text(
+        "有 {port_type} 端口已停用，不能一次控制全部（port_id 0）；请逐个控制：{ports}",
+        "Some {port_type} port is disabled, so all can't be switched at once (port_id 0); "
+        "switch them one by one: {ports}",
+    )
+    property_name = "port_id"
+
+
+class UnreadablePorts(InvalidControl):
+    text = Text(
+        "设备的端口配置（control_ports 或 device_control_config）无法读取，不能控制；"
+        "请在平台上重新保存端口配置",
+        "The device's port configuration (control_ports or device_control_config) can't be read, "
+        "so nothing can be controlled; save the configuration anew on the platform",
+    )
+    property_name = "device_uuid"
+
+
 class UncontrollableDevice(InvalidControl):
     text = Text(
         "设备的 UUID 含有 MQTT 主题不允许的字符，无法控制；请在平台上重新登记该设备",
@@ -86,6 +105,14 @@ class UnknownParameter(InvalidPreset):
         "The preset '{preset}' has no parameter '{parameter}'; it has: {parameters}",
     )
     property_name = "parameters"
+
+
+class DisabledPort(InvalidPreset):
+    text = Text(
+        "预设「{preset}」会控制已停用的端口 {port}，整个预设未执行；请启用该端口或修改预设",
+        "The preset '{preset}' would command the disabled port {port} and nothing of it was run; "
+        "enable the port or change the preset",
+    )
 
 
 class PresetTooLong(InvalidPreset):
@@ -129,6 +156,17 @@ class SensorNotFound(BridgeError):
     property_name = "sensor"
 
 
+class AmbiguousSensor(BridgeError):
+    code = 400
+    error = "ambiguous_sensor"
+    in_operation = True
+    text = Text(
+        "有多个传感器名为「{sensor}」，请改用 sensor_name：{sensors}",
+        "Several sensors are called '{sensor}'; use one of these sensor names: {sensors}",
+    )
+    property_name = "sensor"
+
+
 class PresetNotFound(BridgeError):
     code = 404
     error = "preset_not_found"
@@ -138,3 +176,33 @@ class PresetNotFound(BridgeError):
         "The device has no preset '{preset}'; its presets are: {presets}",
     )
     property_name = "preset_key"
+
+
+class DeviceUnreachable(BridgeError):
+    code = 409
+    error = "device_unreachable"
+    in_operation = True
+    text = Text(
+        "设备「{device}」没有连接到 MQTT，命令没有送达；请检查设备电源和网络后重试",
+        "The device '{device}' is not connected and the command reached no one; "
+        "check its power and network, then try again",
+    )
+
+
+class DeviceBusy(BridgeError):
+    code = 409
+    error = "device_busy"
+    in_operation = True
+    text = Text(
+        "设备「{device}」正在执行另一个序列预设；请等它结束后重试",
+        "Another sequence is running on the device '{device}'; try again when it has ended",
+    )
+
+
+class PublishRefused(MqttUnavailable):
+    text = Text(
+        "MQTT 服务器拒绝了该命令（原因码 0x{reason:02X}），命令没有送达；"
+        "请管理员检查桥接服务账号对 {topic} 的发布权限",
+        "The MQTT broker refused the command (reason code 0x{reason:02X}) and it reached no one; "
+        "let the administrator check that the bridge's broker user may publish to {topic}",
+    )
