@@ -14,13 +14,12 @@ from .settings import Settings, SettingsError, load
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the arguments name; the exit status."""
     parsed = _parser().parse_args(arguments)
+    command: Callable[[Settings, argparse.Namespace], int] = parsed.command
     try:
-        settings = load()
+        return command(load(), parsed)
     except SettingsError as error:
         print(f"settings: {error}", file=sys.stderr)
         return 2
-    command: Callable[[Settings, argparse.Namespace], int] = parsed.command
-    return command(settings, parsed)
 
 
 def run_loop(main_coroutine: Coroutine[Any, Any, int]) -> int:

@@ -96,6 +96,8 @@ def fault_text(kind: str, **facts: Any) -> Text:
     if "expected" in facts:
         # pydantic writes 'a', 'b' or 'c'
         facts["expected"] = " / ".join(re.findall("'(.*?)'", facts["expected"]))
+    # 0 rather than 0.0
+    facts = {name: int(fact) if isinstance(fact, float) else fact for name, fact in facts.items()}
     text = _FAULTS.get(kind) or Text("该值无效", "is not accepted")
     return Text(text.zh.format_map(facts), text.en.format_map(facts))
 

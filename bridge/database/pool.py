@@ -30,6 +30,7 @@ from ..core.deadlines import Deadlines
 from ..errors import BridgeError, DatabaseTimeout, DatabaseUnavailable
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .address import DatabaseAddress
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class Database:
         self, settings: Settings, metrics: Metrics, deadlines: Deadlines | None = None
     ) -> None:
         self._settings = settings
+        self._address = DatabaseAddress.of(settings)
         self._metrics = metrics
         # First come, first served; whoever has a slot has a connection, or makes one.
         self._slots = asyncio.Semaphore(settings.db_pool_size)
@@ -173,7 +175,7 @@ class Database:
             if self._was_available:
                 self._metrics.reconnected("database")
             self._was_available = True
-            logger.info("database available", extra={"database": str(self._settings.database)})
+            logger.info("database available", extra={"database": str(self._address)})
 
     def _failed(self, sql: str, error: Exception, began: float) -> BridgeError:
         """Our error for whatever was raised; what it says goes to the log.
@@ -210,7 +212,7 @@ class Database:
             logger.warning(
                 "database unavailable: %s",
                 trouble,
-                extra={"database": str(self._settings.database)},
+                extra={"database": str(self._address)},
             )
 
     def _is_news(self, sql: str, trouble: str) -> bool:
@@ -225,6 +227,7 @@ class _Connections:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._address = DatabaseAddress.of(settings)
         self._open: set[Any] = set()
         self._at_rest: deque[Any] = deque()
         self._closed = False
@@ -276,7 +279,7 @@ class _Connections:
         await asyncio.sleep(0)
 
     async def _connect(self) -> Any:
-        address = self._settings.database
+        address = self._address
         timeout = self._settings.db_timeout
         # On Python 3.11 the statement's own deadline may be lost just as TCP connects (its
         # `wait_for` swallows the cancellation): then this ends a handshake that hangs.
