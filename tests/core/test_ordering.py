@@ -7,7 +7,7 @@ from contextlib import ExitStack
 
 import pytest
 
-from bridge.core.ordering import DeviceQueues
+from bridge.core.ordering import DeviceQueues, Ticket
 
 
 @pytest.fixture
