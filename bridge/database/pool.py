@@ -64,6 +64,7 @@ class Database:
         # First come, first served; whoever has a slot has a connection, or makes one.
         self._slots = asyncio.Semaphore(settings.db_pool_size)
         self._connections = _Connections(settings)
+        metrics.watch_pool(settings.db_pool_size, self._connections.in_use)
         self.deadlines = deadlines or Deadlines()
         # The words for what is wrong, for logs and for administrators at a terminal.
         self.last_trouble: str | None = None
@@ -231,6 +232,10 @@ class _Connections:
         self._open: set[Any] = set()
         self._at_rest: deque[Any] = deque()
         self._closed = False
+
+    def in_use(self) -> int:
+        """How many execute a statement."""
+        return len(self._open) - len(self._at_rest)
 
     async def take(self) -> Any:
         """The one that has rested longest, so that all stay fresh; or a new one."""

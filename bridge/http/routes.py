@@ -32,7 +32,7 @@ from ..observability.activity import Activity
 from ..observability.metrics import Metrics
 from ..observability.observations import UNKNOWN, Observers, RequestAnswered
 from ..settings import Settings
-from .authentication import Keys
+from .authentication import Keys, WrongKey
 from .bodies import json_body
 from .console import Console
 from .pages import Handler as Guarded
@@ -46,6 +46,7 @@ from .server import (
     is_surplus,
     meet_expectation,
 )
+from .wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +106,7 @@ class HttpTransport:
         self._swagger_ui = SwaggerUi(self._admit)
         self._console = Console(settings, activity, dispatcher.health)
         self._mounted = mounted
+        self._wrong_keys = WrongKeys(metrics.wrong_key)
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -187,6 +189,8 @@ class HttpTransport:
                     response.add_headers(self._cors(request.headers.get("Origin")))
                 return response
             except Exception as error:
+                if isinstance(error, WrongKey):
+                    await self._wrong_keys.shown(request.remote)
                 return self._respond(request, self._refused(error))
 
         return handle
