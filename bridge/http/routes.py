@@ -38,7 +38,7 @@ from ..observability.metrics import Metrics
 from ..observability.observations import UNKNOWN, Observers, RequestAnswered
 from ..settings import Settings
 from .answer import JSON_UTF8, Answer
-from .authentication import Keys
+from .authentication import Keys, WrongKey
 from .bodies import json_body
 from .browsers import Browsers, Headers
 from .console import Console
@@ -46,6 +46,7 @@ from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, SwaggerUi
 from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
+from .wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +96,7 @@ class HttpTransport:
         console = Console(settings, activity, dispatcher.health)
         swagger_ui = SwaggerUi(self._admit)
         self._places = (*pages.places(), *swagger_ui.places(), *console.places(), *mounted)
+        self._wrong_keys = WrongKeys(metrics.wrong_key)
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -169,6 +171,8 @@ class HttpTransport:
                     response.add_headers(self._browsers.cors(_origin(request)))
                 return response
             except Exception as error:
+                if isinstance(error, WrongKey):
+                    await self._wrong_keys.shown(request.remote)
                 return self._respond(request, self._refused(error))
 
         return handle

@@ -1,4 +1,4 @@
-"""The distribution: a wheel that, in an empty environment, is the client, the server or the demo."""
+"""The distribution: its wheel in an empty environment is the client, the server or the demo."""
 
 from __future__ import annotations
 
