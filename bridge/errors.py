@@ -4,9 +4,10 @@
     ├─ MalformedRequest               400 malformed_request
     ├─ InvalidControl                 400 invalid_control
     │  ├─ UnknownPortType, UnknownAction, ValueMissing
-    │  └─ UnknownPort, UnknownPortName, AmbiguousPort
+    │  └─ UnknownPort, UnknownPortName, AmbiguousPort, SomeDisabled, UnreadablePorts
     ├─ InvalidPreset                  400 invalid_preset
-    │  ├─ AmbiguousPreset, UnknownParameter, PresetTooLong
+    │  ├─ AmbiguousPreset, UnknownParameter, PresetTooLong, DisabledPort
+    ├─ AmbiguousSensor                400 ambiguous_sensor
     ├─ DeviceOffline                  400 device_offline
     ├─ Unauthorized                   401 unauthorized
     ├─ ReplyTopicForbidden            403 reply_topic_forbidden
@@ -154,6 +155,25 @@ class AmbiguousPort(InvalidControl):
     property_name = "port"
 
 
+class SomeDisabled(InvalidControl):
+    text = Text(
+        "有 {port_type} 端口已停用，不能一次控制全部（port_id 0）；请逐个控制：{ports}",
+        "Some {port_type} port is disabled, so all can't be switched at once (port_id 0); "
+        "switch them one by one: {ports}",
+    )
+    property_name = "port_id"
+
+
+class UnreadablePorts(InvalidControl):
+    text = Text(
+        "设备的端口配置（control_ports 或 device_control_config）无法读取，不能控制；"
+        "请在平台上重新保存端口配置",
+        "The device's port configuration (control_ports or device_control_config) can't be read, "
+        "so nothing can be controlled; save the configuration anew on the platform",
+    )
+    property_name = "device_uuid"
+
+
 class UncontrollableDevice(InvalidControl):
     text = Text(
         "设备的 UUID 含有 MQTT 主题不允许的字符，无法控制；请在平台上重新登记该设备",
@@ -187,6 +207,14 @@ class UnknownParameter(InvalidPreset):
         "The preset '{preset}' has no parameter '{parameter}'; it has: {parameters}",
     )
     property_name = "parameters"
+
+
+class DisabledPort(InvalidPreset):
+    text = Text(
+        "预设「{preset}」会控制已停用的端口 {port}，整个预设未执行；请启用该端口或修改预设",
+        "The preset '{preset}' would command the disabled port {port} and nothing of it was run; "
+        "enable the port or change the preset",
+    )
 
 
 class PresetTooLong(InvalidPreset):
@@ -250,6 +278,17 @@ class SensorNotFound(BridgeError):
     text = Text(
         "设备没有传感器「{sensor}」的数据，现有传感器：{sensors}",
         "The device has no data of a sensor '{sensor}'; its sensors are: {sensors}",
+    )
+    property_name = "sensor"
+
+
+class AmbiguousSensor(BridgeError):
+    code = 400
+    error = "ambiguous_sensor"
+    in_operation = True
+    text = Text(
+        "有多个传感器名为「{sensor}」，请改用 sensor_name：{sensors}",
+        "Several sensors are called '{sensor}'; use one of these sensor names: {sensors}",
     )
     property_name = "sensor"
 

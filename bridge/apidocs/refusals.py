@@ -7,6 +7,7 @@ from ..core.operations import Operation
 from ..core.replies import FAILURE
 from ..devices.models import JsonObject
 from ..errors import (
+    AmbiguousSensor,
     BridgeError,
     Busy,
     DatabaseTimeout,
@@ -50,7 +51,7 @@ _COMMANDS: Errors = [
 # What an operation asks of the platform's tables shows in what it is given.
 _BY_FIELD: dict[str, Errors] = {
     "device_uuid": [DeviceNotFound, DatabaseUnavailable, DatabaseTimeout],
-    "sensor": [SensorNotFound],
+    "sensor": [SensorNotFound, AmbiguousSensor],
     "preset_key": [PresetNotFound, InvalidPreset, DeviceOffline, DeviceBusy],
 }
 

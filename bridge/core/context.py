@@ -11,6 +11,7 @@ import orjson
 
 from ..devices.models import DeviceProfile, DeviceReadings, Health, JsonObject
 from ..errors import (
+    BridgeError,
     DeviceUnreachable,
     OutcomeUnknown,
     PublishRefused,
@@ -32,10 +33,13 @@ _NOT_IN_A_TOPIC = frozenset("+#/\x00")
 class Store(Protocol):
     """What we ask of the platform's tables. All raise the `Database…` errors."""
 
-    async def sensors(self, wanted: Sequence[tuple[str, str]]) -> list[DeviceReadings | None]:
-        """Devices, each with at least one sensor, if it has it: by uuid and stored name.
+    async def sensors(
+        self, wanted: Sequence[tuple[str, tuple[str, ...]]]
+    ) -> Sequence[DeviceReadings | BridgeError | None]:
+        """Devices, each with at least some sensors, if it has them: by uuid and stored names.
 
-        In the order of `wanted`; None where there is no such device.
+        In the order of `wanted`; None where there is no such device, an error where one alone
+        could not be read.
         """
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:

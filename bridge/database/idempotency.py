@@ -31,8 +31,8 @@ from ..errors import (
     OutcomeUnknown,
     RequestTimeout,
 )
+from .batch_loader import BatchLoader
 from .pool import Database
-from .store import Together
 
 logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class MysqlOnce:
         # a row of ours means nothing is known from here alone; any other may have been sent.
         self._unsent: dict[bytes, bytes] = {}
         # Looked up together: a flood of commands that are refused is to cost few statements.
-        self._rows = Together(self._load, timeout, database.deadlines)
+        self._rows = BatchLoader(self._load, timeout, database.deadlines)
 
     async def answer(self, key: bytes, fingerprint: bytes, call: Call, execute: Execute) -> Reply:
         """See `Once.answer`.

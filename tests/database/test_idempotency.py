@@ -18,9 +18,9 @@ import pytest
 from bridge.core.context import Drain
 from bridge.core.idempotency import MemoryOnce
 from bridge.core.replies import Reply
+from bridge.database.batch_loader import LANES
 from bridge.database.idempotency import CREATE_TABLE, TABLE, MysqlOnce
 from bridge.database.pool import Database, Row
-from bridge.database.store import LANES
 from bridge.errors import DatabaseUnavailable, Draining, OutcomeUnknown, RequestTimeout
 from bridge.observability.metrics import Metrics
 from tests.core.test_idempotency import AnyStore, Ask, Asked, asking, said
