@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from bridge.settings import SettingsError, load
+from bridge.settings import DatabaseTls, SettingsError, load
 from tests.lab.bridge import PROJECT
 
 # The block that the service's users have, as it is documented.
@@ -61,7 +61,7 @@ def loaded(monkeypatch, **environment):
 def test_documented_env_file_works_unchanged(surroundings):
     (surroundings / ".env").write_text(DOCUMENTED, encoding="utf-8")
     settings = load()
-    assert settings.database == ("localhost", 3306, "aiot", "aiot_user", "your_password")
+    assert settings.database[:5] == ("localhost", 3306, "aiot", "aiot_user", "your_password")
     assert (settings.mqtt_broker, settings.mqtt_port) == ("localhost", 1883)
     assert settings.mqtt_username == ""
     assert settings.mqtt_password.get_secret_value() == ""
@@ -123,7 +123,49 @@ def test_names_of_others_are_ignored(surroundings, monkeypatch):
     ],
 )
 def test_database_url_tells_the_address_and_wins(monkeypatch, url, address):
-    assert loaded(monkeypatch, DATABASE_URL=url, DB_HOST="other").database == address
+    assert loaded(monkeypatch, DATABASE_URL=url, DB_HOST="other").database[:5] == address
+
+
+def url_read(monkeypatch, query, path="h/d"):
+    return loaded(monkeypatch, DATABASE_URL=f"mysql://u:p@{path}?{query}").database
+
+
+def test_parameters_of_the_database_url_are_honoured(monkeypatch, tmp_path):
+    file = tmp_path / "ca.pem"
+    file.write_text("")
+    asked = url_read(monkeypatch, f"ssl_ca={file}&ssl_verify_cert=true&charset=utf8")
+    assert (asked.charset, asked.tls) == ("utf8", DatabaseTls(str(file)))
+    assert url_read(monkeypatch, "ssl=true").tls == DatabaseTls()
+    assert url_read(monkeypatch, "SSL-Mode=required").tls == DatabaseTls(
+        verify=False, verify_host=False
+    )
+    assert url_read(monkeypatch, "ssl_verify_cert=false").tls == DatabaseTls(verify=False)
+    assert url_read(monkeypatch, "ssl_check_hostname=0").tls == DatabaseTls(verify_host=False)
+    assert url_read(monkeypatch, "ssl=false").tls is None
+    there = url_read(monkeypatch, "unix_socket=/run/my%20sql.sock", path="/d")
+    assert (there.unix_socket, there.name, there.ignored) == ("/run/my sql.sock", "d", ())
+    assert str(there) == "mysql://u:***@/run/my sql.sock/d"
+
+
+def test_other_parameters_of_the_database_url_are_told_by_name(monkeypatch):
+    asked = url_read(monkeypatch, "local_infile=1&charset=utf8mb4&autocommit=secret")
+    assert asked.ignored == ("autocommit", "local_infile")
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("ssl_ca=/no/such/file", "ssl_ca"),
+        ("ssl_verify_cert=perhaps", "ssl_verify_cert"),
+        ("ssl_mode=PREFERRED", "ssl_mode"),
+        ("charset=utf8;drop", "charset"),
+    ],
+)
+def test_parameter_of_the_database_url_that_cannot_be_used_stops_the_start(
+    monkeypatch, query, named
+):
+    with pytest.raises(SettingsError, match=f"DATABASE_URL.*{named}"):
+        url_read(monkeypatch, query)
 
 
 EMPTY = [

@@ -44,9 +44,9 @@ _REFUSED = frozenset({1044, 1054, 1064, 1142, 1143, 1146, 1176, 1205, 1213, 1227
 # mix (1253, 1267, 1270, 1271, 3988), text that is none in a character set (1300, 1366, 3854),
 # values that are none of a type (1292, 1411, 1525), or too long or too large (1264, 1406, 1690),
 # JSON that can't be read (3140, 3141, 4038).
-_OVER_CONTENT = frozenset(
-    {1253, 1264, 1267, 1270, 1271, 1292, 1300, 1366, 1406, 1411, 1525, 1690}
-    | {3140, 3141, 3854, 3988, 4038}
+_COLLATIONS = frozenset({1253, 1267, 1270, 1271, 3988})
+_OVER_CONTENT = _COLLATIONS | frozenset(
+    {1264, 1292, 1300, 1366, 1406, 1411, 1525, 1690, 3140, 3141, 3854, 4038}
 )
 _PROBE_SECONDS = 1.0
 # What says that the database is in trouble; anything else is a mistake of ours, or a packet that
@@ -217,7 +217,8 @@ class Database:
             return DatabaseTimeout()
         trouble = f"{type(error).__name__}: {error}"
         if errno in _OVER_CONTENT or isinstance(error, UnicodeError):
-            self._tell_of_content(errno or type(error), trouble)
+            kind = _COLLATIONS if errno in _COLLATIONS else errno or type(error)
+            self._tell_of_content(kind, trouble)
             return StatementRefused(errno, over_content=True)
         if not isinstance(error, _TROUBLE):
             if self._is_news(sql, trouble):

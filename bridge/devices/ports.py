@@ -137,14 +137,17 @@ def _found_in(entries: Mapping[str, Entry], product: Entry) -> _Found:
     for key, entry in entries.items():
         port_type, port_id = _place(key, entry)
         # A type that is not ours to control is understood all the same.
-        found.understood |= port_type is not None or _says_its_place(entry)
+        if key in product or not product:
+            found.understood |= port_type is not None or _says_its_place(entry)
         if port_type is None:
             continue
         if is_disabled(entry):
             found.disabled_types.add(port_type)
             if port_id is not None:
                 found.disabled.add((port_type, port_id))
-        elif port_id is not None and (_says_its_place(entry) or key in product or not decides):
+        elif port_id is not None and (
+            _says_its_place(entry) or key in product or not (decides or product)
+        ):
             _add(found.ports, (port_type, port_id), entry)
     found.decides = decides
     return found

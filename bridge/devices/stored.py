@@ -102,7 +102,10 @@ def number_of(value: object) -> int | float | None:
     if isinstance(value, str):
         text = value.strip()
         value = float(text) if _NUMBER.fullmatch(text) else None
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= TOO_LARGE:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # No NaN is below it either.
+    if not abs(value) < TOO_LARGE:
         return None
     return int(value) if value == int(value) else value
 
