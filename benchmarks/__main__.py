@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.profile:
             print(_profile())
             return 0
-        measured, footprints, database = _measure(plan, set(options.only))
+        measured, footprints, database = _measure(plan, set(options.rows))
     except (StartError, LoadError) as error:
         print(error, file=sys.stderr)
         return 1
@@ -79,14 +79,14 @@ def _profile() -> str:
         return profile(lab, counter)
 
 
-def _measure(plan: Plan, only: set[str]) -> tuple[list[Measured], list[Footprint], str]:
+def _measure(plan: Plan, chosen: set[str]) -> tuple[list[Measured], list[Footprint], str]:
     measured: list[Measured] = []
     footprints: list[Footprint] = []
     with _lab() as (lab, counter):
         for row in all_rows(plan):
-            if not only or row.name in only:
+            if not chosen or row.name in chosen:
                 measured.extend(run_row(row, plan, lab, counter))
-        if not only or FOOTPRINT_ROW in only:
+        if not chosen or FOOTPRINT_ROW in chosen:
             footprints = run_footprints(plan, lab, counter)
         return measured, footprints, lab.database.version()
 
@@ -116,7 +116,7 @@ def _write(
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     rows = [row.name for row in all_rows(Plan())] + [FOOTPRINT_ROW]
-    names = [contender.name for contender in contenders.ALL] + ["bridge-grown"]
+    names = [contender.name for contender in contenders.ALL]
     parser = argparse.ArgumentParser(
         prog="benchmarks/run",
         description="Measure the bridge beside what a user would otherwise pick, "
@@ -128,20 +128,20 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="one short round: does it all work? Its figures mean little",
     )
     parser.add_argument(
-        "--only",
-        action="append",
+        "--rows",
+        nargs="+",
         default=[],
         metavar="ROW",
         choices=rows,
-        help=f"measure only this row (may be repeated): {', '.join(rows)}",
+        help=f"measure only these rows: {', '.join(rows)}",
     )
     parser.add_argument(
         "--without",
-        action="append",
+        nargs="+",
         default=[],
         metavar="CONTENDER",
         choices=names,
-        help=f"leave this one out (may be repeated): {', '.join(names)}",
+        help=f"leave these out: {', '.join(names)}",
     )
     parser.add_argument(
         "--profile",

@@ -1,13 +1,15 @@
 """Who is measured, and how each is started and stopped."""
 
+import compileall
 import http.client
 import json
 import os
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
@@ -35,7 +37,10 @@ Answers = Literal["reply", "echo", "constant"]
 
 @dataclass(frozen=True)
 class Contender:
-    """A program to be measured. ``devices`` says on which of the two databases it runs."""
+    """A program to be measured, and the database it runs on.
+
+    Its Python code comes from ``commit`` of this repository, or else from the folder ``root``.
+    """
 
     name: str
     label: str
@@ -43,28 +48,32 @@ class Contender:
     transports: tuple[Transport, ...]
     answers: Answers = "reply"
     settings: Mapping[str, str] = field(default_factory=dict, hash=False)
+    root: Path = ROOT
+    commit: str = ""
     devices: int = dataset.DEVICES
+    statistics: bool = True
 
 
 def _module(name: str) -> tuple[str, ...]:
     return (sys.executable, "-m", f"benchmarks.{name}")
 
 
-def bridge(name: str, label: str, workers: int, devices: int = dataset.DEVICES) -> Contender:
-    return Contender(
-        name,
-        label,
-        (sys.executable, str(ROOT / "run.py")),
-        ("http", "mqtt"),
-        # As many controls as this run asks for in five minutes would fill the memory of what was
-        # already done (each has an id of its own), and the rest be refused with 429.
-        settings={"WORKERS": str(workers), "DEDUP_TTL": "10"},
-        devices=devices,
-    )
-
-
-BRIDGE = bridge("bridge", "the bridge", 1)
-BRIDGE_2 = bridge("bridge-2", "the bridge, 2 workers", 2)
+BRIDGE = Contender(
+    "bridge",
+    "the bridge",
+    (sys.executable, "{root}/run.py"),
+    ("http", "mqtt"),
+    # As many controls as this run asks for in five minutes would fill the memory of what was
+    # already done (each has an id of its own), and the rest be refused with 429.
+    settings={"WORKERS": "1", "DEDUP_TTL": "10"},
+)
+BRIDGE_2 = replace(
+    BRIDGE,
+    name="bridge-2",
+    label="the bridge, 2 workers",
+    settings={**BRIDGE.settings, "WORKERS": "2"},
+)
+V1 = replace(BRIDGE, name="v1", label="version 1.0", commit="68df28c")
 CONVENTIONAL = Contender(
     "conventional",
     "FastAPI + SQLAlchemy + PyMySQL + paho",
@@ -77,19 +86,8 @@ CONVENTIONAL = Contender(
 FASTSTREAM = Contender(
     "faststream", "FastStream MQTT RPC + asyncmy", _module("faststream_rpc"), ("mqtt",)
 )
-AIOHTTP_NOTHING = Contender(
-    "aiohttp-nothing",
-    "limit: an aiohttp handler that does nothing",
-    _module("aiohttp_nothing"),
-    ("http",),
-    "constant",
-)
-AIOMQTT_ECHO = Contender(
-    "aiomqtt-echo",
-    "limit: a bare echo with aiomqtt, as its guide shows",
-    _module("aiomqtt_echo"),
-    ("mqtt",),
-    "echo",
+EMPTY = Contender(
+    "empty", "an empty aiohttp application", _module("empty_aiohttp"), ("http",), "constant"
 )
 C_ECHO = Contender(
     "c-echo",
@@ -98,7 +96,19 @@ C_ECHO = Contender(
     ("mqtt",),
     "echo",
 )
-ALL = (BRIDGE, BRIDGE_2, CONVENTIONAL, FASTSTREAM, AIOHTTP_NOTHING, AIOMQTT_ECHO, C_ECHO)
+ALL = (BRIDGE, V1, BRIDGE_2, CONVENTIONAL, FASTSTREAM, EMPTY, C_ECHO)
+
+
+def grown(contender: Contender, devices: int) -> Contender:
+    """The same on the database with that many devices."""
+    label = f"{contender.label}, {devices:,} devices"
+    return replace(contender, name=f"{contender.name}-grown", label=label, devices=devices)
+
+
+def without_statistics(contender: Contender) -> Contender:
+    """The same on a database whose statistics call its tables empty."""
+    label = f"{contender.label}, no statistics"
+    return replace(contender, name=f"{contender.name}-blind", label=label, statistics=False)
 
 
 @dataclass
@@ -110,17 +120,44 @@ class Lab:
     broker: Mosquitto
     database: MariaDb
 
-    def database_of(self, devices: int) -> str:
-        """The name of the database with that many devices; made on first use."""
-        name = f"bench_{devices}"
+    def database_of(self, contender: Contender) -> str:
+        """The name of the database for this contender; made on first use."""
+        name = f"bench_{contender.devices}{'' if contender.statistics else '_blind'}"
         if name not in self._created:
-            print(f"filling a database: {devices:,} devices …", file=sys.stderr, flush=True)
-            self.database.create(name, devices)
+            print(f"filling a database: {name} …", file=sys.stderr, flush=True)
+            self.database.create(name, contender.devices, statistics=contender.statistics)
             self._created.add(name)
         return name
 
+    def root_of(self, contender: Contender) -> Path:
+        """The folder of its code, compiled: a start must not pay for that."""
+        root = contender.root
+        if contender.commit:
+            root = self.folder / contender.commit
+        if root not in self._compiled:
+            if contender.commit:
+                _check_out(contender.commit, root)
+            compileall.compile_dir(root / "bridge", quiet=1)
+            self._compiled.add(root)
+        return root
+
     def __post_init__(self) -> None:
         self._created: set[str] = set()
+        self._compiled: set[Path] = set()
+
+
+def _check_out(commit: str, folder: Path) -> None:
+    """Write the files of a commit into a new folder; the working tree is left alone."""
+    archive = folder.with_suffix(".tar")
+    command = ["git", "-C", str(ROOT), "archive", f"--output={archive}", commit]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise StartError(
+            f"commit {commit} is not to be had ({done.stderr.strip()}): "
+            "fetch the whole history, or measure with --without v1"
+        )
+    with tarfile.open(archive) as files:
+        files.extractall(folder, filter="data")
 
 
 class Running:
@@ -133,6 +170,7 @@ class Running:
         self.prefix = contender.name
         self._log = lab.folder / f"{contender.name}.log"
         places = {
+            "root": lab.root_of(contender),
             "tools": lab.tools,
             "http_port": self.http_port,
             "mqtt_port": lab.broker.port,
@@ -175,10 +213,10 @@ class Running:
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "TMPDIR") if name in os.environ}
         return kept | {
             "LANG": "C.UTF-8",
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": str(lab.root_of(self.contender)),
             "DB_HOST": LOOPBACK,
             "DB_PORT": str(lab.database.port),
-            "DB_NAME": lab.database_of(self.contender.devices),
+            "DB_NAME": lab.database_of(self.contender),
             "DB_USER": DB_USER,
             "DB_PASSWORD": DB_PASSWORD,
             "MQTT_BROKER": LOOPBACK,

@@ -90,6 +90,8 @@ class ControlRequest(BaseModel):
     value: int | None = None
 
 
+SENSOR_NAMES = {"温度": "temperature", "湿度": "humidity", "雨水": "rain", "雨水级别": "rain_level"}
+
 client = Client(CallbackAPIVersion.VERSION2)
 
 
@@ -115,6 +117,7 @@ def find_device(db: Session, device_uuid: str) -> Device:
 @app.get("/api/sensor-data")
 async def sensor_data(device_uuid: str, sensor: str) -> dict[str, Any]:
     logger.info("查询传感器数据: device=%s, sensor=%s", device_uuid, sensor)
+    sensor = SENSOR_NAMES.get(sensor, sensor)
     with SessionLocal() as db:
         device = find_device(db, device_uuid)
         reading = (

@@ -2,6 +2,8 @@
 
 Everything about device ``n`` follows from ``n``, so that the load generators (``load/common.h``
 and ``load/http.lua`` repeat the two formulas below) know the right answer without a lookup.
+
+The products of devices with an even number define the sensor name 温度; those of odd ones do not.
 """
 
 DEVICES = 10_000
@@ -57,19 +59,19 @@ CREATE TABLE device_sensors (
 _PRODUCTS = """
 INSERT INTO device_products (product_code, name, sensor_types, control_ports, device_capabilities)
 SELECT CONCAT('ESP32-', seq), CONCAT('教学板 ', seq),
-  '{"DHT11_temperature": {"name": "温度", "type": "DHT11", "unit": "°C",
-     "data_field": "temperature", "enabled": true},
-    "DHT11_humidity": {"name": "湿度", "type": "DHT11", "unit": "%",
-     "data_field": "humidity", "enabled": true},
+  CONCAT('{"DHT11_temperature": {"name": "', IF(seq % 2, '温度', '室内气温'), '", "type": "DHT11",
+     "unit": "°C", "data_field": "temperature", "enabled": true},
+    "DHT11_humidity": {"name": "', IF(seq % 2, '湿度', '室内湿度'), '", "type": "DHT11",
+     "unit": "%", "data_field": "humidity", "enabled": true},
     "RAIN_SENSOR": {"name": "雨水", "type": "RAIN_SENSOR", "unit": "",
-     "data_field": "rain", "enabled": true}}',
+     "data_field": "rain", "enabled": true}}'),
   '{"led_1": {"name": "LED 1", "type": "LED", "device_id": 1, "enabled": true},
     "led_2": {"name": "LED 2", "type": "LED", "device_id": 2, "enabled": true},
     "relay_1": {"name": "继电器 1", "type": "RELAY", "device_id": 1, "enabled": true},
     "servo_1": {"name": "舵机 1", "type": "SERVO", "device_id": 1, "enabled": true},
     "pwm_2": {"name": "PWM 2", "type": "PWM", "device_id": 2, "enabled": true}}',
   '{"sensors": true, "control": true}'
-FROM seq_1_to_3;
+FROM seq_1_to_4;
 """
 
 # A random-looking first part keeps the index from being one long run of neighbours, as real
@@ -85,7 +87,7 @@ _DEVICES = """
 INSERT INTO device_main (uuid, device_id, product_id, name, device_secret, device_status,
   is_online, is_active, last_seen, last_heartbeat, location, group_name, room, floor,
   last_report_data, device_sensor_config, device_control_config, device_settings)
-SELECT {uuid}, CONCAT('BOARD-', seq), 1 + seq % 3, CONCAT('bench-', seq), MD5(seq), 'online',
+SELECT {uuid}, CONCAT('BOARD-', seq), 1 + seq % 4, CONCAT('bench-', seq), MD5(seq), 'online',
   1, 1, {now}, {now}, '实验楼', '物联网一班', CONCAT('A', seq % 400), '3',
   CONCAT('{{"sensor": "DHT11", "temperature": ', {temperature}, ', "humidity": 51.5}}'), '{{}}',
   '{{"led_1": {{"alias": "客厅灯"}}}}',
@@ -114,6 +116,18 @@ FROM seq_0_to_{last} AS device JOIN seq_1_to_{sensors} AS sensor;
 """
 
 
+# As old installations have it: statistics that call a full table empty, so that the optimiser
+# would rather scan it than use an index. A table reads them again when it is renamed.
+_NO_STATISTICS = """
+ALTER TABLE device_main STATS_AUTO_RECALC=0;
+ALTER TABLE device_sensors STATS_AUTO_RECALC=0;
+UPDATE mysql.innodb_table_stats SET n_rows = 0, clustered_index_size = 1,
+  sum_of_other_index_sizes = 1 WHERE database_name = DATABASE();
+RENAME TABLE device_main TO renamed, renamed TO device_main,
+  device_sensors TO renamed, renamed TO device_sensors;
+"""
+
+
 def device_uuid(number: int) -> str:
     """The UUID of device ``number``."""
     return f"{number * 2654435761 % 2**32:08x}-0000-4000-8000-{number:012x}"
@@ -124,8 +138,11 @@ def temperature(number: int) -> str:
     return f"{10 + number % 25}.{1 + number % 9}"
 
 
-def statements(database: str, devices: int) -> str:
-    """SQL that creates ``database`` and fills it with ``devices`` devices and their sensors."""
+def statements(database: str, devices: int, *, statistics: bool = True) -> str:
+    """SQL that creates ``database`` and fills it with ``devices`` devices and their sensors.
+
+    Without ``statistics`` the server's own call the tables empty.
+    """
     last = devices - 1
     fill_devices = _DEVICES.format(
         uuid=_UUID.format(n="seq"),
@@ -151,5 +168,6 @@ def statements(database: str, devices: int) -> str:
             fill_devices,
             fill_sensors,
             "ANALYZE TABLE device_products, device_main, device_sensors;",
+            "" if statistics else _NO_STATISTICS,
         )
     )

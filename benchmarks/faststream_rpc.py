@@ -21,6 +21,7 @@ from zmqtt import QoS
 CONCURRENT = 64  # with 1 it answers 1,070 a second here, with 16 1,280, with 64 1,390
 BEIJING = timezone(timedelta(hours=8))
 PREFIX = os.environ["MQTT_TOPIC_PREFIX"]
+SENSOR_NAMES = {"温度": "temperature", "湿度": "humidity", "雨水": "rain", "雨水级别": "rain_level"}
 
 READING = """
 SELECT d.name, d.is_online, d.last_seen,
@@ -86,7 +87,8 @@ def reply(message: MQTTMessage, code: int, data: dict[str, Any] | None) -> MQTTR
 
 @broker.subscriber(f"{PREFIX}/request/sensor-data", qos=QoS.AT_LEAST_ONCE, max_workers=CONCURRENT)
 async def sensor_data(request: SensorQuery, message: MQTTMessage) -> MQTTResponse:
-    row = await fetch_one(READING, request.sensor, request.device_uuid)
+    sensor = SENSOR_NAMES.get(request.sensor, request.sensor)
+    row = await fetch_one(READING, sensor, request.device_uuid)
     if row is None or row["sensor_value"] is None:
         return reply(message, 404, None)
     age = datetime.now(BEIJING).replace(tzinfo=None) - row["timestamp"]

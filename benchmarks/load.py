@@ -20,7 +20,11 @@ TOOLS = ("mqtt_load", "control_counter", "echo")
 CONNECTIONS = 8
 BATCH = 100
 
-Kind = Literal["sensor", "control", "batch", "mixed"]
+Kind = Literal["sensor", "control", "batch"]
+# Which devices are asked: those whose product defines the sensor name 温度, those whose product
+# does not, or all (see dataset.py).
+Products = Literal["naming", "plain", "any"]
+_PARITIES: dict[Products, int] = {"naming": 0, "plain": 1, "any": -1}
 
 
 class LoadError(RuntimeError):
@@ -29,25 +33,22 @@ class LoadError(RuntimeError):
 
 @dataclass(frozen=True)
 class Load:
-    """One way of asking."""
+    """One way of asking. Over MQTT requests and replies are QoS 1."""
 
     kind: Kind
     transport: Transport
     in_flight: int
-    qos: int = 0
-
-    @property
-    def commands(self) -> bool:
-        """Whether it makes devices hear something."""
-        return self.kind in ("control", "mixed")
+    sensor: str = "温度"
+    products: Products = "any"
 
 
 @dataclass
 class Result:
     """One measurement. ``faults`` is empty when every answer was right and every command arrived.
 
-    ``cpu_us`` is the CPU time of one request, in µs: of each process of the contender, of
-    ``mosquitto``, ``mariadbd``, the ``devices``, and the ``load`` generator.
+    ``cpu_us`` is the CPU time of one request, in µs: of all processes of the ``contender``, of
+    ``mosquitto``, ``mariadbd``, the ``devices``, the ``load`` generator, and of what ``others`` on
+    this machine did meanwhile.
     """
 
     per_second: float
@@ -114,24 +115,30 @@ def measure(
     seconds: float,
 ) -> Result:
     """Load one contender, checking its answers and what reached the devices."""
-    before = counter.at_rest() if load.commands else 0
+    commands = load.kind == "control"
+    before = counter.at_rest() if commands else 0
     right_controls = 0
     # wrk has no warm-up of its own, and knows whole seconds only; the MQTT generator drops its
     # warm-up from what it measures.
     if load.transport == "http" and warm_up >= 1:
         right_controls += _run(_wrk(load, running, warm_up))["controls"]
     watched = _watched(running, lab, counter)
-    cpu_before = {name: processes.cpu_seconds(pid) for name, pid in watched.items()}
-    children_before = _children_cpu()
+    cpu_before = {name: _cpu(pids) for name, pids in watched.items()}
+    children_before, busy_before = _children_cpu(), processes.busy_seconds()
     if load.transport == "http":
         said = _run(_wrk(load, running, seconds))
     else:
         said = _run(_mqtt_load(load, running, lab, warm_up, seconds))
     running.require_alive()
-    used = {name: processes.cpu_seconds(pid) - cpu_before[name] for name, pid in watched.items()}
+    used = {name: _cpu(pids) - cpu_before[name] for name, pids in watched.items()}
     used["load"] = _children_cpu() - children_before
+    used["others"] = max(processes.busy_seconds() - busy_before - sum(used.values()), 0)
     right_controls += said["controls"]
-    arrived = counter.settled(before + right_controls) - before if load.commands else 0
+    arrived = (
+        counter.settled(before + right_controls) - before
+        if commands and running.contender.answers == "reply"
+        else 0
+    )
     return Result(
         per_second=said["per_second"],
         p50_ms=said["p50_ms"],
@@ -158,6 +165,8 @@ def _wrk(load: Load, running: Running, seconds: float) -> list[str]:
         str(time.monotonic_ns() % devices),
         running.contender.answers,
         str(load.in_flight),
+        load.sensor,
+        str(_PARITIES[load.products]),
     ]
 
 
@@ -166,7 +175,8 @@ def _mqtt_load(load: Load, running: Running, lab: Lab, warm_up: float, seconds: 
         str(lab.tools / "mqtt_load"),
         *("--host", LOOPBACK, "--port", str(lab.broker.port), "--prefix", running.prefix),
         *("--load", load.kind, "--check", running.contender.answers),
-        *("--qos", str(load.qos), "--in-flight", str(load.in_flight)),
+        *("--sensor", load.sensor, "--parity", str(_PARITIES[load.products])),
+        *("--in-flight", str(load.in_flight)),
         *("--connections", str(min(CONNECTIONS, load.in_flight))),
         *("--devices", str(running.contender.devices)),
         *("--warm-up", str(warm_up), "--seconds", str(seconds)),
@@ -185,18 +195,17 @@ def _run(command: list[str]) -> dict[str, Any]:
     return said
 
 
-def _watched(running: Running, lab: Lab, counter: ControlCounter) -> dict[str, int]:
-    pids = running.pids()
-    own = (
-        {"contender": pids[0]}
-        if len(pids) == 1
-        else {f"contender[{index}]": pid for index, pid in enumerate(pids)}
-    )
-    return own | {
-        "mosquitto": lab.broker.process.pid,
-        "mariadbd": lab.database.process.pid,
-        "devices": counter.process.pid,
+def _watched(running: Running, lab: Lab, counter: ControlCounter) -> dict[str, list[int]]:
+    return {
+        "contender": running.pids(),
+        "mosquitto": [lab.broker.process.pid],
+        "mariadbd": [lab.database.process.pid],
+        "devices": [counter.process.pid],
     }
+
+
+def _cpu(pids: list[int]) -> float:
+    return sum(processes.cpu_seconds(pid) for pid in pids)
 
 
 def _children_cpu() -> float:

@@ -1,24 +1,26 @@
-"""What processes use, read from /proc: CPU seconds and resident memory."""
+"""What processes use: CPU seconds and resident memory."""
 
 import os
 import time
 from pathlib import Path
 
-_TICKS = os.sysconf("SC_CLK_TCK")
+# clock_getcpuclockid(3): bits of the clock id of a process, for the scheduler's own count.
+_CPUCLOCK_SCHED = 2
 
 
 def busy_cores(seconds: float = 1.0) -> float:
-    """How many cores the whole machine uses right now, time stolen by a hypervisor included."""
+    """How many cores the whole machine uses right now."""
 
-    def counted() -> tuple[int, int]:
-        fields = [int(text) for text in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
-        idle, waiting = fields[3:5]
-        return sum(fields), idle + waiting
-
-    total_before, idle_before = counted()
+    before = busy_seconds()
     time.sleep(seconds)
-    total, idle = counted()
-    return (1 - (idle - idle_before) / (total - total_before)) * (os.cpu_count() or 1)
+    return (busy_seconds() - before) / seconds
+
+
+def busy_seconds() -> float:
+    """CPU seconds that the whole machine has used so far, those stolen from it included."""
+    fields = [int(text) for text in Path("/proc/stat").read_text().split(maxsplit=9)[1:9]]
+    idle, waiting = fields[3:5]
+    return (sum(fields) - idle - waiting) / os.sysconf("SC_CLK_TCK")
 
 
 def tree(pid: int) -> list[int]:
@@ -34,9 +36,14 @@ def tree(pid: int) -> list[int]:
 
 
 def cpu_seconds(pid: int) -> float:
-    """User and system time of one process so far, its threads included."""
-    fields = _stat(pid)
-    return (int(fields[11]) + int(fields[12])) / _TICKS if fields else 0.0
+    """User and system time of one process so far, its threads included.
+
+    From the process's CPU clock: nanoseconds, where /proc/PID/stat counts hundredths of a second.
+    """
+    try:
+        return time.clock_gettime((~pid << 3) | _CPUCLOCK_SCHED)
+    except OSError:
+        return 0.0
 
 
 def resident_mib(pid: int, *, peak: bool = False) -> float:

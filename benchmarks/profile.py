@@ -1,15 +1,16 @@
-"""``./benchmarks/run --profile``: where the time of one request goes, by parts of the program.
+"""``./benchmarks/run --profile``: where the time of one request goes, by room and by library.
 
 py-spy samples the bridge while it is loaded; each sample counts for the innermost frame of Python,
 so that what C code does (a system call, a JSON parser, the event loop) counts for its caller. The
 shares are turned into microseconds by the CPU time that the process used for each answer.
 """
 
+import re
 import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from benchmarks.contenders import BRIDGE, Lab, Running
@@ -18,43 +19,14 @@ from benchmarks.load import ControlCounter, Load, measure
 _SECONDS = 6
 _SAMPLES_A_SECOND = 500
 
-# What a frame belongs to, by its file; the first that matches.
-_PARTS = (
-    ("bridge/sidecar.py", "HTTP: cut into requests, the answer's head and body, writing them"),
-    ("bridge/framing.py", "HTTP: cut into requests, the answer's head and body, writing them"),
-    ("bridge/connections.py", "HTTP: cut into requests, the answer's head and body, writing them"),
-    ("bridge/shedding.py", "HTTP: admit, read the query, choose the answer"),
-    ("bridge/bodies.py", "HTTP: admit, read the query, choose the answer"),
-    ("bridge/http.py", "HTTP: admit, read the query, choose the answer"),
-    ("aiohttp/", "HTTP: aiohttp (parse, route, a task a request)"),
-    ("yarl/", "HTTP: aiohttp (parse, route, a task a request)"),
-    ("multidict/", "HTTP: aiohttp (parse, route, a task a request)"),
-    ("bridge/link/", "MQTT: reading and writing the socket"),
-    ("bridge/wire.py", "MQTT: packets"),
-    ("bridge/mqtt/", "MQTT: address, deliver, acknowledge"),
-    ("bridge/topics.py", "MQTT: address, deliver, acknowledge"),
-    ("bridge/database.py", "database: send a statement, turn the rows to Python (asyncmy)"),
-    ("asyncmy/", "database: send a statement, turn the rows to Python (asyncmy)"),
-    ("bridge/store.py", "database: collect requests, rows to models"),
-    ("bridge/models.py", "database: collect requests, rows to models"),
-    ("bridge/metrics.py", "observe: metrics, console, log"),
-    ("bridge/activity.py", "observe: metrics, console, log"),
-    ("bridge/logs.py", "observe: metrics, console, log"),
-    ("prometheus_client/", "observe: metrics, console, log"),
-    ("logging/", "observe: metrics, console, log"),
-    ("bridge/", "the operation: open, validate, deadline, run, envelope"),
-    ("pydantic/", "the operation: open, validate, deadline, run, envelope"),
-    ("asyncio/", "the event loop, and what it waits for"),
-)
-_ELSE = "other"
-
 
 def profile(lab: Lab, counter: ControlCounter) -> str:
-    """The profiles of the three usual requests, as Markdown tables."""
+    """The profiles of the usual requests, as Markdown tables."""
     loads = (
-        ("sensor query, HTTP, 64 in flight", Load("sensor", "http", 64)),
-        ("sensor query, MQTT QoS 1, 64 in flight", Load("sensor", "mqtt", 64, 1)),
-        ("control, MQTT QoS 1, 64 in flight", Load("control", "mqtt", 64, 1)),
+        ("reading by 温度, HTTP, 64 in flight", Load("sensor", "http", 64)),
+        ("reading by 温度, MQTT, 64 in flight", Load("sensor", "mqtt", 64)),
+        ("control, HTTP, 64 in flight", Load("control", "http", 64)),
+        ("control, MQTT, 64 in flight", Load("control", "mqtt", 64)),
     )
     running = Running(BRIDGE, lab)
     try:
@@ -102,10 +74,15 @@ def _by_part(stacks: Iterable[str]) -> Counter[str]:
         frames, _, count = line.rpartition(" ")
         # A thread of the executor that waits for work is no work.
         if "concurrent/futures/thread.py" not in frames:
-            parts[_part(frames.split(";"))] += int(count)
+            parts[_part(frames.split(";")[-1])] += int(count)
     return parts
 
 
-def _part(frames: Sequence[str]) -> str:
-    innermost = frames[-1]
-    return next((part for path, part in _PARTS if path in innermost), _ELSE)
+def _part(innermost: str) -> str:
+    """The room of the bridge, or the library, that a frame belongs to: "function (file:line)"."""
+    path = innermost.rpartition("(")[2].rpartition(":")[0]
+    room = re.search(r"\bbridge/\w+", path)
+    if room:
+        return room[0].removesuffix(".py")
+    library = re.search(r"site-packages/(\w+)|\b(asyncio|logging|concurrent)/", path)
+    return next(filter(None, library.groups())) if library else path.split("/")[0]

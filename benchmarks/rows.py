@@ -6,10 +6,13 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from typing import Literal
 
 from benchmarks import contenders, dataset, processes
-from benchmarks.contenders import Contender, Lab, Running
-from benchmarks.load import BATCH, ControlCounter, Load, Result, measure
+from benchmarks.contenders import Contender, Lab, Running, Transport
+from benchmarks.load import BATCH, ControlCounter, Load, Products, Result, measure
+
+Metric = Literal["per_second", "p50_ms", "p99_ms", "own_cpu_us"]
 
 
 @dataclass(frozen=True)
@@ -57,12 +60,14 @@ class Measured:
     readings: int
     rounds: list[Result] = field(default_factory=list)
 
-    def each(self, metric: str) -> list[float]:
-        """One figure of every round: ``per_second`` (of readings), ``p50_ms`` or ``p99_ms``."""
+    def each(self, metric: Metric) -> list[float]:
+        """One figure of every round; throughput and processor time are those of one reading."""
+        if metric == "own_cpu_us":
+            return [result.cpu_us["contender"] / self.readings for result in self.rounds]
         factor = self.readings if metric == "per_second" else 1
         return [getattr(result, metric) * factor for result in self.rounds]
 
-    def median(self, metric: str) -> float:
+    def median(self, metric: Metric) -> float:
         return statistics.median(self.each(metric))
 
     @property
@@ -87,103 +92,105 @@ class Footprint:
 
 
 FOOTPRINT_ROW = "start"
+STORED, COMMON = "temperature", "温度"
+# A contender of the same load whose processor time for a request is the unit.
+YARDSTICK: dict[Transport, Contender] = {
+    "http": contenders.EMPTY,
+    "mqtt": contenders.FASTSTREAM,
+}
+# Whose throughput is to be compared besides.
+_PEER: dict[Transport, Contender] = {
+    "http": contenders.CONVENTIONAL,
+    "mqtt": contenders.C_ECHO,
+}
+_TITLE: dict[Transport, str] = {"http": "HTTP", "mqtt": "MQTT"}
+_BRIDGES = (contenders.BRIDGE, contenders.V1)
 
 
 def all_rows(plan: Plan) -> tuple[Row, ...]:
     """Every measured row, in the order of the report."""
-    bridge, bridge_2 = contenders.BRIDGE, contenders.BRIDGE_2
-    over_http = (bridge, contenders.CONVENTIONAL, contenders.AIOHTTP_NOTHING)
-    over_mqtt = (bridge, contenders.FASTSTREAM, contenders.AIOMQTT_ECHO, contenders.C_ECHO)
-    grown = contenders.bridge(
-        "bridge-grown", f"the bridge, {plan.grown_devices:,} devices", 1, plan.grown_devices
-    )
     return (
-        Row(
-            "sensor-http",
-            tuple(
-                Case("sensor query, HTTP", Load("sensor", "http", in_flight), over_http)
-                for in_flight in (1, 64)
-            ),
-        ),
-        Row(
-            "sensor-mqtt",
-            tuple(
-                Case(
-                    f"sensor query, MQTT QoS {qos}",
-                    Load("sensor", "mqtt", in_flight, qos),
-                    over_mqtt,
-                )
-                for qos in (0, 1)
-                for in_flight in (1, 64)
-            ),
-        ),
+        Row("reading-http", _readings("http")),
+        Row("reading-mqtt", _readings("mqtt")),
+        Row("statistics", _each_transport(_without_statistics)),
         Row(
             "control-http",
-            tuple(
-                Case("control, HTTP", Load("control", "http", in_flight), over_http[:2])
-                for in_flight in (1, 64)
-            ),
+            _controls("http", (*_BRIDGES, contenders.CONVENTIONAL, contenders.EMPTY)),
         ),
-        Row(
-            "control-mqtt",
-            tuple(
-                Case(
-                    f"control, MQTT QoS {qos}",
-                    Load("control", "mqtt", in_flight, qos),
-                    over_mqtt[:2],
-                )
-                for qos, in_flight in ((0, 64), (1, 1), (1, 64))
-            ),
+        Row("control-mqtt", _controls("mqtt", (*_BRIDGES, contenders.FASTSTREAM))),
+        Row("batch", _each_transport(_batches)),
+        Row("growth", _each_transport(lambda transport: _growth(transport, plan.grown_devices))),
+        Row("workers", _each_transport(_workers)),
+    )
+
+
+def _each_transport(cases: Callable[[Transport], tuple[Case, ...]]) -> tuple[Case, ...]:
+    return cases("http") + cases("mqtt")
+
+
+def _readings(transport: Transport) -> tuple[Case, ...]:
+    few = (*_BRIDGES, YARDSTICK[transport])
+    asked: tuple[tuple[str, str, Products, tuple[Contender, ...]], ...] = (
+        (f"reading by {COMMON}", COMMON, "plain", (*few, _PEER[transport])),
+        (f"reading by {COMMON}, a name of the product", COMMON, "naming", few),
+        (f"reading by {STORED}", STORED, "plain", few),
+    )
+    return tuple(
+        Case(
+            f"{title}, {_TITLE[transport]}",
+            Load("sensor", transport, in_flight, sensor, products),
+            present,
+        )
+        for title, sensor, products, present in asked
+        for in_flight in (1, 64)
+    )
+
+
+def _without_statistics(transport: Transport) -> tuple[Case, ...]:
+    blind = tuple(contenders.without_statistics(each) for each in _BRIDGES)
+    return tuple(
+        Case(
+            f"no statistics: reading by {sensor}, {_TITLE[transport]}",
+            Load("sensor", transport, 64, sensor, "plain"),
+            (contenders.BRIDGE, *blind),
+        )
+        for sensor in (COMMON, STORED)
+    )
+
+
+def _controls(transport: Transport, present: tuple[Contender, ...]) -> tuple[Case, ...]:
+    return tuple(
+        Case(f"control, {_TITLE[transport]}", Load("control", transport, in_flight), present)
+        for in_flight in (1, 64)
+    )
+
+
+def _batches(transport: Transport) -> tuple[Case, ...]:
+    title = _TITLE[transport]
+    return (
+        Case(f"readings one by one, {title}", Load("sensor", transport, 64), _BRIDGES),
+        Case(f"100 readings a batch, {title}", Load("batch", transport, 1), _BRIDGES),
+        Case(f"100 readings a batch, {title}", Load("batch", transport, 4), _BRIDGES),
+    )
+
+
+def _growth(transport: Transport, devices: int) -> tuple[Case, ...]:
+    grown = tuple(contenders.grown(each, devices) for each in _BRIDGES)
+    return (
+        Case(
+            f"growth: reading by {COMMON}, {_TITLE[transport]}",
+            Load("sensor", transport, 64),
+            (*_BRIDGES, *grown),
         ),
-        Row(
-            "batch",
-            (
-                Case("readings one by one, HTTP", Load("sensor", "http", 64), (bridge,)),
-                Case("100 readings a batch, HTTP", Load("batch", "http", 1), (bridge,)),
-                Case("100 readings a batch, HTTP", Load("batch", "http", 4), (bridge,)),
-                Case("readings one by one, MQTT QoS 1", Load("sensor", "mqtt", 64, 1), (bridge,)),
-                Case("100 readings a batch, MQTT QoS 1", Load("batch", "mqtt", 1, 1), (bridge,)),
-                Case("100 readings a batch, MQTT QoS 1", Load("batch", "mqtt", 4, 1), (bridge,)),
-            ),
-        ),
-        Row(
-            "mixed",
-            (
-                Case("80 % reads, 20 % controls, HTTP", Load("mixed", "http", 64), over_http[:2]),
-                Case(
-                    "80 % reads, 20 % controls, MQTT QoS 1",
-                    Load("mixed", "mqtt", 64, 1),
-                    over_mqtt[:2],
-                ),
-            ),
-        ),
-        Row(
-            "growth",
-            (
-                Case("growth: sensor query, HTTP", Load("sensor", "http", 64), (bridge, grown)),
-                Case(
-                    "growth: sensor query, MQTT QoS 1",
-                    Load("sensor", "mqtt", 64, 1),
-                    (bridge, grown),
-                ),
-            ),
-        ),
-        Row(
-            "workers",
-            (
-                Case("workers: sensor query, HTTP", Load("sensor", "http", 64), (bridge, bridge_2)),
-                Case(
-                    "workers: sensor query, MQTT QoS 1",
-                    Load("sensor", "mqtt", 64, 1),
-                    (bridge, bridge_2),
-                ),
-                Case(
-                    "workers: control, MQTT QoS 1",
-                    Load("control", "mqtt", 64, 1),
-                    (bridge, bridge_2),
-                ),
-            ),
-        ),
+    )
+
+
+def _workers(transport: Transport) -> tuple[Case, ...]:
+    title = _TITLE[transport]
+    pair = (contenders.BRIDGE, contenders.BRIDGE_2)
+    return (
+        Case(f"workers: reading by {COMMON}, {title}", Load("sensor", transport, 64), pair),
+        Case(f"workers: control, {title}", Load("control", transport, 64), pair),
     )
 
 
@@ -228,7 +235,7 @@ def run_footprints(plan: Plan, lab: Lab, counter: ControlCounter) -> list[Footpr
                 idle = [processes.resident_mib(pid) for pid in running.pids()]
                 for transport in contender.transports:
                     measure(
-                        Load("sensor", transport, 64, 1),
+                        Load("sensor", transport, 64),
                         running,
                         lab,
                         counter,
@@ -248,7 +255,12 @@ def run_footprints(plan: Plan, lab: Lab, counter: ControlCounter) -> list[Footpr
 
 
 def _present(wanted: Sequence[Contender] | dict[Contender, None], plan: Plan) -> list[Contender]:
-    return [contender for contender in wanted if contender.name not in plan.without]
+    # Without v1 is without v1-grown too.
+    return [
+        contender
+        for contender in wanted
+        if not {contender.name, contender.name.partition("-")[0]} & plan.without
+    ]
 
 
 def _start(contender: Contender, lab: Lab, at_end: Callable[..., object]) -> Running:
@@ -262,7 +274,8 @@ def _line(case: Case, contender: Contender, result: Result) -> str:
     return (
         f"{case.title}, {case.load.in_flight} in flight: {contender.name} "
         f"{result.per_second * case.readings:,.0f}/s "
-        f"p50 {result.p50_ms:.2f} p99 {result.p99_ms:.2f} ms{faults}"
+        f"p50 {result.p50_ms:.2f} p99 {result.p99_ms:.2f} ms "
+        f"{result.cpu_us['contender'] / case.readings:.1f} µs{faults}"
     )
 
 

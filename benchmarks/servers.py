@@ -151,11 +151,11 @@ class MariaDb:
         )
         wait_until(self._answers, "mariadbd", log, START_TIMEOUT)
 
-    def create(self, database: str, devices: int) -> None:
+    def create(self, database: str, devices: int, *, statistics: bool = True) -> None:
         """Make and fill a database that `DB_USER` may read, and nothing more."""
         account = f"'{DB_USER}'@'{LOOPBACK}'"
         script = (
-            dataset.statements(database, devices)
+            dataset.statements(database, devices, statistics=statistics)
             + f"CREATE USER IF NOT EXISTS {account} IDENTIFIED BY '{DB_PASSWORD}';"
             + f"GRANT SELECT ON {database}.* TO {account};"
         )

@@ -20,7 +20,8 @@
     ├─ ValidationFailed               422 validation_error
     ├─ Busy                           429 busy
     ├─ DatabaseUnavailable, MqttUnavailable, Draining                      503
-    └─ DatabaseTimeout, RequestTimeout, OutcomeUnknown                     504
+    ├─ DatabaseTimeout, RequestTimeout, OutcomeUnknown                     504
+    └─ UnsupportedVersion             505 unsupported_version
 
 An error is raised anywhere and becomes a reply in one place (`replies.py`). Its sentence is for a
 person or a model and says what to do next, in Chinese or English; a driver's words never enter it.
@@ -350,6 +351,16 @@ class UnsupportedPayloadFormat(UnsupportedMediaType):
         "The Payload Format Indicator must be 0 or 1",
     )
     property_name = "Payload Format Indicator"
+
+
+class UnsupportedVersion(BridgeError):
+    code = 505
+    error = "unsupported_version"
+    text = Text(
+        "不支持协议版本「{version}」，请求未执行；请使用 __protVer 1.0 或不发送该属性",
+        "The protocol version '{version}' is not supported and the request was not executed; "
+        "send __protVer 1.0, or none",
+    )
 
 
 class Expired(BridgeError):

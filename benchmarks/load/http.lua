@@ -1,6 +1,6 @@
 -- wrk script: asks for devices in turn, and checks every answer while it measures.
--- Arguments: LOAD (sensor, control, batch, mixed), DEVICES, FIRST device, CHECK (reply, constant),
--- CONNECTIONS.
+-- Arguments: LOAD (sensor, control, batch), DEVICES, FIRST device, CHECK (reply, constant),
+-- CONNECTIONS, SENSOR (the name to ask by), PARITY (0, 1: only even or odd devices; -1: all).
 -- device_uuid() and temperature() repeat the formulas of benchmarks/dataset.py.
 
 local BATCH = 100
@@ -29,6 +29,10 @@ end
 function init(args)
   load_kind, devices, first, check = args[1], tonumber(args[2]), tonumber(args[3]), args[4]
   connecting = tonumber(args[5])
+  sensor, parity = args[6], tonumber(args[7])
+  encoded_sensor = sensor:gsub("[^%w_]", function(byte)
+    return string.format("%%%02X", byte:byte())
+  end)
   asked, right, controls, wrong = 0, 0, 0, 0
 end
 
@@ -42,13 +46,18 @@ function delay()
 end
 
 local function device_at(number)
-  return (first + number * STRIDE) % devices
+  local index = first + number * STRIDE
+  if parity < 0 then
+    return index % devices
+  end
+  return index % (devices / 2) * 2 + parity
 end
 
 local function reading_request(number)
   return wrk.format(
     "GET",
-    "/api/sensor-data?device_uuid=" .. device_uuid(device_at(number)) .. "&sensor=temperature"
+    "/api/sensor-data?device_uuid=" .. device_uuid(device_at(number))
+      .. "&sensor=" .. encoded_sensor
   )
 end
 
@@ -66,7 +75,7 @@ local function batch_request(number)
   local items = {}
   for i = 0, BATCH - 1 do
     items[#items + 1] = '{"operation":"sensor-data","device_uuid":"'
-      .. device_uuid(device_at(number * BATCH + i)) .. '","sensor":"temperature"}'
+      .. device_uuid(device_at(number * BATCH + i)) .. '","sensor":"' .. sensor .. '"}'
   end
   return wrk.format("POST", "/api/batch", JSON,
     '{"requests":[' .. table.concat(items, ",") .. "]}")
@@ -75,7 +84,7 @@ end
 function request()
   local number = asked
   asked = asked + 1
-  if load_kind == "control" or (load_kind == "mixed" and number % 5 == 4) then
+  if load_kind == "control" then
     return control_request(number)
   elseif load_kind == "batch" then
     return batch_request(number)
@@ -111,9 +120,9 @@ local function is_right(status, body)
     return batch_is_right(body:sub((body:find('"results":', 1, true)) or 1))
   elseif body:find('"result":"success"', 1, true) then
     controls = controls + 1
-    return load_kind ~= "sensor"
+    return load_kind == "control"
   end
-  return load_kind ~= "control" and reading_is_right(body)
+  return load_kind == "sensor" and reading_is_right(body)
 end
 
 function response(status, _, body)

@@ -18,7 +18,6 @@
 #define PROBE_SLOTS 1024
 
 enum operation { SENSOR, CONTROL, BATCH_READ };
-enum load { LOAD_SENSOR, LOAD_CONTROL, LOAD_BATCH, LOAD_MIXED };
 enum check { CHECK_REPLY, CHECK_ECHO };
 
 struct connection {
@@ -39,13 +38,15 @@ static struct {
 	const char *host;
 	int port;
 	const char *prefix;
-	enum load load;
+	const char *sensor;
+	enum operation load;
 	enum check check;
 	int qos, in_flight, connections;
 	uint32_t devices;
+	int parity; /* 0, 1: only even or odd devices; -1: all */
 	double warm_up, seconds, probe;
-} options = {.host = "127.0.0.1", .prefix = "plugin", .qos = 1, .in_flight = 1, .connections = 1,
-	     .devices = 10000, .warm_up = 1, .seconds = 3};
+} options = {.host = "127.0.0.1", .prefix = "plugin", .sensor = "温度", .qos = 1, .in_flight = 1, .connections = 1,
+	     .devices = 10000, .parity = -1, .warm_up = 1, .seconds = 3};
 
 static struct connection connections[MAX_CONNECTIONS];
 static struct slot slots[MAX_SLOTS];
@@ -60,21 +61,11 @@ static bool sending = true;
 
 static uint32_t device_at(uint64_t number)
 {
-	return (uint32_t)((nonce + number * STRIDE) % options.devices);
-}
+	uint64_t index = nonce + number * STRIDE;
 
-static enum operation operation_of(uint64_t number)
-{
-	switch (options.load) {
-	case LOAD_CONTROL:
-		return CONTROL;
-	case LOAD_BATCH:
-		return BATCH_READ;
-	case LOAD_MIXED:
-		return number % 5 == 4 ? CONTROL : SENSOR;
-	default:
-		return SENSOR;
-	}
+	if (options.parity < 0)
+		return (uint32_t)(index % options.devices);
+	return (uint32_t)(index % (options.devices / 2) * 2) + (uint32_t)options.parity;
 }
 
 static const char *topic_of(enum operation operation)
@@ -101,15 +92,15 @@ static const char *payload_of(const struct slot *slot, int *length)
 			device_uuid(uuid, device_at(slot->number * BATCH + (uint64_t)i));
 			end += (size_t)sprintf(text + end,
 					       "%s{\"operation\":\"sensor-data\",\"device_uuid\":\"%s\","
-					       "\"sensor\":\"temperature\"}",
-					       i ? "," : "", uuid);
+					       "\"sensor\":\"%s\"}",
+					       i ? "," : "", uuid, options.sensor);
 		}
 		end += (size_t)sprintf(text + end, "]}");
 	} else {
 		device_uuid(uuid, device_at(slot->number));
 		if (slot->operation == SENSOR)
-			end = (size_t)sprintf(text, "{\"device_uuid\":\"%s\",\"sensor\":\"temperature\"}",
-					      uuid);
+			end = (size_t)sprintf(text, "{\"device_uuid\":\"%s\",\"sensor\":\"%s\"}",
+					      uuid, options.sensor);
 		else
 			end = (size_t)sprintf(text,
 					      "{\"device_uuid\":\"%s\",\"port_type\":\"led\","
@@ -129,7 +120,7 @@ static void send_request(struct slot *slot)
 
 	slot->sequence++;
 	slot->number = next_request++;
-	slot->operation = operation_of(slot->number);
+	slot->operation = options.load;
 	payload = payload_of(slot, &length);
 	snprintf(correlation, sizeof(correlation), "%08x%04x%08x", nonce, (unsigned)(slot - slots),
 		 slot->sequence);
@@ -411,13 +402,14 @@ static int one_of(const char *name, const char *const *names)
 
 static void parse(int argc, char **argv)
 {
-	static const char *const loads[] = {"sensor", "control", "batch", "mixed", NULL};
+	static const char *const loads[] = {"sensor", "control", "batch", NULL};
 	static const char *const checks[] = {"reply", "echo", NULL};
 	static const struct option known[] = {
 		{"host", 1, 0, 'h'},	   {"port", 1, 0, 'p'},	   {"prefix", 1, 0, 'x'},
 		{"load", 1, 0, 'l'},	   {"check", 1, 0, 'k'},   {"qos", 1, 0, 'q'},
 		{"in-flight", 1, 0, 'n'},  {"devices", 1, 0, 'd'}, {"connections", 1, 0, 'c'},
 		{"warm-up", 1, 0, 'w'},	   {"seconds", 1, 0, 's'}, {"probe", 1, 0, 'o'},
+		{"sensor", 1, 0, 'e'},	   {"parity", 1, 0, 'a'},
 		{0, 0, 0, 0},
 	};
 	int option;
@@ -427,7 +419,7 @@ static void parse(int argc, char **argv)
 		case 'h': options.host = optarg; break;
 		case 'p': options.port = atoi(optarg); break;
 		case 'x': options.prefix = optarg; break;
-		case 'l': options.load = (enum load)one_of(optarg, loads); break;
+		case 'l': options.load = (enum operation)one_of(optarg, loads); break;
 		case 'k': options.check = (enum check)one_of(optarg, checks); break;
 		case 'q': options.qos = atoi(optarg); break;
 		case 'n': options.in_flight = atoi(optarg); break;
@@ -435,6 +427,8 @@ static void parse(int argc, char **argv)
 		case 'c': options.connections = atoi(optarg); break;
 		case 'w': options.warm_up = atof(optarg); break;
 		case 's': options.seconds = atof(optarg); break;
+		case 'e': options.sensor = optarg; break;
+		case 'a': options.parity = atoi(optarg); break;
 		case 'o': options.probe = atof(optarg); break;
 		default: exit(2);
 		}

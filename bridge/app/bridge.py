@@ -4,25 +4,33 @@ import asyncio
 import logging
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from .. import __version__
+from ..core.admission import Admission
 from ..core.context import Drain, Services, Store
 from ..core.deadlines import Deadlines
 from ..core.dispatcher import Dispatcher
-from ..core.idempotency import MemoryOnce, Once
-from ..database.idempotency import MysqlOnce
+from ..core.idempotency import Idempotency, MemoryIdempotency
+from ..core.ordering import DeviceQueues
+from ..database.idempotency import MysqlIdempotency
 from ..database.pool import Database
 from ..database.store import MysqlStore
 from ..devices.models import Health
 from ..http.authentication import Keys
 from ..http.routes import HttpTransport
+from ..link.topics import Topics
 from ..mcp.endpoint import Endpoint
 from ..mqtt import MqttTransport
+from ..mqtt.deliveries import Deliveries
+from ..mqtt.session import Session
+from ..observability import request_log
+from ..observability.activity import Activity
 from ..observability.metrics import Metrics, WorkersState
+from ..observability.observations import Observers
 from ..settings import Settings, SettingsError
 from . import systemd
 
@@ -59,7 +67,7 @@ class MysqlBackend:
     def __init__(self, settings: Settings, metrics: Metrics, deadlines: Deadlines) -> None:
         self._database = Database(settings, metrics, deadlines)
         self._store = MysqlStore(self._database, settings.db_timeout, metrics)
-        self._once: MysqlOnce | None = None
+        self._idempotency: MysqlIdempotency | None = None
 
     @property
     def store(self) -> MysqlStore:
@@ -69,23 +77,23 @@ class MysqlBackend:
     def available(self) -> bool:
         return self._database.available
 
-    def once(self, settings: Settings) -> MysqlOnce:
+    def idempotency(
+        self, settings: Settings, deadlines: Deadlines, drain: Drain
+    ) -> MysqlIdempotency:
         """At most once with `DEDUP_STORE=mysql`."""
-        self._once = MysqlOnce(
-            self._database, settings.instance, settings.dedup_ttl, settings.db_timeout
-        )
-        return self._once
+        self._idempotency = MysqlIdempotency(self._database, settings, deadlines, drain)
+        return self._idempotency
 
     async def watch(self) -> None:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._database.watch(), name="database probe")
-            if self._once is not None:
-                tasks.create_task(self._once.sweep(), name="expired ids")
+            if self._idempotency is not None:
+                tasks.create_task(self._idempotency.sweep(), name="expired ids")
 
     async def close(self) -> None:
         await self._store.close()
-        if self._once is not None:
-            await self._once.close()
+        if self._idempotency is not None:
+            await self._idempotency.close()
         await self._database.close()
 
 
@@ -123,39 +131,63 @@ class Bridge:
     def __init__(
         self,
         settings: Settings,
-        *,
-        backend: Backend | None = None,
-        metrics: Metrics | None = None,
+        make_backend: Callable[[Settings, Metrics, Deadlines], Backend] = MysqlBackend,
     ) -> None:
         self._settings = settings
         self._started = time.monotonic()
-        self._metrics = metrics or Metrics()
         self._deadlines, self._database_deadlines = Deadlines(), Deadlines()
-        self._backend: Backend = backend or MysqlBackend(
-            settings, self._metrics, self._database_deadlines
-        )
-        self._keys = Keys(settings)
         self._drain = Drain()
-        self.mqtt = MqttTransport(settings, self._metrics, settings.instance)
+        self._admission = Admission(settings.max_in_flight)
+        self._metrics = Metrics(lambda: self._admission.in_flight)
+        self._backend = make_backend(settings, self._metrics, self._database_deadlines)
+        self._keys = Keys(settings)
+        activity = Activity()
+        observers = Observers(
+            (self._metrics.request_answered, activity.observe, request_log.request_answered),
+            (self._metrics.command_executed, request_log.command_executed),
+        )
+        deliveries = Deliveries()
+        topics = Topics(
+            settings.mqtt_topic_prefix,
+            settings.mqtt_share,
+            settings.instance,
+            settings.mqtt_reply_topics,
+        )
+        self._session = Session(
+            settings,
+            topics,
+            self._metrics,
+            on_session_lost=deliveries.forgotten,
+            on_connection_lost=deliveries.lost,
+        )
         services = Services(
             settings,
             self._backend.store,
-            self.mqtt,
+            self._session,
             self.health,
-            drain=self._drain,
-            deadlines=self._deadlines,
+            DeviceQueues(),
+            self._drain,
+            self._deadlines,
         )
-        once = self._once_store()
-        self._dispatcher = Dispatcher(services, once, self._metrics)
-        self._metrics.count_in_flight = lambda: self._dispatcher.in_flight
+        self._dispatcher = Dispatcher(services, self._outcome_store(), self._admission, observers)
+        self._mqtt = MqttTransport(
+            settings,
+            topics=topics,
+            session=self._session,
+            deliveries=deliveries,
+            dispatcher=self._dispatcher,
+            metrics=self._metrics,
+        )
         self._mcp = Endpoint(settings, self._dispatcher)
         self._http = HttpTransport(
             settings,
             self._keys,
-            self._metrics,
             self._dispatcher,
+            metrics=self._metrics,
+            observers=observers,
+            activity=activity,
             is_ready=self.is_ready,
-            mqtt_connected=lambda: self.mqtt.available,
+            mqtt_connected=lambda: self._session.available,
             mounted=tuple(self._mcp.places()),
         )
         self._background = _Background()
@@ -175,7 +207,7 @@ class Bridge:
         self._say_what_is_served()
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._background.start("database watch", self._backend.watch())
-        self._background.start("mqtt", self.mqtt.run(self._dispatcher, since))
+        self._background.start("mqtt", self._mqtt.run(since))
         self._background.start("readiness", self._tell_readiness())
         self._background.start("watchdog", systemd.watchdog())
         systemd.notify("READY=1")
@@ -211,33 +243,35 @@ class Bridge:
         self._database_deadlines.end_by(until - kept / 2)
         try:
             async with asyncio.timeout_at(until):
-                await self.mqtt.drain()
+                await self._mqtt.drain()
                 await self._dispatcher.idle()
         except TimeoutError:
             logger.warning(
-                "drain timed out; what was in hand is given up",
+                "drain timed out; what was in flight is given up",
                 extra={"in_flight": self._dispatcher.in_flight},
             )
-        await self.mqtt.close()
+        await self._mqtt.close()
         await self._http.stop()
         await self._mcp.close()
         await self._background.cancel()
         await self._backend.close()
         logger.info("stopped")
 
-    def _once_store(self) -> Once:
+    def _outcome_store(self) -> Idempotency:
         settings = self._settings
-        if settings.dedup_store == "memory" or not isinstance(self._backend, MysqlBackend):
-            return MemoryOnce(settings.dedup_ttl)
-        return self._backend.once(settings)
+        if settings.dedup_store == "mysql" and isinstance(self._backend, MysqlBackend):
+            return self._backend.idempotency(settings, self._deadlines, self._drain)
+        return MemoryIdempotency(settings.dedup_ttl, self._deadlines, settings.language)
 
     def is_ready(self) -> bool:
         """Whether database and broker are there and we are not draining."""
-        return self._backend.available and self.mqtt.available and not self._drain.begun.is_set()
+        return (
+            self._backend.available and self._session.available and not self._drain.begun.is_set()
+        )
 
     def health(self) -> Health:
         """Our state, from the last query and the link's own; never waits."""
-        database, mqtt = self._backend.available, self.mqtt.available
+        database, mqtt = self._backend.available, self._session.available
         in_flight = self._dispatcher.in_flight
         if self._all_workers is not None:
             database = database and self._all_workers.database

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 
 from ..link import BrokerAddress, Link, LinkError, packets
-from .backoff import pauses
+from ..link.backoff import pauses
 from .errors import NotConnected
 
 # After a lost connection the bridge may come back a little later than we do (seconds).
@@ -102,7 +102,7 @@ class Connection:
             self._linked.set()
 
     async def _reconnect(self) -> Link:
-        for pause in pauses():
+        for pause in pauses(0.1, 1.0):
             try:
                 return await self._connect()
             except LinkError as error:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from ..devices.models import JsonObject
 from ..errors import PayloadTooLarge
 from ..link import Link, LinkError, NotSentError, packets
-from .backoff import pauses
+from ..link.backoff import pauses
 from .connection import Connection
 from .correlation import Expected, Replies
 from .errors import RETRIES, CallError, NoReply, Refused, Unheard
@@ -56,7 +56,7 @@ class Exchange:
             Refused: the broker takes no packet of that size.
         """
         loop = asyncio.get_running_loop()
-        for pause in pauses():
+        for pause in pauses(0.1, 1.0):
             body = await self._reply_to(question)
             automatic = RETRIES.get(str(body.get("error"))) == "automatic"
             if not automatic or loop.time() + pause >= question.deadline:
@@ -76,7 +76,7 @@ class Exchange:
 
     async def _send_until_answered(self, question: Question, expected: Expected) -> None:
         """Send a question, and once more whenever its connection was lost."""
-        for pause in pauses():
+        for pause in pauses(0.1, 1.0):
             link = await self._connection.link()
             if link is None:
                 raise self._out_of_patience(question)

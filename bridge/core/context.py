@@ -1,4 +1,4 @@
-"""What a handler is given: the request under way, and the few things that it may ask for."""
+"""What a handler is called with, and what the core needs from the rooms above it."""
 
 import asyncio
 import time
@@ -7,27 +7,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import orjson
-
 from ..devices.models import DeviceProfile, DeviceReadings, Health, JsonObject
-from ..errors import (
-    BridgeError,
-    DeviceUnreachable,
-    OutcomeUnknown,
-    PublishRefused,
-    RequestTimeout,
-    UncontrollableDevice,
-)
+from ..errors import BridgeError, OutcomeUnknown, RequestTimeout
 from ..settings import Settings
 from .deadlines import Deadlines
-from .ordering import DeviceLines, Turn
-from .replies import Reply
+from .ordering import DeviceQueues
 
-# PUBACK reason codes (MQTT 5.0, table 3-4)
-NO_MATCHING_SUBSCRIBERS = 0x10
-REFUSED_FROM = 0x80
-
-_NOT_IN_A_TOPIC = frozenset("+#/\x00")
+# What a drain keeps for the replies of what it cuts short, in seconds.
+DRAIN_MARGIN = 1.0
 
 
 class Store(Protocol):
@@ -61,25 +48,25 @@ class Acknowledgement(Protocol):
 class Publisher(Protocol):
     """How commands leave."""
 
-    def hand_over(
+    def publish_command(
         self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
     ) -> Acknowledgement:
         """Hand a command to the broker, at QoS 1.
 
         Args:
             expires: after which it neither leaves nor is delivered; on the monotonic clock.
-            on_left: called when it leaves, which may be later, where the broker is slow.
+            on_left: called when it leaves, which may be later if the broker is slow.
 
         Raises:
-            MqttUnavailable: there is no connection, or there was none any more before it left
-                (at once, or when awaited): nothing was sent.
+            MqttUnavailable: there is no connection, or it was lost before the command left (at
+                once, or when awaited): nothing was sent.
             OutcomeUnknown: when awaited, if the connection was lost before the PUBACK.
         """
 
 
 @dataclass(slots=True)
 class Drain:
-    """Whether we are stopping, and until when what is in hand may go on."""
+    """Whether we are stopping, and until when what is in flight may go on."""
 
     begun: asyncio.Event = field(default_factory=asyncio.Event)
     until: float = float("inf")
@@ -90,70 +77,60 @@ class Drain:
         self.begun.set()
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Services:
-    """What all calls share."""
+    """What all requests share."""
 
     settings: Settings
     store: Store
     publisher: Publisher
     health: Callable[[], Health]
-    lines: DeviceLines = field(default_factory=DeviceLines)
-    drain: Drain = field(default_factory=Drain)
-    deadlines: Deadlines = field(default_factory=Deadlines)
+    queues: DeviceQueues
+    drain: Drain
+    deadlines: Deadlines
 
 
-@dataclass(slots=True)
-class Item:
-    """One request of a batch; with a `reply` from the start if it was refused."""
+class Sender(Protocol):
+    """How a handler sends commands; the dispatcher owns it."""
 
-    operation: str
-    fields: Any
-    request_id: str | None
-    reply: Reply | None
-    # The dispatcher's own, for running it alone; None where it is answered with its like.
-    origin: Any = None
+    @property
+    def has_left(self) -> bool:
+        """Whether a command has left, and may have reached the device."""
 
-    def body(self) -> JsonObject:
-        """The reply's body."""
-        if self.reply is None:
-            raise RuntimeError("the item was not answered")
-        return self.reply.body(self.request_id)
+    @property
+    def commands_left(self) -> int:
+        """How many have."""
+
+    async def send(self, device: DeviceProfile, command: JsonObject) -> int:
+        """Send a command in its device's order; its PUBACK's reason code.
+
+        Raises:
+            RequestTimeout: the deadline has passed; nothing was sent.
+            MqttUnavailable: there is no connection; nothing was sent.
+            OutcomeUnknown: the connection was lost before the PUBACK.
+            UncontrollableDevice: its UUID can't be part of a topic.
+        """
+
+    def check(self, reason: int, device: DeviceProfile) -> None:
+        """Check that the PUBACK of the only command, or of the first, says that it was delivered.
+
+        Raises:
+            DeviceUnreachable: nobody is subscribed.
+            PublishRefused: the broker did not accept it.
+        """
+
+    def begin_sequence(self) -> None:
+        """Say that several commands follow: the request is begun with the first one."""
 
 
-class Items(Protocol):
-    """What a batch needs of the dispatcher."""
-
-    def open_item(self, batch: "Call", raw: JsonObject, number: int) -> Item:
-        """Check one item as a request would be."""
-
-    async def run_item(self, item: Item) -> Reply:
-        """Run one as a request would be, within the batch's capacity and deadline."""
-
-
-@dataclass(slots=True)
-class Call:
+@dataclass(frozen=True, slots=True)
+class Context:
     """One request under way; `deadline` is on the loop's clock."""
 
     services: Services
     deadline: float
-    items: Items
-    # The dispatcher's own: the request that this call came from.
-    origin: Any
-    # Called when a sequence's first step has left: from then on it is never begun again.
-    on_begun: Callable[[], None] | None = None
-    is_sequence: bool = False
-    # The place in its device's line, for operations that send commands.
-    turn: Turn | None = None
-    # Something may have reached a device: the outcome is kept.
-    sent: bool = False
-    commands_left: int = 0
-    # It was answered with the outcome of an earlier request with the same id.
-    repeated: bool = False
-    # Its `expires_at` has passed: it begins nothing, and may only be told what a first one did.
-    too_late: bool = False
-    # Whether the deadline is farther away than any read can take.
-    unhurried: bool = False
+    # Commands of operations that send none are nobody's to send.
+    commands: Sender
 
     def seconds_left(self) -> float:
         """How long until the deadline; not below zero."""
@@ -172,78 +149,4 @@ class Call:
             with self.services.deadlines.until(self.deadline):
                 yield
         except TimeoutError:
-            raise (OutcomeUnknown() if self.sent else RequestTimeout()) from None
-
-    async def send(
-        self, device: DeviceProfile, command: JsonObject, turn: Turn | None
-    ) -> Acknowledgement:
-        """Hand a command to the broker in its turn.
-
-        Raises:
-            RequestTimeout: the deadline has passed; nothing was sent.
-            MqttUnavailable: there is no connection; nothing was sent.
-            UncontrollableDevice: its UUID can't be part of a topic.
-        """
-        if turn is None:
-            return self._hand_over(device, command)
-        handed: list[Acknowledgement] = []
-        try:
-            return await turn.leave(lambda: self._hand_over(device, command, handed))
-        except asyncio.CancelledError:
-            # Cancelled as its turn came: it may still wait for the broker to take more.
-            for acknowledgement in handed:
-                acknowledgement.cancel()
-            raise
-
-    def _hand_over(
-        self,
-        device: DeviceProfile,
-        command: JsonObject,
-        handed: list[Acknowledgement] | None = None,
-    ) -> Acknowledgement:
-        left = self.seconds_left()
-        if left <= 0:
-            raise RequestTimeout()
-        acknowledgement = self.services.publisher.hand_over(
-            control_topic(device),
-            orjson.dumps(command),
-            time.monotonic() + min(left, self.services.settings.control_expiry),
-            self._note_that_one_left,
-        )
-        if handed is not None:
-            handed.append(acknowledgement)
-        return acknowledgement
-
-    def _note_that_one_left(self) -> None:
-        self.sent = True
-        self.commands_left += 1
-        if self.is_sequence and self.on_begun is not None:
-            self.on_begun()
-
-    def check_acknowledgement(self, reason: int, device: DeviceProfile) -> None:
-        """Whether the PUBACK of the only command, or the first, says that it reached someone.
-
-        Raises:
-            DeviceUnreachable: nobody is subscribed.
-            PublishRefused: the broker did not take it: nothing is known to have been sent.
-        """
-        if reason == NO_MATCHING_SUBSCRIBERS:
-            raise DeviceUnreachable(device=device.name)
-        if reason >= REFUSED_FROM:
-            self.sent = False
-            raise PublishRefused(reason=reason, topic=control_topic(device))
-
-
-def control_topic(device: DeviceProfile) -> str:
-    """Where a device listens for commands.
-
-    Raises:
-        UncontrollableDevice: the UUID that the platform stored can't be part of a topic.
-    """
-    if (
-        not device.uuid
-        or _NOT_IN_A_TOPIC.intersection(device.uuid)
-        or not device.uuid.isprintable()
-    ):
-        raise UncontrollableDevice()
-    return f"devices/{device.uuid}/control"
+            raise (OutcomeUnknown() if self.commands.has_left else RequestTimeout()) from None

@@ -1,118 +1,111 @@
-"""`answer(request) -> reply`: a request's whole life, the same for every transport."""
+"""`serve(request)`: a request's whole life, the same for every transport."""
 
 import asyncio
-import logging
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-import orjson
-from pydantic import ValidationError
-
-from ..devices.models import Fields, Health, JsonObject
+from ..devices.models import BatchFields, BatchResult, Fields, Health
 from ..devices.names import device_key
 from ..errors import (
+    BridgeError,
     Busy,
     Draining,
     Expired,
-    FieldError,
     IdempotencyConflict,
     OperationNotFound,
     RequestTimeout,
-    ValidationFailed,
     as_property,
 )
-from ..observability.logs import printable
-from ..observability.metrics import UNKNOWN, Metrics
-from ..observability.observations import Observation
-from .context import Call, Item, Services
+from ..observability.observations import UNKNOWN, CommandExecuted, Observers, RequestAnswered
+from .admission import Admission, Place
+from .attempt import CommandAttempt
+from .batch import Item, bodies_of, grouped, item_of
+from .context import Context, Services
 from .deadlines import Deadlines
-from .envelope import Envelope, open_fields
-from .grant import Grant
-from .idempotency import Execute, Once, fingerprint_of
-from .idempotency import key_of as once_key
+from .idempotency import CommandId, Idempotency, Outcome, fingerprint_of, key_of
 from .operations import OPERATION_NAMES, OPERATIONS, Operation
 from .replies import Reply, reply_to_error
+from .request import Request
+from .validation import validated
 
-logger = logging.getLogger(__name__)
-audit = logging.getLogger("bridge.commands")
+OnBegun = Callable[[], None]
 
 
-@dataclass(slots=True)
-class Request:
-    """A request as a transport read it. Times are on the monotonic clock, which is the loop's."""
+class Serving:
+    """One request, from its admission until its reply has left: the body sends the reply."""
 
-    transport: str
-    operation: str
-    envelope: Envelope
-    received: float
-    # Who asked: the API key's name, else the client level, else the reply topic, else "http" or
-    # "mcp".
-    requester: str
-    # The id for at-most-once: Idempotency-Key or `request_id`, else Correlation Data.
-    once_id: str | bytes | None = None
-    # From Message Expiry.
-    expires: float | None = None
-    # What the API key may do; None where the broker guards, or there are no keys.
-    grant: Grant | None = None
-    # Called when a sequence's first step has left.
-    on_begun: Callable[[], None] | None = None
-    traceparent: str | None = None
+    __slots__ = ("_dispatcher", "_on_begun", "_place", "_request")
+
+    def __init__(
+        self, dispatcher: "Dispatcher", request: Request, on_begun: OnBegun | None
+    ) -> None:
+        self._dispatcher = dispatcher
+        self._request = request
+        self._on_begun = on_begun
+        self._place: Place | None = None
+
+    async def __aenter__(self) -> Reply:
+        dispatcher, request = self._dispatcher, self._request
+        try:
+            if dispatcher.takes_place(request):
+                self._place = await dispatcher.admission.enter()
+        except Busy as error:
+            return dispatcher.reject(request, error)
+        try:
+            return await dispatcher.answer(request, self._place, self._on_begun)
+        except BaseException:
+            self._release()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
+        if self._place is not None:
+            self._place.release()
 
 
 class Dispatcher:
     """Answers requests, whoever carried them here."""
 
-    def __init__(self, services: Services, once: Once, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        services: Services,
+        idempotency: Idempotency,
+        admission: Admission,
+        observers: Observers,
+    ) -> None:
         self._services = services
-        self._once = once
-        self._metrics = metrics
-        self._in_hand = 0
-        # All that is being answered: also what waits for an id's first attempt, or is refused.
+        self._language = services.settings.language
+        self._idempotency = idempotency
+        self._observers = observers
+        # All that is being answered, also what waits for a duplicate's first attempt.
         self._answering = 0
-        self._busy = reply_to_error(Busy(), services.settings.language)
         self._when_idle: asyncio.Future[None] | None = None
-        self.observers: list[Callable[[Observation], None]] = []
+        self.admission = admission
 
     @property
     def in_flight(self) -> int:
-        """How many requests are in hand."""
-        return self._in_hand
-
-    def is_full(self, arriving: int = 0) -> bool:
-        """Whether as many requests are in hand as may be, with so many more on their way in."""
-        return self._in_hand + arriving >= self._services.settings.max_in_flight
-
-    def turns_away(
-        self, row: Operation, requester: str, once_id: str | bytes | None, arriving: int = 0
-    ) -> bool:
-        """Whether a request is refused as busy, whatever else is in it.
-
-        A duplicate is answered however busy we are, and so is what is always answered.
-        """
-        if row.always or self._services.drain.begun.is_set():
-            return False
-        if not row.commands or once_id is None:
-            return self.is_full(arriving)
-        if self._answering - self._in_hand > self._services.settings.max_in_flight:
-            # So many wait for others' outcomes already; they are not free either.
-            return True
-        return self.is_full(arriving) and not self._once.may_know(once_key(requester, once_id))
-
-    def turned_away(self, row: Operation, request: Request) -> Reply:
-        """The reply to a request that is turned away without a call of `answer`."""
-        self._observe(row, request, self._busy)
-        return self._busy
-
-    def health(self) -> Health:
-        """Our state; never waits."""
-        return self._services.health()
+        """How many requests are in flight."""
+        return self.admission.in_flight
 
     @property
     def deadlines(self) -> Deadlines:
         """For what a transport waits for before it has a request."""
         return self._services.deadlines
+
+    def health(self) -> Health:
+        """Our state; never waits."""
+        return self._services.health()
+
+    def serve(self, request: Request, on_begun: OnBegun | None = None) -> Serving:
+        """`async with dispatcher.serve(request) as reply:` send the reply in the body.
+
+        Args:
+            on_begun: called when a sequence's first step has left.
+        """
+        return Serving(self, request, on_begun)
 
     async def idle(self) -> None:
         """Wait until nothing is being answered."""
@@ -120,166 +113,241 @@ class Dispatcher:
             self._when_idle = asyncio.get_running_loop().create_future()
             await self._when_idle
 
-    async def answer(self, request: Request) -> Reply:
+    def takes_place(self, request: Request) -> bool:
+        """Whether a request needs one of the places there are."""
+        row = _row_of(request)
+        if row is None or row.always or request.refusal is not None:
+            return False
+        return not self._is_draining(request)
+
+    def _is_draining(self, request: Request) -> bool:
+        """Whether a request is rejected since we stop: over MQTT nobody else would answer it."""
+        return self._services.drain.begun.is_set() and request.transport != "mqtt"
+
+    def reject(self, request: Request, error: BridgeError) -> Reply:
+        """The reply to a request that is not answered otherwise."""
+        reply = reply_to_error(error, self._language)
+        self._observe(_row_of(request), request, reply)
+        return reply
+
+    async def answer(
+        self, request: Request, place: Place | None, on_begun: OnBegun | None = None
+    ) -> Reply:
         """The reply to a request; whatever goes wrong becomes one, except a cancellation."""
-        row = OPERATIONS.get(request.operation)
-        if row is not None and request.transport == "mqtt" and not row.over_mqtt:
-            row = None
+        row = _row_of(request)
         self._answering += 1
         try:
-            reply = await self._answer(row, request)
+            reply = await self._answer(row, request, place, on_begun)
         except Exception as error:
-            reply = reply_to_error(error, self._services.settings.language)
+            reply = reply_to_error(error, self._language)
         finally:
             self._answering -= 1
             if not self._answering:
                 self._tell_idle()
         if reply.property_name is not None and reply.property_value is None:
-            reply.property_value = as_property(request.envelope.fields.get(reply.property_name))
+            reply.property_value = as_property(request.fields.get(reply.property_name))
         self._observe(row, request, reply)
         return reply
 
-    async def _answer(self, row: Operation | None, request: Request) -> Reply:
-        envelope = request.envelope
-        if envelope.refusal is not None:
-            raise envelope.refusal
+    async def _answer(
+        self,
+        row: Operation | None,
+        request: Request,
+        place: Place | None,
+        on_begun: OnBegun | None,
+    ) -> Reply:
+        if request.refusal is not None:
+            raise request.refusal
         if row is None:
             raise OperationNotFound(operations=", ".join(OPERATION_NAMES))
-        if self._services.drain.begun.is_set() and request.transport != "mqtt" and not row.always:
+        if self._is_draining(request) and not row.always:
             raise Draining()
-        if self.turns_away(row, request.requester, request.once_id):
-            raise Busy()
+        attempt = self._attempt(row, request, place, on_begun)
+        fields = self._checked(row, request, attempt)
+        return await self._perform(row, fields, request, attempt)
+
+    def _attempt(
+        self,
+        row: Operation,
+        request: Request,
+        place: Place | None = None,
+        on_begun: OnBegun | None = None,
+        until: float = float("inf"),
+    ) -> CommandAttempt:
+        """An attempt at a request; its deadline is `until` at the latest, on the loop's clock."""
         settings = self._services.settings
-        deadline = request.received + (
-            settings.preset_timeout if row.slow else settings.request_timeout
-        )
+        seconds = settings.preset_timeout if row.slow else settings.request_timeout
+        deadline = min(until, request.received + seconds)
         if request.expires is not None:
             deadline = min(deadline, request.expires)
-        call = Call(self._services, deadline, self, request, request.on_begun)
-        # What is always answered does no work that could pile up.
-        fields = _checked(row, envelope, request.grant, call)
-        return await self._perform(row, fields, request, call, counted=not row.always)
+        if request.expires_at is not None and not _is_expired(request):
+            deadline = min(deadline, time.monotonic() + request.expires_at - time.time())
+        return CommandAttempt(self._services, deadline, place, on_begun)
+
+    def _checked(self, row: Operation, request: Request, attempt: CommandAttempt) -> Fields:
+        """The validated fields of a request that may begin.
+
+        A command with an id may be a duplicate, which gets the reply of the first, if expired too.
+
+        Raises:
+            BridgeError: it may not begin: expired, invalid, or not allowed to this key.
+        """
+        if _is_expired(request) and not _may_be_duplicate(row, request):
+            raise Expired()
+        if attempt.seconds_left() <= 0:
+            raise RequestTimeout()
+        fields = validated(row.fields, request.fields)
+        if request.grant is not None:
+            request.grant.check(row.permission or row.name, getattr(fields, "device_uuid", None))
+        if row.check is not None:
+            row.check(fields)
+        return fields
 
     async def _perform(
-        self, row: Operation, fields: Any, request: Request, call: Call, *, counted: bool
+        self, row: Operation, fields: Any, request: Request, attempt: CommandAttempt
     ) -> Reply:
         if row.commands:
-            return await self._command(row, fields, request, call, counted=counted)
-        return await self._run(row, fields, call, counted=counted)
+            return await self._command(row, fields, request, attempt)
+        if row.name == "batch":
+            return Reply(200, await self._batch(fields, request, attempt))
+        return await self._run(row, fields, attempt)
+
+    async def _run(self, row: Operation, fields: Fields, attempt: CommandAttempt) -> Reply:
+        """Run the handler until the deadline."""
+        context = Context(self._services, attempt.deadline, attempt)
+        if row.keeps_time or (row.reads and self._is_long(attempt)):
+            return Reply(200, await row.handle(fields, context))
+        with context.in_time():
+            return Reply(200, await row.handle(fields, context))
+
+    def _is_long(self, attempt: CommandAttempt) -> bool:
+        """Whether the deadline is farther away than any read can take."""
+        return attempt.seconds_left() > self._services.settings.db_timeout + 1.0
+
+    # ---- commands -------------------------------------------------------------------------------
 
     async def _command(
-        self, row: Operation, fields: Any, request: Request, call: Call, *, counted: bool
+        self, row: Operation, fields: Any, request: Request, attempt: CommandAttempt
     ) -> Reply:
         """Run what sends commands: in its device's order, and once under one id."""
 
         async def execute() -> Reply:
             try:
-                return await self._run(row, fields, call, counted=counted)
+                return await self._run(row, fields, attempt)
             except Exception as error:
-                return reply_to_error(error, self._services.settings.language)
+                return reply_to_error(error, self._language)
 
-        with self._services.lines.place(device_key(fields.device_uuid)) as call.turn:
-            if request.once_id is None:
-                reply = await execute()
+        with self._services.queues.place(device_key(fields.device_uuid)) as ticket:
+            attempt.prepare(ticket, execute)
+            if request.idempotency_key is None:
+                outcome = Outcome(await execute(), duplicate=False)
             else:
-                may_begin = not (call.too_late or (counted and self.is_full()))
-                reply = await self._execute_once(
-                    row, fields, request, call, execute if may_begin else None
-                )
-        if not call.repeated:
-            self._audit(row, fields, request, reply)
-        return reply
+                outcome = await self._once(row, fields, request, attempt)
+        self._observers.command_executed(_executed(row, fields, request, outcome))
+        return outcome.reply
 
-    async def _execute_once(
-        self, row: Operation, fields: Any, request: Request, call: Call, execute: Execute | None
-    ) -> Reply:
-        """The outcome under an id; without `execute` nothing new may begin, and only a duplicate
-        has one.
+    async def _once(
+        self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
+    ) -> Outcome:
+        """The outcome under an id; of an expired request, only if it is a duplicate.
 
         Raises:
-            Expired, Busy: it is no duplicate.
-            BridgeError: see `Once.answer`, `Once.recall`.
+            Expired: it is none.
+            BridgeError: see `Idempotency`.
         """
-        assert request.once_id is not None
-        key = once_key(request.requester, request.once_id)
-        fingerprint = fingerprint_of(row.name, fields)
+        assert request.idempotency_key is not None
+        command = CommandId(
+            key_of(request.who, request.idempotency_key),
+            fingerprint_of(row.name, fields),
+            request.who if request.is_named else "",
+        )
         try:
-            if execute is not None:
-                return await self._once.answer(key, fingerprint, call, execute)
-            if call.turn is not None:
-                call.turn.give_up()
-            reply = await self._once.recall(key, fingerprint, call)
+            if not _is_expired(request):
+                return await self._idempotency.execute(command, attempt)
+            known = await self._idempotency.recall(command, attempt)
         except IdempotencyConflict as conflict:
             raise conflict.about(*_id_of(request)) from None
-        finally:
-            if call.repeated:
-                self._metrics.duplicates.inc()
-        if reply is None:
-            raise Expired() if call.too_late else Busy()
-        return reply
+        if known is None:
+            raise Expired()
+        return Outcome(known, duplicate=True)
 
-    async def _run(self, row: Operation, fields: Fields, call: Call, *, counted: bool) -> Reply:
-        """Run the handler, within the capacity if it counts, and until the deadline."""
-        if counted:
-            self._take_in_hand()
-        try:
-            if row.keeps_time or (row.reads and call.unhurried):
-                return Reply(200, await row.handle(fields, call))
-            with call.in_time():
-                return Reply(200, await row.handle(fields, call))
-        finally:
-            if counted:
-                self._let_go()
+    # ---- batches --------------------------------------------------------------------------------
 
-    def open_item(self, batch: Call, raw: JsonObject, number: int) -> Item:
-        """See `Items.open_item`."""
-        whole: Request = batch.origin
-        envelope = open_fields(raw)
-        item = Item(str(raw.get("operation")), None, envelope.request_id, None)
+    async def _batch(
+        self, fields: BatchFields, request: Request, attempt: CommandAttempt
+    ) -> BatchResult:
+        """Several requests in one: reads together, commands in list order."""
+        items = [item_of(request, raw, number) for number, raw in enumerate(fields.requests)]
+        for item in items:
+            self._open(item, attempt)
+        commands, single, alike = grouped(items)
+
+        async def run_in_order() -> None:
+            for item in commands:
+                await self._run_item(item, attempt)
+
+        work: list[Awaitable[None]] = [self._run_together(group, attempt) for group in alike]
+        work += [self._run_item(item, attempt) for item in single]
+        if commands:
+            work.append(run_in_order())
+        await asyncio.gather(*work)
+        return BatchResult(bodies_of(items, self._language))
+
+    def _open(self, item: Item, batch: CommandAttempt) -> None:
+        """Check an item; one that may not begin gets its reply."""
         try:
-            row = _row_of_item(raw)
-            if envelope.refusal is not None:
-                raise envelope.refusal
-            call = batch
-            if row.handle_many is None or envelope.expires_at is not None:
-                call = item.origin = self._call_of_item(row, envelope, whole, batch, number)
-            item.fields = _checked(row, envelope, whole.grant, call)
+            if item.request.refusal is not None:
+                raise item.request.refusal
+            assert item.row is not None
+            attempt = self._attempt(item.row, item.request, until=batch.deadline)
+            item.fields = self._checked(item.row, item.request, attempt)
         except Exception as error:
-            item.reply = reply_to_error(error, self._services.settings.language)
-        return item
+            item.reply = reply_to_error(error, self._language)
 
-    def _call_of_item(
-        self, row: Operation, envelope: Envelope, whole: Request, batch: Call, number: int
-    ) -> Call:
-        request = Request(
-            transport=whole.transport,
-            operation=row.name,
-            envelope=envelope,
-            received=whole.received,
-            requester=whole.requester,
-            once_id=envelope.request_id or _item_id(whole.once_id, number),
-            grant=whole.grant,
-        )
-        return Call(self._services, batch.deadline, self, request)
-
-    async def run_item(self, item: Item) -> Reply:
-        """See `Items.run_item`."""
-        row = OPERATIONS[item.operation]
-        call: Call = item.origin
+    async def _run_item(self, item: Item, batch: CommandAttempt) -> None:
+        assert item.row is not None
+        attempt = self._attempt(item.row, item.request, until=batch.deadline)
         try:
-            if call.seconds_left() <= 0:
+            if attempt.seconds_left() <= 0:
                 raise RequestTimeout()
-            return await self._perform(row, item.fields, call.origin, call, counted=False)
+            item.reply = await self._perform(item.row, item.fields, item.request, attempt)
         except Exception as error:
-            return reply_to_error(error, self._services.settings.language)
+            item.reply = reply_to_error(error, self._language)
 
-    def _take_in_hand(self) -> None:
-        if self.is_full():
-            raise Busy()
-        self._in_hand += 1
+    async def _run_together(self, items: Sequence[Item], batch: CommandAttempt) -> None:
+        """Answer items of one operation by its `handle_many`."""
+        row = items[0].row
+        assert row is not None
+        assert row.handle_many is not None
+        context = Context(self._services, batch.deadline, batch)
+        outcomes: Sequence[Any]
+        try:
+            with context.in_time():
+                outcomes = await row.handle_many([item.fields for item in items], context)
+        except Exception as error:
+            outcomes = [error] * len(items)
+        for item, outcome in zip(items, outcomes, strict=True):
+            failed = isinstance(outcome, Exception)
+            item.reply = reply_to_error(outcome, self._language) if failed else Reply(200, outcome)
 
-    def _let_go(self) -> None:
-        self._in_hand -= 1
+    # ---- observations ---------------------------------------------------------------------------
+
+    def _observe(self, row: Operation | None, request: Request, reply: Reply) -> None:
+        uuid = request.fields.get("device_uuid")
+        self._observers.request_answered(
+            RequestAnswered(
+                request.transport,
+                UNKNOWN if row is None else row.name,
+                uuid if isinstance(uuid, str) else None,
+                reply.code,
+                reply.error or "ok",
+                time.monotonic() - request.received,
+                request.who,
+                request.request_id,
+                request.traceparent,
+                reply.detail,
+            )
+        )
 
     def _tell_idle(self) -> None:
         # It is cancelled when a drain runs out of time.
@@ -287,140 +355,38 @@ class Dispatcher:
             self._when_idle.set_result(None)
         self._when_idle = None
 
-    def _observe(self, row: Operation | None, request: Request, reply: Reply) -> None:
-        seconds = time.monotonic() - request.received
-        operation = UNKNOWN if row is None else row.name
-        outcome = reply.error or "ok"
-        self._metrics.answered(request.transport, operation, outcome, seconds)
-        if self.observers:
-            uuid = request.envelope.fields.get("device_uuid")
-            observation = Observation(
-                operation,
-                request.transport,
-                uuid if isinstance(uuid, str) else None,
-                reply.code,
-                outcome,
-                seconds,
-            )
-            for observer in self.observers:
-                observer(observation)
-        if logger.isEnabledFor(logging.DEBUG):
-            logger.debug(
-                "request",
-                extra={
-                    "id": request.envelope.request_id,
-                    "operation": printable(request.operation),
-                    "transport": request.transport,
-                    "code": reply.code,
-                    "error": reply.error,
-                    "ms": round(seconds * 1000, 2),
-                    "traceparent": request.traceparent,
-                },
-            )
 
-    def _audit(self, row: Operation, fields: Fields, request: Request, reply: Reply) -> None:
-        if not audit.isEnabledFor(logging.INFO):
-            return
-        asked = fields.model_dump(exclude_none=True)
-        audit.info(
-            "command",
-            extra={
-                "who": printable(request.requester),
-                "device": printable(asked.pop("device_uuid")),
-                "operation": row.name,
-                "asked": printable(orjson.dumps(asked).decode()),
-                "code": reply.code,
-                "outcome": reply.error or "ok",
-                "id": request.envelope.request_id,
-                "traceparent": request.traceparent,
-            },
-        )
+def _row_of(request: Request) -> Operation | None:
+    row = OPERATIONS.get(request.operation)
+    return None if row is None or (request.transport == "mqtt" and not row.over_mqtt) else row
 
 
-def _checked(row: Operation, envelope: Envelope, grant: Grant | None, call: Call) -> Any:
-    """The validated fields of a request that may begin.
-
-    Raises:
-        BridgeError: it may not: expired, invalid, or not allowed to this key.
-    """
-    _check_begun_in_time(row, envelope, call)
-    fields = _validated(row, envelope.fields)
-    if grant is not None:
-        grant.check(row.permission or row.name, getattr(fields, "device_uuid", None))
-    if row.check is not None:
-        row.check(fields)
-    return fields
+def _may_be_duplicate(row: Operation, request: Request) -> bool:
+    return row.commands and request.idempotency_key is not None
 
 
-def _check_begun_in_time(row: Operation, envelope: Envelope, call: Call) -> None:
-    """Bring the call's deadline down to `expires_at`, and begin nothing past it.
-
-    A command with an id may be a duplicate, which gets the answer of the first, be it late.
-
-    Raises:
-        Expired: `expires_at` has passed.
-        RequestTimeout: the deadline has passed for another reason.
-    """
-    if envelope.expires_at is not None:
-        left = envelope.expires_at - time.time()
-        call.too_late = left <= 0
-        if not call.too_late:
-            call.deadline = min(call.deadline, asyncio.get_running_loop().time() + left)
-        elif not row.commands or call.origin.once_id is None:
-            raise Expired()
-    left = call.seconds_left()
-    if left <= 0:
-        raise RequestTimeout()
-    # A read ends by itself in DB_TIMEOUT and a little; only less needs a time limit of its own.
-    call.unhurried = left > call.services.settings.db_timeout + 1.0
-
-
-def _validated(row: Operation, raw: JsonObject) -> Fields:
-    try:
-        return row.fields.model_validate(raw)
-    except ValidationError as invalid:
-        faults = [
-            FieldError(tuple(fault["loc"]), fault["msg"], fault["type"])
-            for fault in invalid.errors(
-                include_url=False, include_context=False, include_input=False
-            )
-        ]
-        raise ValidationFailed(faults, _value_at(raw, faults[0].loc)) from None
-
-
-def _value_at(value: Any, place: Sequence[str | int]) -> Any:
-    """What was sent at a place within the fields; None where there is nothing."""
-    for step in place:
-        try:
-            value = value[step]
-        except (LookupError, TypeError):
-            return None
-    return value
+def _is_expired(request: Request) -> bool:
+    return request.expires_at is not None and request.expires_at <= time.time()
 
 
 def _id_of(request: Request) -> tuple[str, str | None]:
     """The property that holds the id, and the id where it is text."""
-    if request.envelope.request_id == request.once_id:
-        return "request_id", request.envelope.request_id
-    if isinstance(request.once_id, str):
-        return "Idempotency-Key", request.once_id
+    if request.request_id == request.idempotency_key:
+        return "request_id", request.request_id
+    if isinstance(request.idempotency_key, str):
+        return "Idempotency-Key", request.idempotency_key
     return "Correlation Data", None
 
 
-def _row_of_item(item: JsonObject) -> Operation:
-    name = item.get("operation")
-    if not isinstance(name, str):
-        raise ValidationFailed([FieldError(("operation",), "Field required", "missing")])
-    row = OPERATIONS.get(name)
-    if row is None or not row.in_batch:
-        allowed = (row.name for row in OPERATIONS.values() if row.in_batch)
-        raise OperationNotFound(operations=", ".join(allowed))
-    return row
-
-
-def _item_id(batch_id: str | bytes | None, number: int) -> bytes | None:
-    """An item without an id of its own has one by its batch's: a retried batch repeats nothing."""
-    if batch_id is None:
-        return None
-    whole = batch_id.encode() if isinstance(batch_id, str) else batch_id
-    return whole + b"#%d" % number
+def _executed(row: Operation, fields: Any, request: Request, outcome: Outcome) -> CommandExecuted:
+    return CommandExecuted(
+        request.who,
+        fields.device_uuid,
+        row.name,
+        fields,
+        outcome.reply.code,
+        outcome.reply.error or "ok",
+        request.request_id,
+        request.traceparent,
+        outcome.duplicate,
+    )

@@ -7,18 +7,16 @@ that a retry is a new try.
 import asyncio
 import hashlib
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import orjson
 
 from ..devices.models import Fields
-from ..errors import Busy, Draining, IdempotencyConflict, OutcomeUnknown
-from .context import Call
+from ..errors import Busy, Draining, IdempotencyConflict, Language, OutcomeUnknown
+from .deadlines import Deadlines
 from .replies import Reply, reply_to_error
-
-Execute = Callable[[], Awaitable[Reply]]
 
 _MOST_ENTRIES = 100_000
 _MOST_BYTES = 64 * 1024 * 1024
@@ -26,34 +24,75 @@ _MOST_BYTES = 64 * 1024 * 1024
 _ENTRY_BYTES = 400
 # How many entries are looked at, to make room for one.
 _LOOK_AT_MOST = 64
+# One share takes at most one part in so many of what there is.
+_SHARES = 4
 
 
-class Once(Protocol):
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What came of a command; `duplicate` if an earlier attempt under its id was executed."""
+
+    reply: Reply
+    duplicate: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CommandId:
+    """What makes two requests the same command."""
+
+    # Who asked and the id, in 16 bytes.
+    key: bytes
+    # The operation and its validated fields, in 16 bytes.
+    fingerprint: bytes
+    # Whose share of the memory its outcome takes; empty for requesters without a name.
+    share: str = ""
+
+
+class Attempt(Protocol):
+    """What a store needs of the attempt at a command."""
+
+    @property
+    def deadline(self) -> float:
+        """On the loop's clock."""
+
+    @property
+    def has_left(self) -> bool:
+        """Whether something has left, so that the outcome is to be kept."""
+
+    async def run(self) -> Reply:
+        """Execute it."""
+
+    def step_aside(self) -> None:
+        """Say that it waits for another attempt.
+
+        Raises:
+            Busy: too many wait so already.
+        """
+
+
+class Idempotency(Protocol):
     """Where outcomes are kept."""
 
-    async def answer(self, key: bytes, fingerprint: bytes, call: Call, execute: Execute) -> Reply:
-        """Execute, unless the key is known: then its answer, waiting for it if need be.
+    async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
+        """Run the attempt, unless the key is known: then its outcome, waiting for it if need be.
 
         Raises:
             IdempotencyConflict: the key is known with another fingerprint.
-            OutcomeUnknown: our own time is over, and the first attempt has not ended.
+            OutcomeUnknown: the attempt's time is over, and the first one has not ended.
             Draining: the first attempt was given up by the end of a drain, and sent nothing.
-            Busy: no more keys can be kept.
+            Busy: no more keys can be kept, or too many wait already.
         """
 
-    async def recall(self, key: bytes, fingerprint: bytes, call: Call) -> Reply | None:
-        """The answer if the key is known, waiting for it if need be; None if it is not.
+    async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
+        """The reply if the key is known, waiting for it if need be; None if it is not.
 
         Raises:
-            IdempotencyConflict, OutcomeUnknown, Draining: see `answer`.
+            IdempotencyConflict, OutcomeUnknown, Draining, Busy: see `execute`.
         """
-
-    def may_know(self, key: bytes) -> bool:
-        """Whether `recall` might know the key; told at once."""
 
 
 def key_of(requester: str, request_id: str | bytes) -> bytes:
-    """The key of who asked and the id, of 16 bytes."""
+    """The key of who asked (the transport is part of that) and the id, of 16 bytes."""
     digest = hashlib.blake2b(requester.encode("utf-8", "surrogateescape"), digest_size=16)
     digest.update(b"\x00")
     digest.update(request_id if isinstance(request_id, bytes) else request_id.encode())
@@ -91,43 +130,58 @@ def _spelt_out(value: Any) -> Iterator[bytes]:
             yield b"%d %s" % (len(text), text.encode("utf-8", "surrogatepass"))
 
 
-def outcome_unknown(call: Call) -> Reply:
-    """The reply to whoever asks for an outcome that nobody can know."""
-    return reply_to_error(OutcomeUnknown(), call.services.settings.language)
-
-
-def written_down(reply: Reply, call: Call) -> bytes:
+def encode_kept(reply: Reply, language: Language) -> bytes:
     """A reply as it is kept; never fails.
 
     One that no JSON can hold is kept as an unknown outcome: its command has left all the same.
     """
     try:
-        return reply.dump()
+        dumped = reply.dump()
     except (TypeError, RecursionError):
-        return outcome_unknown(call).dump()
+        dumped = reply_to_error(OutcomeUnknown(), language).dump()
+    # A copy: what orjson returns keeps a buffer of several kilobytes alive.
+    return bytes(memoryview(dumped))
 
 
 @dataclass(slots=True)
 class _Running:
-    fingerprint: bytes
+    command: CommandId
     outcome: asyncio.Future[Reply]
     kept_elsewhere: bool = False
 
 
 @dataclass(slots=True)
 class _Kept:
-    fingerprint: bytes
+    command: CommandId
     reply: bytes
     until: float
 
 
-class MemoryOnce:
-    """Kept in this process, until it ends; bounded in entries and bytes."""
+@dataclass(slots=True)
+class _Share:
+    entries: int = 0
+    size: int = 0
+
+
+class MemoryIdempotency:
+    """Kept in this process, until it ends; bounded in entries and bytes, in all and per share.
+
+    A share that is used up rejects new ids of its own requesters. Where all are used up together,
+    one that takes less than its part may still grow: one requester's flood costs only itself.
+    """
 
     def __init__(
-        self, ttl: float, most_entries: int = _MOST_ENTRIES, most_bytes: int = _MOST_BYTES
+        self,
+        ttl: float,
+        deadlines: Deadlines,
+        language: Language,
+        most_entries: int = _MOST_ENTRIES,
+        most_bytes: int = _MOST_BYTES,
     ) -> None:
         self._ttl = ttl
+        self._deadlines = deadlines
+        self._language = language
+        self._loop = asyncio.get_running_loop()
         self._most_entries = most_entries
         self._most_bytes = most_bytes
         self._running: dict[bytes, _Running] = {}
@@ -135,105 +189,124 @@ class MemoryOnce:
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
         # Those of them that may go before their time.
         self._kept_elsewhere: OrderedDict[bytes, None] = OrderedDict()
-        self._reply_bytes = 0
+        self._shares: dict[str, _Share] = {}
+        self._total = _Share()
 
-    async def answer(self, key: bytes, fingerprint: bytes, call: Call, execute: Execute) -> Reply:
-        """See `Once.answer`."""
-        known = await self.recall(key, fingerprint, call)
+    async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
+        """See `Idempotency.execute`."""
+        known = await self.recall(command, attempt)
         if known is not None:
-            return known
-        self._make_room()
-        if self._is_full():
+            return Outcome(known, duplicate=True)
+        self._make_room(command.share)
+        if self._is_full(command.share):
             raise Busy()
-        return await self._first(key, fingerprint, call, execute)
+        return Outcome(await self._first(command, attempt), duplicate=False)
 
-    async def recall(self, key: bytes, fingerprint: bytes, call: Call) -> Reply | None:
-        """See `Once.recall`."""
-        if not self.may_know(key):
+    async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
+        """See `Idempotency.recall`; what has expired is forgotten."""
+        entry = self._entry(command.key)
+        if entry is None:
             return None
-        entry = self._running.get(key) or self._kept[key]
-        if entry.fingerprint != fingerprint:
+        if entry.command.fingerprint != command.fingerprint:
             raise IdempotencyConflict()
-        call.repeated = True
-        if call.turn is not None:
-            # It sends nothing itself, so that nobody need wait for it.
-            call.turn.give_up()
+        # It sends nothing itself: nobody need wait for it.
+        attempt.step_aside()
         if isinstance(entry, _Kept):
             return Reply.load(entry.reply)
-        return await self._outcome(entry, call)
-
-    def may_know(self, key: bytes) -> bool:
-        """See `Once.may_know`; what has expired is forgotten."""
-        if key in self._running:
-            return True
-        kept = self._kept.get(key)
-        if kept is None:
-            return False
-        if kept.until <= asyncio.get_running_loop().time():
-            self._forget(key)
-            return False
-        return True
+        return await self._outcome(entry, attempt.deadline)
 
     def note_kept_elsewhere(self, key: bytes) -> None:
         """What runs under this key will be known elsewhere too: here it may go if room is short."""
         self._running[key].kept_elsewhere = True
 
-    async def _first(self, key: bytes, fingerprint: bytes, call: Call, execute: Execute) -> Reply:
-        running = _Running(fingerprint, asyncio.get_running_loop().create_future())
-        self._running[key] = running
+    def _entry(self, key: bytes) -> _Running | _Kept | None:
+        running = self._running.get(key)
+        if running is not None:
+            return running
+        kept = self._kept.get(key)
+        if kept is not None and kept.until <= self._loop.time():
+            self._forget(key)
+            return None
+        return kept
+
+    async def _first(self, command: CommandId, attempt: Attempt) -> Reply:
+        running = _Running(command, self._loop.create_future())
+        self._running[command.key] = running
+        self._count(command.share, 1, 0)
         try:
-            reply = await execute()
+            reply = await attempt.run()
         except BaseException as error:
-            self._broken_off(key, call, error)
+            self._broken_off(command, attempt, error)
             raise
-        self._ended(key, reply, call)
+        self._ended(command, reply, attempt)
         return reply
 
-    def _ended(self, key: bytes, reply: Reply, call: Call) -> None:
-        running = self._running.pop(key)
-        if call.sent:
-            until = asyncio.get_running_loop().time() + max(self._ttl, call.seconds_left())
-            dumped = written_down(reply, call)
-            self._kept[key] = _Kept(running.fingerprint, dumped, until)
+    def _ended(self, command: CommandId, reply: Reply, attempt: Attempt) -> None:
+        running = self._running.pop(command.key)
+        if attempt.has_left:
+            now = self._loop.time()
+            dumped = encode_kept(reply, self._language)
+            until = max(now + self._ttl, attempt.deadline)
+            self._kept[command.key] = _Kept(command, dumped, until)
             if running.kept_elsewhere:
-                self._kept_elsewhere[key] = None
-            self._reply_bytes += len(dumped)
+                self._kept_elsewhere[command.key] = None
+            self._count(command.share, 0, len(dumped))
+        else:
+            self._count(command.share, -1, 0)
         running.outcome.set_result(reply)
 
-    def _broken_off(self, key: bytes, call: Call, error: BaseException) -> None:
-        """It ended without an answer: by a fault, or cancelled by the end of a drain."""
-        if call.sent:
-            self._ended(key, outcome_unknown(call), call)
+    def _broken_off(self, command: CommandId, attempt: Attempt, error: BaseException) -> None:
+        """It ended without a reply: by a fault, or cancelled by the end of a drain."""
+        if attempt.has_left:
+            self._ended(command, reply_to_error(OutcomeUnknown(), self._language), attempt)
             return
-        outcome = self._running.pop(key).outcome
+        outcome = self._running.pop(command.key).outcome
+        self._count(command.share, -1, 0)
         # A cancellation is not for those who wait: nobody has cancelled them.
         outcome.set_exception(error if isinstance(error, Exception) else Draining())
         # Without anyone who waits it has still been raised to the first.
         outcome.exception()
 
-    async def _outcome(self, running: _Running, call: Call) -> Reply:
-        # If its own time ends first it must not be told `timeout`, which says that nothing was
-        # sent. Whether the first has sent anything is known to its own call alone, and it may yet
-        # do so: to be told `outcome_unknown` is safe, and the same id can be asked again.
-        call.sent = True
-        with call.in_time():
-            return await asyncio.shield(running.outcome)
+    async def _outcome(self, running: _Running, deadline: float) -> Reply:
+        # Whether the first has sent anything is known to its own attempt alone, and it may yet do
+        # so: to be told `outcome_unknown` is safe, and the same id can be asked again.
+        try:
+            with self._deadlines.until(deadline):
+                return await asyncio.shield(running.outcome)
+        except TimeoutError:
+            raise OutcomeUnknown() from None
 
-    def _is_full(self) -> bool:
-        entries = len(self._running) + len(self._kept)
-        size = self._reply_bytes + entries * _ENTRY_BYTES
-        return entries >= self._most_entries or size >= self._most_bytes
+    # ---- room -----------------------------------------------------------------------------------
 
-    def _make_room(self) -> None:
+    def _count(self, share: str, entries: int, size: int) -> None:
+        used = self._shares.setdefault(share, _Share())
+        for count in (used, self._total):
+            count.entries += entries
+            count.size += size
+        if not used.entries:
+            del self._shares[share]
+
+    def _is_full(self, share: str) -> bool:
+        used = self._shares.get(share, _Share())
+        if self._exceeds(used, _SHARES):
+            return True
+        return self._exceeds(self._total, 1) and self._exceeds(used, len(self._shares) or 1)
+
+    def _exceeds(self, used: _Share, part: int) -> bool:
+        """Whether it takes a part of what there is."""
+        size = used.size + used.entries * _ENTRY_BYTES
+        return used.entries >= self._most_entries / part or size >= self._most_bytes / part
+
+    def _make_room(self, share: str) -> None:
         """Forget what has expired; where room is short, also what is kept elsewhere."""
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         for _ in range(_LOOK_AT_MOST):
             oldest = next(iter(self._kept), None)
             if oldest is None:
                 return
             if self._kept[oldest].until <= now:
                 self._forget(oldest)
-            elif not self._is_full():
+            elif not self._is_full(share):
                 return
             elif self._kept_elsewhere:
                 self._forget(next(iter(self._kept_elsewhere)))
@@ -242,5 +315,6 @@ class MemoryOnce:
                 self._kept.move_to_end(oldest)
 
     def _forget(self, key: bytes) -> None:
-        self._reply_bytes -= len(self._kept.pop(key).reply)
+        kept = self._kept.pop(key)
         self._kept_elsewhere.pop(key, None)
+        self._count(kept.command.share, -1, -len(kept.reply))

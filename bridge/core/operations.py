@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from ..devices import commands, configuration, ports, presets, sensors
 from ..devices.models import (
@@ -35,12 +35,12 @@ from ..devices.models import (
     SequenceResult,
 )
 from ..errors import BridgeError, DeviceNotFound, DeviceOffline, Text
-from .context import Call, Item, control_topic
-from .replies import Reply, reply_to_error
+from .attempt import control_topic
+from .context import Context
 from .sequences import run_sequence
 
-Handler = Callable[[Any, Call], Awaitable[Any]]
-HandleMany = Callable[[Sequence[Any], Call], Awaitable[Sequence[Any]]]
+Handler = Callable[[Any, Context], Awaitable[Any]]
+HandleMany = Callable[[Sequence[Any], Context], Awaitable[Sequence[Any]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,19 +76,19 @@ class Operation:
     permission: str = ""
 
 
-async def sensor_data(fields: SensorDataFields, call: Call) -> Reading:
+async def sensor_data(fields: SensorDataFields, context: Context) -> Reading:
     """One sensor's latest value."""
     names = sensors.candidates(fields.sensor)
     if names:
-        (device,) = await call.services.store.sensors([(fields.device_uuid, names)])
-        reading = _direct_reading(device, fields.sensor, _now(call))
+        (device,) = await context.services.store.sensors([(fields.device_uuid, names)])
+        reading = _direct_reading(device, fields.sensor, _now(context))
         if reading is not None:
             return reading
-    return await _named_reading(fields, call)
+    return await _named_reading(fields, context)
 
 
 async def sensor_data_of_many(
-    many: Sequence[SensorDataFields], call: Call
+    many: Sequence[SensorDataFields], context: Context
 ) -> list[Reading | BaseException]:
     """The latest values of many sensors, by one statement where their names allow it."""
     names = [sensors.candidates(fields.sensor) for fields in many]
@@ -97,8 +97,8 @@ async def sensor_data_of_many(
         for fields, candidates in zip(many, names, strict=True)
         if candidates
     ]
-    devices = iter(await call.services.store.sensors(wanted) if wanted else ())
-    now = _now(call)
+    devices = iter(await context.services.store.sensors(wanted) if wanted else ())
+    now = _now(context)
     found: list[Reading | BaseException | None] = []
     for fields, candidates in zip(many, names, strict=True):
         try:
@@ -107,7 +107,7 @@ async def sensor_data_of_many(
             found.append(error)
     rest = [number for number, reading in enumerate(found) if reading is None]
     named = await asyncio.gather(
-        *(_named_reading(many[number], call) for number in rest), return_exceptions=True
+        *(_named_reading(many[number], context) for number in rest), return_exceptions=True
     )
     answered = dict(zip(rest, named, strict=True))
     return [
@@ -115,109 +115,61 @@ async def sensor_data_of_many(
     ]
 
 
-async def control(fields: ControlFields, call: Call) -> ControlResult:
+async def control(fields: ControlFields, context: Context) -> ControlResult:
     """Switch or set one port; answered after the broker's acknowledgement."""
-    device = await _profile(fields.device_uuid, call)
+    device = await _profile(fields.device_uuid, context)
     command = commands.control_command(fields, device)
-    await _send(device, command, call)
+    await _send(device, command, context)
     return ControlResult("success", control_topic(device), command, device.name, device.online)
 
 
-async def preset(fields: PresetFields, call: Call) -> PresetResult | SequenceResult:
+async def preset(fields: PresetFields, context: Context) -> PresetResult | SequenceResult:
     """Run a stored preset: one command, or a sequence with pauses."""
-    with call.in_time():
-        device = await _profile(fields.device_uuid, call)
-    limit = call.services.settings.preset_timeout
+    with context.in_time():
+        device = await _profile(fields.device_uuid, context)
+    limit = context.services.settings.preset_timeout
     plan = presets.preset_plan(device, fields.preset_key, fields.parameters, limit)
     if not device.online:
         raise DeviceOffline(device=device.name)
     if plan.sequence:
-        return await run_sequence(call, device, plan)
-    with call.in_time():
-        await _send(device, plan.steps[0].command, call)
-    message = _PRESET_SENT.in_(call.services.settings.language).format(preset=plan.name)
+        return await run_sequence(context, device, plan)
+    with context.in_time():
+        await _send(device, plan.steps[0].command, context)
+    message = _PRESET_SENT.in_(context.services.settings.language).format(preset=plan.name)
     return PresetResult(success=True, message=message, preset_name=plan.name)
 
 
-async def device(fields: DeviceFields, call: Call) -> DeviceDescription:
+async def device(fields: DeviceFields, context: Context) -> DeviceDescription:
     """What a device says now and what can be done with it."""
     readings, profile = await asyncio.gather(
-        _readings(fields.device_uuid, call), _profile(fields.device_uuid, call)
+        _readings(fields.device_uuid, context), _profile(fields.device_uuid, context)
     )
     return DeviceDescription(
         device_uuid=readings.uuid,
         name=readings.name,
         online=readings.online,
         last_seen=readings.last_seen,
-        sensors=sensors.all_readings(readings, _now(call)),
+        sensors=sensors.all_readings(readings, _now(context)),
         ports=ports.ports_of(profile),
         presets=presets.preset_summaries(profile),
     )
 
 
-async def config(fields: DeviceFields, call: Call) -> DeviceConfig:
+async def config(fields: DeviceFields, context: Context) -> DeviceConfig:
     """The two keys that plugin-service reads, from the device's own row."""
-    return configuration.device_config(await _profile(fields.device_uuid, call))
+    return configuration.device_config(await _profile(fields.device_uuid, context))
 
 
-async def batch(fields: BatchFields, call: Call) -> BatchResult:
-    """Several requests in one: reads together, commands in list order."""
-    items = [call.items.open_item(call, raw, n) for n, raw in enumerate(fields.requests)]
-    ordered: list[Item] = []
-    alike: dict[str, list[Item]] = {}
-    single: list[Item] = []
-    for item in items:
-        if item.reply is not None:
-            continue
-        row = OPERATIONS[item.operation]
-        if row.commands:
-            ordered.append(item)
-        elif item.origin is None:
-            alike.setdefault(row.name, []).append(item)
-        else:
-            single.append(item)
-
-    async def run(item: Item) -> None:
-        item.reply = await call.items.run_item(item)
-
-    async def run_in_order() -> None:
-        for item in ordered:
-            await run(item)
-
-    await asyncio.gather(
-        run_in_order(),
-        *(_run_together(group, call) for group in alike.values()),
-        *(run(item) for item in single),
-    )
-    return BatchResult([item.body() for item in items])
-
-
-async def _run_together(items: Sequence[Item], call: Call) -> None:
-    """Answer items of one operation by its `handle_many`."""
-    handle_many = OPERATIONS[items[0].operation].handle_many
-    assert handle_many is not None
-    outcomes: Sequence[Any]
-    try:
-        with call.in_time():
-            outcomes = await handle_many([item.fields for item in items], call)
-    except Exception as error:
-        outcomes = [error] * len(items)
-    language = call.services.settings.language
-    for item, outcome in zip(items, outcomes, strict=True):
-        failed = isinstance(outcome, Exception)
-        item.reply = reply_to_error(outcome, language) if failed else Reply(200, outcome)
-
-
-async def health(fields: NoFields, call: Call) -> Health:
+async def health(fields: NoFields, context: Context) -> Health:
     """Whether database and broker are there."""
     del fields
-    return call.services.health()
+    return context.services.health()
 
 
-async def operations(fields: NoFields, call: Call) -> OperationList:
+async def operations(fields: NoFields, context: Context) -> OperationList:
     """The operations there are, each with the JSON Schema of its fields."""
     del fields
-    settings = call.services.settings
+    settings = context.services.settings
     return OperationList(
         [
             OperationInfo(
@@ -232,6 +184,11 @@ async def operations(fields: NoFields, call: Call) -> OperationList:
             if row.over_mqtt
         ]
     )
+
+
+async def _by_dispatcher(fields: Fields, context: Context) -> NoReturn:
+    """A batch runs other operations, which is the dispatcher's own work."""
+    raise NotImplementedError
 
 
 @cache
@@ -253,35 +210,34 @@ def _direct_reading(
     return None if row is None else sensors.reading(device, row, now)
 
 
-async def _named_reading(fields: SensorDataFields, call: Call) -> Reading:
+async def _named_reading(fields: SensorDataFields, context: Context) -> Reading:
     """A sensor by any of its names; needs all that the device has, and its product's names."""
-    device = await _readings(fields.device_uuid, call)
-    return sensors.reading(device, sensors.find(device, fields.sensor), _now(call))
+    device = await _readings(fields.device_uuid, context)
+    return sensors.reading(device, sensors.find(device, fields.sensor), _now(context))
 
 
-async def _readings(device_uuid: str, call: Call) -> DeviceReadings:
-    found = await call.services.store.readings(device_uuid)
+async def _readings(device_uuid: str, context: Context) -> DeviceReadings:
+    found = await context.services.store.readings(device_uuid)
     if found is None:
         raise DeviceNotFound()
     return found
 
 
-async def _profile(device_uuid: str, call: Call) -> DeviceProfile:
-    found = await call.services.store.profile(device_uuid)
+async def _profile(device_uuid: str, context: Context) -> DeviceProfile:
+    found = await context.services.store.profile(device_uuid)
     if found is None:
         raise DeviceNotFound()
     return found
 
 
-async def _send(device: DeviceProfile, command: JsonObject, call: Call) -> None:
+async def _send(device: DeviceProfile, command: JsonObject, context: Context) -> None:
     """Send one command in its turn, and wait until the broker has it."""
-    acknowledged = await call.send(device, command, call.turn)
-    call.check_acknowledgement(await acknowledged, device)
+    context.commands.check(await context.commands.send(device, command), device)
 
 
-def _now(call: Call) -> datetime:
+def _now(context: Context) -> datetime:
     """The time in the zone of the database's naive columns."""
-    return datetime.now(call.services.settings.timezone)
+    return datetime.now(context.services.settings.timezone)
 
 
 _ROWS = (
@@ -351,7 +307,7 @@ _ROWS = (
         "/api/batch",
         BatchFields,
         BatchResult,
-        batch,
+        _by_dispatcher,
         keeps_time=True,
     ),
     Operation(

@@ -1,7 +1,7 @@
 """Order per device: commands leave in the order in which they were accepted.
 
-A command takes its place in its device's line when it is accepted, does its reading meanwhile, and
-leaves when all before it have left or given up. No device waits for another. Of a line, all whose
+A command takes its place in its device's queue when it is accepted, does its reading meanwhile, and
+leaves when all before it have left or given up. No device waits for another. Of a queue, all whose
 turn has come leave in one turn of the event loop, however many they are.
 """
 
@@ -14,16 +14,16 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-class Turn:
-    """A place in a device's line."""
+class Ticket:
+    """A place in a device's queue."""
 
-    __slots__ = ("_given_up", "_leave", "_line", "in_line")
+    __slots__ = ("_given_up", "_leave", "_queue", "in_queue")
 
-    def __init__(self, line: "_Line") -> None:
-        self._line = line
+    def __init__(self, queue: "_Queue") -> None:
+        self._queue = queue
         self._leave: Callable[[], None] | None = None
         self._given_up = False
-        self.in_line = False
+        self.in_queue = False
 
     async def leave(self, send: Callable[[], T]) -> T:
         """What `send` returns or raises; it is called once all before have left or given up.
@@ -44,14 +44,14 @@ class Turn:
                 left.exception()
 
         self._leave, self._given_up = leave, False
-        self._line.join(self)
-        self._line.advance()
+        self._queue.join(self)
+        self._queue.advance()
         return await left
 
     def give_up(self) -> None:
         """Let the next one go, as soon as all before have gone; no matter if it has left."""
         self._leave, self._given_up = None, True
-        self._line.advance()
+        self._queue.advance()
 
     @property
     def is_ready(self) -> bool:
@@ -64,22 +64,22 @@ class Turn:
             self._leave()
 
 
-class _Line:
+class _Queue:
     """The places of one device, the next one first."""
 
-    __slots__ = ("_advancing", "_turns", "users")
+    __slots__ = ("_advancing", "_tickets", "users")
 
     def __init__(self) -> None:
-        self._turns: deque[Turn] = deque()
+        self._tickets: deque[Ticket] = deque()
         self._advancing = False
-        # How many hold a turn, be it in line or not.
+        # How many hold a ticket, be it in queue or not.
         self.users = 0
 
-    def join(self, turn: Turn) -> None:
-        """Give a turn the last place, unless it has one."""
-        if not turn.in_line:
-            turn.in_line = True
-            self._turns.append(turn)
+    def join(self, ticket: Ticket) -> None:
+        """Give a ticket the last place, unless it has one."""
+        if not ticket.in_queue:
+            ticket.in_queue = True
+            self._tickets.append(ticket)
 
     def advance(self) -> None:
         """Let all leave whose turn it is."""
@@ -87,34 +87,34 @@ class _Line:
             # One that is leaving gives its place up: whoever let it leave goes on with the others.
             return
         self._advancing = True
-        while self._turns and self._turns[0].is_ready:
-            turn = self._turns.popleft()
-            turn.in_line = False
-            turn.go()
+        while self._tickets and self._tickets[0].is_ready:
+            ticket = self._tickets.popleft()
+            ticket.in_queue = False
+            ticket.go()
         self._advancing = False
 
 
-class DeviceLines:
-    """The lines of all devices, and the sequences that run."""
+class DeviceQueues:
+    """The queues of all devices, and the sequences that run."""
 
     def __init__(self) -> None:
-        self._lines: dict[str, _Line] = {}
+        self._queues: dict[str, _Queue] = {}
         self._in_sequence: set[str] = set()
 
     @contextmanager
-    def place(self, device: str) -> Iterator[Turn]:
-        """Take the next place in a device's line; it is given up on the way out."""
-        line = self._lines.setdefault(device, _Line())
-        turn = Turn(line)
-        line.users += 1
-        line.join(turn)
+    def place(self, device: str) -> Iterator[Ticket]:
+        """Take the next place in a device's queue; it is given up on the way out."""
+        queue = self._queues.setdefault(device, _Queue())
+        ticket = Ticket(queue)
+        queue.users += 1
+        queue.join(ticket)
         try:
-            yield turn
+            yield ticket
         finally:
-            turn.give_up()
-            line.users -= 1
-            if not line.users:
-                del self._lines[device]
+            ticket.give_up()
+            queue.users -= 1
+            if not queue.users:
+                del self._queues[device]
 
     @contextmanager
     def sequence(self, device: str) -> Iterator[bool]:

@@ -7,7 +7,8 @@ from ..devices.models import DeviceProfile, ExecutedStep, SequenceResult
 from ..devices.names import device_key
 from ..devices.presets import PresetPlan, Step
 from ..errors import BridgeError, DeviceBusy, RequestTimeout, Text
-from .context import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Acknowledgement, Call
+from .attempt import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM
+from .context import DRAIN_MARGIN, Context
 
 _DONE = Text(
     "预设「{preset}」已执行，共 {total} 步", "The preset '{preset}' was run, {total} steps"
@@ -23,8 +24,6 @@ _REFUSED = Text("MQTT 服务器拒绝了命令", "the MQTT broker refused the co
 _UNKNOWN = Text(
     "命令没有得到确认，设备可能已收到", "a command was not acknowledged and may have arrived"
 )
-# What a drain keeps for the answers of what it cuts short, in seconds.
-_DRAIN_MARGIN = 1.0
 
 
 class _CutShortError(Exception):
@@ -39,7 +38,7 @@ class _CutShortError(Exception):
 class _Run:
     """One run of a sequence; `executed` holds the steps that have left."""
 
-    call: Call
+    context: Context
     device: DeviceProfile
     plan: PresetPlan
     executed: list[ExecutedStep] = field(default_factory=list)
@@ -59,14 +58,14 @@ class _Run:
 
     async def _leave(self, number: int, step: Step) -> None:
         """Send one step, and note it if it left."""
-        call = self.call
-        left_before = call.commands_left
+        context, commands = self.context, self.context.commands
+        left_before = commands.commands_left
         executed = ExecutedStep(number, step.command, step.delay, "unknown")
         try:
-            with call.services.deadlines.until(call.deadline):
-                reason = await (await self._sent(number, step))
+            with context.services.deadlines.until(context.deadline):
+                reason = await commands.send(self.device, step.command)
         except (TimeoutError, BridgeError) as error:
-            if call.commands_left > left_before:
+            if commands.commands_left > left_before:
                 self.executed.append(executed)
                 raise _CutShortError(self._text(_UNKNOWN)) from None
             failure = RequestTimeout() if isinstance(error, TimeoutError) else error
@@ -76,19 +75,13 @@ class _Run:
         self.executed.append(executed)
         self._judge(reason, executed)
 
-    async def _sent(self, number: int, step: Step) -> Acknowledgement:
-        if number == 1:
-            return await self.call.send(self.device, step.command, self.call.turn)
-        with self.call.services.lines.place(device_key(self.device.uuid)) as turn:
-            return await self.call.send(self.device, step.command, turn)
-
     def _judge(self, reason: int, executed: ExecutedStep) -> None:
         if reason < NO_MATCHING_SUBSCRIBERS:
             executed.status = "success"
             return
         if executed.step == 1:
             # Nothing has reached anyone: the preset failed as a whole.
-            self.call.check_acknowledgement(reason, self.device)
+            self.context.commands.check(reason, self.device)
         refused = reason >= REFUSED_FROM
         executed.status = "refused" if refused else "unreachable"
         raise _CutShortError(self._text(_REFUSED if refused else _UNREACHABLE))
@@ -97,40 +90,40 @@ class _Run:
         """Wait between two steps, if deadline and drain leave the time for what follows."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
-        if due >= self.call.deadline:
+        if due >= self.context.deadline:
             raise _CutShortError(self._text(_OUT_OF_TIME))
-        drain = self.call.services.drain
+        drain = self.context.services.drain
         if not drain.begun.is_set():
             try:
                 async with asyncio.timeout_at(due):
                     await drain.begun.wait()
             except TimeoutError:
                 return
-        if due + seconds_after > drain.until - _DRAIN_MARGIN:
+        if due + seconds_after > drain.until - DRAIN_MARGIN:
             raise _CutShortError(self._text(_DRAINING))
         await asyncio.sleep(due - loop.time())
 
     def _text(self, text: Text) -> str:
-        return text.in_(self.call.services.settings.language)
+        return text.in_(self.context.services.settings.language)
 
     def _cut_short_by(self, error: BridgeError) -> _CutShortError:
         if isinstance(error, RequestTimeout):
             return _CutShortError(self._text(_OUT_OF_TIME))
-        return _CutShortError(error.detail(self.call.services.settings.language))
+        return _CutShortError(error.detail(self.context.services.settings.language))
 
 
-async def run_sequence(call: Call, device: DeviceProfile, plan: PresetPlan) -> SequenceResult:
+async def run_sequence(context: Context, device: DeviceProfile, plan: PresetPlan) -> SequenceResult:
     """Run a sequence, alone on its device; single commands go out between its steps.
 
     Raises:
         DeviceBusy: another sequence is running there.
         BridgeError: the first step did not leave, or reached no one.
     """
-    with call.services.lines.sequence(device_key(device.uuid)) as alone:
+    with context.services.queues.sequence(device_key(device.uuid)) as alone:
         if not alone:
             raise DeviceBusy(device=device.name)
-        call.is_sequence = True
-        run = _Run(call, device, plan)
+        context.commands.begin_sequence()
+        run = _Run(context, device, plan)
         try:
             await run.all_steps()
         except _CutShortError as cut:
@@ -139,7 +132,7 @@ async def run_sequence(call: Call, device: DeviceProfile, plan: PresetPlan) -> S
 
 
 def _result(run: _Run, cut_short_by: str | None) -> SequenceResult:
-    language = run.call.services.settings.language
+    language = run.context.services.settings.language
     sent, total = len(run.executed), len(run.plan.steps)
     message = (_DONE if cut_short_by is None else _CUT_SHORT).in_(language)
     return SequenceResult(

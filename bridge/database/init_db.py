@@ -9,7 +9,7 @@ import sys
 from ..errors import BridgeError, Text
 from ..observability.metrics import Metrics
 from ..settings import Settings
-from .idempotency import CREATE_TABLE, TABLE
+from .idempotency_table import CREATE_TABLE, TABLE
 from .pool import Database, StatementRefused
 
 _MADE = Text(

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from ..app.bridge import Bridge, stop_signal
+from ..core.deadlines import Deadlines
 from ..http.routes import PortTakenError
 from ..observability.metrics import Metrics
 from ..settings import Settings
@@ -82,9 +83,12 @@ async def _run(settings: Settings) -> int:
 
 def _bridge(settings: Settings, database: SqliteBackend) -> Bridge:
     _silence_what_does_not_matter_here()
-    metrics = Metrics()
-    metrics.connected("database", True)
-    return Bridge(settings, backend=database, metrics=metrics)
+
+    def make_backend(_: Settings, metrics: Metrics, __: Deadlines) -> SqliteBackend:
+        metrics.connected("database", True)
+        return database
+
+    return Bridge(settings, make_backend)
 
 
 async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:

@@ -11,7 +11,7 @@ keeps its requests: client ids and share are the doctor's own.
 import asyncio
 from functools import partial
 
-from ..database.idempotency import TABLE
+from ..database.idempotency_table import TABLE
 from ..database.pool import Database
 from ..errors import Text
 from ..observability.metrics import Metrics

@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-from ..database.idempotency import CREATE_TABLE, TABLE
+from ..database.idempotency_table import CREATE_TABLE, TABLE
 from ..database.pool import Row
 from ..database.statements import PROFILES, READINGS
 from ..errors import BridgeError, Text

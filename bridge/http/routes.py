@@ -6,7 +6,6 @@ requests that never parsed included.
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
@@ -15,7 +14,7 @@ from aiohttp import hdrs, web
 
 from .. import __version__
 from ..apidocs import Address, Document, Documents
-from ..core.dispatcher import Dispatcher, Request
+from ..core.dispatcher import Dispatcher
 from ..core.envelope import (
     TRACE_SHAPES,
     Envelope,
@@ -27,8 +26,11 @@ from ..core.envelope import (
 from ..core.grant import Grant
 from ..core.operations import OPERATIONS, Operation
 from ..core.replies import Reply, reply_to_error
+from ..core.request import Request
 from ..errors import Busy, MalformedRequest, MethodNotAllowed, OperationNotFound
-from ..observability.metrics import UNKNOWN, Metrics
+from ..observability.activity import Activity
+from ..observability.metrics import Metrics
+from ..observability.observations import UNKNOWN, Observers, RequestAnswered
 from ..settings import Settings
 from .authentication import Keys
 from .bodies import json_body
@@ -80,9 +82,11 @@ class HttpTransport:
         self,
         settings: Settings,
         keys: Keys,
-        metrics: Metrics,
         dispatcher: Dispatcher,
         *,
+        metrics: Metrics,
+        observers: Observers,
+        activity: Activity,
         is_ready: Callable[[], bool],
         mqtt_connected: Callable[[], bool],
         mounted: Sequence[Place] = (),
@@ -90,15 +94,16 @@ class HttpTransport:
         self._settings = settings
         self._keys = keys
         self._named_origins = frozenset(settings.cors_origins) - {"*"}
+        self._loop = asyncio.get_running_loop()
         self._metrics = metrics
+        self._observers = observers
         self._is_ready = is_ready
         self._mqtt_connected = mqtt_connected
         self._documents = Documents(settings)
         self._dispatcher = dispatcher
         self._server: Server | None = None
         self._swagger_ui = SwaggerUi(self._admit)
-        self._console = Console(settings, dispatcher.health)
-        dispatcher.observers.append(self._console.activity.observe)
+        self._console = Console(settings, activity, dispatcher.health)
         self._mounted = mounted
 
     # ---- life -----------------------------------------------------------------------------------
@@ -199,49 +204,44 @@ class HttpTransport:
     async def _answer(
         self, row: Operation, request: web.Request, grant: Grant | None
     ) -> web.StreamResponse:
-        received = time.monotonic()
-        requester = "http" if grant is None else grant.name
+        received = self._loop.time()
         envelope = await self._open(row, request, received)
         headers = request.headers
         key = headers.get("Idempotency-Key")
         if key is not None:
-            checked_id(key)
-        reply = await self._dispatcher.answer(
-            Request(
-                transport="http",
-                operation=row.name,
-                envelope=envelope,
-                received=received,
-                requester=requester,
-                once_id=key or envelope.request_id,
-                grant=grant,
-                traceparent=traceparent_of(headers.get("traceparent")),
-            )
+            key = checked_id(_unquoted(key))
+        asked = Request(
+            transport="http",
+            operation=row.name,
+            received=received,
+            fields=envelope.fields,
+            refusal=envelope.refusal,
+            requester="" if grant is None else grant.name,
+            is_named=grant is not None,
+            request_id=envelope.request_id,
+            idempotency_key=key or envelope.request_id,
+            expires_at=envelope.expires_at,
+            grant=grant,
+            traceparent=traceparent_of(headers.get("traceparent")),
         )
-        return self._respond(request, reply, envelope.request_id)
+        async with self._dispatcher.serve(asked) as reply:
+            answer = self._respond(request, reply, envelope.request_id)
+            await answer.send(request)
+        return answer
 
     async def _open(self, row: Operation, request: web.Request, received: float) -> Envelope:
         if row.method == "GET":
             return open_fields({**request.query, **request.match_info})
-        payload = await self._payload(request, received)
-        return open_payload(payload, self._settings.max_payload)
-
-    async def _payload(self, request: web.Request, received: float) -> bytes:
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
-        return await json_body(request, self._settings.max_payload, in_time)
+        payload = await json_body(request, self._settings.max_payload, in_time)
+        return open_payload(payload, self._settings.max_payload)
 
     async def _health(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         """The health object bare, for monitors that read it so."""
         del grant
-        reply = await self._dispatcher.answer(
-            Request(
-                transport="http",
-                operation="health",
-                envelope=Envelope(),
-                received=time.monotonic(),
-                requester="http",
-            )
-        )
+        asked = Request(transport="http", operation="health", received=self._loop.time())
+        async with self._dispatcher.serve(asked) as reply:
+            pass
         healthy = reply.error is None and reply.data.status == "healthy"
         return self._send(request, orjson.dumps(reply.data), 200 if healthy else 503)
 
@@ -298,7 +298,9 @@ class HttpTransport:
     def _refused(self, error: Exception) -> Reply:
         """The reply to what never got as far as the dispatcher, counted here for that reason."""
         reply = reply_to_error(error, self._settings.language)
-        self._metrics.answered("http", UNKNOWN, reply.error or "ok", 0.0)
+        self._observers.request_answered(
+            RequestAnswered("http", UNKNOWN, None, reply.code, reply.error or "ok", 0.0, "http")
+        )
         return reply
 
     def _answer_outside(self, error: BaseException | None) -> Answer:
@@ -354,6 +356,11 @@ def _port_taken(settings: Settings, error: OSError) -> str:
         f"can't listen on {settings.service_host}:{port}: {error.strerror or error}. "
         f"Is another program using the port{usual}? Stop it, or set SERVICE_PORT to a free port."
     )
+
+
+def _unquoted(key: str) -> str:
+    """An Idempotency-Key as it is meant: a structured header writes it in quotes."""
+    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
 
 
 def _secret(request: web.Request) -> str | None:

@@ -49,6 +49,7 @@ class Link:
         on_message: Callable[["Link", packets.Message], None],
         will: aiomqtt.Will | None = None,
         session_expiry: int = 0,
+        clean: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._on_message = on_message
@@ -58,6 +59,7 @@ class Link:
             identifier,
             will,
             session_expiry=session_expiry,
+            clean=clean or session_expiry == 0,
             timeout=_CONNECT_SECONDS,
             keepalive=_KEEPALIVE_SECONDS,
         )
@@ -116,15 +118,18 @@ class Link:
         self._client._disconnected.add_done_callback(self._on_disconnected)
         self._watching = self._loop.create_task(self._watch(), name="mqtt watch")
 
-    async def subscribe(self, filters: Sequence[str]) -> None:
-        """Subscribe at QoS 1, without stored retained messages and with the retain flag kept.
+    async def subscribe(self, filters: Sequence[str], *, retained: bool = False) -> None:
+        """Subscribe at QoS 1, with the retain flag kept.
+
+        Args:
+            retained: whether stored retained messages are wanted.
 
         Raises:
             LinkError: the broker refused a filter, or the connection was lost.
         """
         options: Any = 1
         if self._version5:
-            options = paho_adapter.request_options()
+            options = paho_adapter.subscribe_options(retained=retained)
         granted: Sequence[Any] = await self._unless_lost(
             self._client.subscribe([(topic, options) for topic in filters])
         )
@@ -167,10 +172,11 @@ class Link:
         self._lose(LinkError("given up"))
         await self._end_watch()
 
-    async def close(self) -> None:
-        """Leave, and let the session end with us."""
+    async def close(self, *, keep_session: bool = False) -> None:
+        """Leave; the session ends with us unless it is to be kept."""
         if not self.lost.done():
-            leaving = paho_adapter.leaving() if self._version5 else None
+            ends_session = self._version5 and not keep_session
+            leaving = paho_adapter.leaving() if ends_session else None
             self._flush()
             self._client._client.disconnect(properties=leaving)
             # paho wrote and closed at once where the socket took it all; else we wait a moment.

@@ -29,6 +29,7 @@ def client(
     will: aiomqtt.Will | None,
     *,
     session_expiry: int,
+    clean: bool,
     timeout: float,
     keepalive: int,
 ) -> aiomqtt.Client:
@@ -52,7 +53,7 @@ def client(
         return aiomqtt.Client(
             **common,
             protocol=aiomqtt.ProtocolVersion.V311,
-            clean_session=session_expiry == 0,
+            clean_session=clean,
         )
     connect = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
     connect.SessionExpiryInterval = session_expiry
@@ -61,7 +62,7 @@ def client(
     return aiomqtt.Client(
         **common,
         protocol=aiomqtt.ProtocolVersion.V5,
-        clean_start=session_expiry == 0,
+        clean_start=clean,
         properties=connect,
     )
 
@@ -113,11 +114,14 @@ def take_over(
     paho.on_socket_unregister_write = ignore
 
 
-def request_options() -> SubscribeOptions:
-    """At QoS 1, without stored retained messages and with the retain flag kept."""
-    return SubscribeOptions(
-        qos=1, retainAsPublished=True, retainHandling=SubscribeOptions.RETAIN_DO_NOT_SEND
+def subscribe_options(*, retained: bool) -> SubscribeOptions:
+    """At QoS 1 with the retain flag kept; with stored retained messages if they are wanted."""
+    handling = (
+        SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
+        if retained
+        else SubscribeOptions.RETAIN_DO_NOT_SEND
     )
+    return SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=handling)
 
 
 def leaving() -> Properties:

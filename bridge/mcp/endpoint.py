@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from aiohttp import web
 
-from ..core.dispatcher import Dispatcher, Request
+from ..core.dispatcher import Dispatcher
 from ..core.envelope import open_fields, open_payload, traceparent_of
 from ..core.grant import Grant
+from ..core.request import Request
 from ..devices.models import JsonObject
-from ..errors import Busy
 from ..http.bodies import json_body
 from ..http.pages import Place
 from ..http.server import Answer
@@ -86,8 +86,6 @@ class Endpoint:
         headers = request.headers
         if grant is None:
             self._visitors.check(headers.get("Host"), headers.get("Origin"))
-        if self._dispatcher.is_full():
-            raise Busy()
         limit = self._settings.max_payload
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
         payload = await json_body(request, limit, in_time)
@@ -138,19 +136,23 @@ class Endpoint:
         assert context.request is not None
         caller: Caller = context.request.scope[_CALLER]
         envelope = open_fields(fields)
-        reply = await self._dispatcher.answer(
-            Request(
-                transport="mcp",
-                operation=operation,
-                envelope=envelope,
-                received=caller.received,
-                requester="mcp" if caller.grant is None else caller.grant.name,
-                once_id=envelope.request_id,
-                grant=caller.grant,
-                traceparent=caller.traceparent,
-            )
+        grant = caller.grant
+        asked = Request(
+            transport="mcp",
+            operation=operation,
+            received=caller.received,
+            fields=envelope.fields,
+            refusal=envelope.refusal,
+            requester="" if grant is None else grant.name,
+            is_named=grant is not None,
+            request_id=envelope.request_id,
+            idempotency_key=envelope.request_id,
+            expires_at=envelope.expires_at,
+            grant=grant,
+            traceparent=caller.traceparent,
         )
-        body: JsonObject = orjson.loads(reply.encode())
+        async with self._dispatcher.serve(asked) as reply:
+            body: JsonObject = orjson.loads(reply.encode())
         return body
 
 

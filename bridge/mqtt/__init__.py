@@ -1,4 +1,4 @@
-"""The MQTT transport; `transport.py` tells a request's way."""
+"""The MQTT transport: a session at the broker, requests in, replies out."""
 
 from .transport import MqttTransport
 

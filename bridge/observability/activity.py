@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from math import frexp, ldexp
 from typing import TypeVar
 
-from .observations import Observation
+from .observations import RequestAnswered
 
 WINDOW_SECONDS = 300
 LISTED_REQUESTS = 200
@@ -86,10 +86,10 @@ class Activity:
         self._clock = clock
         self._current = _Second(-1)
         self._seconds: deque[_Second] = deque(maxlen=WINDOW_SECONDS + 1)
-        self._recent: deque[tuple[int, float, Observation]] = deque(maxlen=LISTED_REQUESTS)
+        self._recent: deque[tuple[int, float, RequestAnswered]] = deque(maxlen=LISTED_REQUESTS)
         self._noted = 0
 
-    def observe(self, seen: Observation) -> None:
+    def observe(self, seen: RequestAnswered) -> None:
         """Note one request that was answered now."""
         now = self._clock()
         number = int(now)
@@ -126,7 +126,7 @@ class Activity:
         )
 
 
-def _answered(number: int, at: float, seen: Observation) -> AnsweredRequest:
+def _answered(number: int, at: float, seen: RequestAnswered) -> AnsweredRequest:
     return AnsweredRequest(
         number,
         round(at, 3),

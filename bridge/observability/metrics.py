@@ -14,7 +14,7 @@ from prometheus_client import (
     values,
 )
 
-UNKNOWN = "unknown"
+from .observations import CommandExecuted, RequestAnswered
 
 # The environment variable that tells a worker its number, from 1.
 WORKER_NUMBER = "BRIDGE_WORKER_NUMBER"
@@ -51,7 +51,7 @@ _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
 class WorkersState(NamedTuple):
-    """Whether every worker is connected, and how many requests all of them have in hand."""
+    """Whether every worker is connected, and how many requests they have in flight."""
 
     database: bool
     mqtt: bool
@@ -61,7 +61,7 @@ class WorkersState(NamedTuple):
 class Metrics:
     """All metrics of one process; over several workers they are summed when they are read."""
 
-    def __init__(self) -> None:
+    def __init__(self, in_flight: Callable[[], int] = int) -> None:
         self.registry = registry = CollectorRegistry()
         self._requests = Counter(
             "bridge_requests",
@@ -76,11 +76,11 @@ class Metrics:
             buckets=_SECONDS,
             registry=registry,
         )
-        # Told when it is read: counting up and down would cost every request.
-        self.count_in_flight: Callable[[], int] = int
+        # Asked when it is read: counting up and down would cost every request.
+        self._count_in_flight = in_flight
         self._in_flight = Gauge(
             "bridge_in_flight",
-            "Requests in hand",
+            "Requests in flight",
             multiprocess_mode="livesum",
             registry=registry,
         )
@@ -90,7 +90,7 @@ class Metrics:
             ("reason",),
             registry=registry,
         )
-        self.duplicates = Counter(
+        self._duplicates = Counter(
             "bridge_duplicates",
             "Requests answered from the outcome of an earlier one with the same id",
             registry=registry,
@@ -120,18 +120,23 @@ class Metrics:
             self._connected.labels(peer).set(0)
             self._reconnects.labels(peer)
 
-    def answered(self, transport: str, operation: str, outcome: str, seconds: float) -> None:
-        """One request was answered; `operation` is one of ours, or `UNKNOWN`."""
-        key = (transport, operation, outcome)
+    def request_answered(self, request: RequestAnswered) -> None:
+        """Count a request that was answered."""
+        key = (request.transport, request.operation, request.outcome)
         children = self._answered.get(key)
         if children is None:
             children = self._answered[key] = (
                 self._requests.labels(*key),
-                self._duration.labels(transport, operation),
+                self._duration.labels(request.transport, request.operation),
             )
         count, duration = children
         count.inc()
-        duration.observe(seconds)
+        duration.observe(request.seconds)
+
+    def command_executed(self, command: CommandExecuted) -> None:
+        """Count a command that was a duplicate."""
+        if command.duplicate:
+            self._duplicates.inc()
 
     def dropped(self, reason: str) -> None:
         """One request was dropped; `reason` is one of our own words."""
@@ -152,12 +157,12 @@ class Metrics:
 
     def exposition(self) -> bytes:
         """All of it in Prometheus' text format, summed over the workers."""
-        self._in_flight.set(self.count_in_flight())
+        self._in_flight.set(self._count_in_flight())
         return generate_latest(_summed() if self.shared else self.registry)
 
     def all_workers(self) -> WorkersState:
         """The state of all workers together; tells them ours, so that it is to be called often."""
-        self._in_flight.set(self.count_in_flight())
+        self._in_flight.set(self._count_in_flight())
         least = {"database": 0.0, "mqtt": 0.0}
         in_flight = 0.0
         for metric in _summed().collect():

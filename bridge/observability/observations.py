@@ -1,14 +1,65 @@
 """What happened, as metrics, logs and recent activity are told it."""
 
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
+
+# The operation of a request that names none of ours.
+UNKNOWN = "unknown"
 
 
-class Observation(NamedTuple):
-    """One request answered, for logs, metrics and the console."""
+class RequestAnswered(NamedTuple):
+    """One request answered."""
 
-    operation: str
     transport: str
+    operation: str
     device_uuid: str | None
     code: int
+    # "ok", or the reply's error.
     outcome: str
     seconds: float
+    who: str = ""
+    request_id: str | None = None
+    traceparent: str | None = None
+    detail: str | None = None
+
+
+class Dumpable(Protocol):
+    """A pydantic model."""
+
+    def model_dump(self, *, exclude_none: bool) -> Mapping[str, Any]: ...
+
+
+class CommandExecuted(NamedTuple):
+    """One command executed, or answered with the outcome of an earlier one."""
+
+    who: str
+    device_uuid: str
+    operation: str
+    fields: Dumpable
+    code: int
+    outcome: str
+    request_id: str | None
+    traceparent: str | None
+    duplicate: bool
+
+
+class Observers:
+    """Tells everyone who wants to know."""
+
+    def __init__(
+        self,
+        requests: Sequence[Callable[[RequestAnswered], None]] = (),
+        commands: Sequence[Callable[[CommandExecuted], None]] = (),
+    ) -> None:
+        self._requests = tuple(requests)
+        self._commands = tuple(commands)
+
+    def request_answered(self, request: RequestAnswered) -> None:
+        """Tell of a request that was answered."""
+        for observe in self._requests:
+            observe(request)
+
+    def command_executed(self, command: CommandExecuted) -> None:
+        """Tell of a command."""
+        for observe in self._commands:
+            observe(command)

@@ -1,11 +1,13 @@
 #!/bin/sh
-# Start Mosquitto in its container (deploy/compose.yaml): its passwords come from secrets, and are
-# hashed before it reads them.
+# Start Mosquitto in its container (deploy/compose.yaml). Its passwords come from secrets and are
+# hashed before it reads them. If there is a certificate, it also listens with TLS, on port 8883.
 set -eu
 
+deploy="$(dirname "$0")"
 config="${MOSQUITTO_CONFIG:-/etc/mosquitto}"
 secrets="${MOSQUITTO_SECRETS:-/run/secrets}"
-data="${MOSQUITTO_DATA:-/var/lib/mosquitto}"
+data="${MOSQUITTO_DATA:-/mosquitto/data}"
+tls_port="${MOSQUITTO_TLS_PORT:-8883}"
 
 umask 077
 # The secret may or may not end with a line's end; the variable never does.
@@ -15,9 +17,14 @@ password="$(cat "$secrets/mqtt_password")"
     grep ':' "$secrets/mqtt_users" || true
 } >"$config/passwd"
 mosquitto_passwd -U "$config/passwd"
-cp "$config/acl.original" "$config/acl"
-# Mosquitto gives up root before it reads these.
-if [ "$(id -u)" = 0 ] && id mosquitto >/dev/null 2>&1; then
-    chown -R mosquitto "$config/passwd" "$config/acl" "$data"
-fi
+cp "$deploy/acl" "$config/acl"
+{
+    cat "$deploy/mosquitto.conf"
+    echo "persistence_location $data/"
+    if [ -e "$secrets/mqtt_tls_certificate" ]; then
+        echo "listener $tls_port"
+        echo "certfile $secrets/mqtt_tls_certificate"
+        echo "keyfile $secrets/mqtt_tls_key"
+    fi
+} >"$config/mosquitto.conf"
 exec mosquitto -c "$config/mosquitto.conf"

@@ -464,12 +464,13 @@ async def test_acknowledgements_go_out_in_order_of_receipt_each_after_its_reply(
     private_mariadb, private_bridge
 ):
     database = private_mariadb()
-    suback = b"\x90\x05\xea\x61\x00\x01\x01"
-    async with Scripted(ACCEPTED, suback) as broker:
+    async with Scripted(ACCEPTED) as broker:
         starting = asyncio.create_task(
             asyncio.to_thread(lambda: private_bridge(broker=broker, database=database))
         )
-        await broker.packet(SUBSCRIBE)
+        await acknowledge_next(broker)
+        _, subscribe = await broker.packet(SUBSCRIBE)
+        broker.send(b"\x90\x05" + subscribe[:2] + b"\x00\x01\x01")
         await acknowledge_next(broker)
         await starting
         database.pause()

@@ -1,4 +1,4 @@
-/* What the load generators share: a clock, the times of what was answered, and telling them. */
+/* What the load generators share: a clock, the times of what was answered, and printing them. */
 #ifndef LOAD_H
 #define LOAD_H
 
@@ -6,16 +6,17 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { MOST_STATUS = 600 };
-/* How long what is unanswered at the end is waited for; how long a loop sleeps at the most (s). */
-static const double PATIENCE = 30.0, TICK = 0.05;
+enum { MOST_STATUS = 600, MOST_PHASES = 8 };
+/* How long a generator waits at the end for what is unanswered, and how long after the last answer;
+ * how long a loop sleeps at the most (s). */
+static const double LAST_WAIT = 30.0, SILENCE = 5.0, TICK = 0.05;
 
 struct times {
     double *ms;
     long count, room;
 };
 
-static struct times by_status[MOST_STATUS], late;
+static struct times by_status[MOST_PHASES][MOST_STATUS], late;
 
 static double now(void) {
     struct timespec time;
@@ -56,17 +57,26 @@ static int wait_ms(double seconds) {
     return ms > (int)(TICK * 1000) ? (int)(TICK * 1000) : ms;
 }
 
-static void tell(long unanswered, double elapsed) {
+/* Whether to stop waiting for answers that are still out. */
+static int stop_waiting(double present, double ends, double last_answer) {
+    double since = last_answer > ends ? last_answer : ends;
+    return present > ends + LAST_WAIT || present > since + SILENCE;
+}
+
+static void tell_phase(int phase, double seconds) {
+    printf("phase %.3f\n", seconds);
     for (int status = 0; status < MOST_STATUS; status++) {
-        struct times *times = &by_status[status];
+        struct times *times = &by_status[phase][status];
         if (!times->count) continue;
         sort(times);
         printf("code %d %ld %.3f %.3f %.3f\n", status, times->count, at(times, 0.5),
                at(times, 0.99), at(times, 1.0));
     }
+}
+
+static void tell_totals(long unanswered) {
     sort(&late);
-    printf("late %.3f %.3f\n", at(&late, 0.99), at(&late, 1.0));
-    printf("unanswered %ld\nelapsed %.3f\n", unanswered, elapsed);
+    printf("late %.3f %.3f\nunanswered %ld\n", at(&late, 0.99), at(&late, 1.0), unanswered);
 }
 
 #endif

@@ -27,19 +27,28 @@ class Times(NamedTuple):
 
 @dataclass
 class Outcome:
-    """What came of a load: how many answers of each code, and how long they took."""
+    """What came of a load, or of one phase of it: how many answers of each code, and their times.
 
+    ``unanswered``, ``closed`` (by the server, amid a request) and ``late`` (the 99th percentile of
+    how late requests left) are of the whole load.
+    """
+
+    elapsed: float
     codes: dict[int, int] = field(default_factory=dict)
     times: dict[int, Times] = field(default_factory=dict)
     unanswered: int = 0
-    # From the beginning to the last answer, and the 99th percentile of how late requests left.
-    elapsed: float = 0.0
+    closed: int = 0
     late: float = 0.0
 
     @property
     def per_second(self) -> float:
         """Answered with 200."""
-        return self.codes.get(200, 0) / self.elapsed
+        return self.codes.get(200, 0) / self.elapsed if self.elapsed else 0.0
+
+    @property
+    def longest(self) -> float:
+        """The time of the slowest answer, whatever its code."""
+        return max((times.longest for times in self.times.values()), default=0.0)
 
 
 class HttpConnection(asyncio.Protocol):

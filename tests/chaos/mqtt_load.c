@@ -7,8 +7,9 @@
  * requests are due at that pace however many are unanswered. With RATE 0 it is closed: AT_ONCE are
  * asked, and each answer is followed by the next request.
  *
- * Prints what http_load prints; the status is the `code` of the reply's body. A request that nobody
- * is there to hear, or that the broker refuses, ends it with status 1.
+ * Prints what http_load prints, but for `begun` and `closed`, as one phase; the status is the `code`
+ * of the reply's body. A request that nobody is there to hear, or that the broker refuses, ends it
+ * with status 1.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -211,7 +212,7 @@ static void take_reply(struct connection *one, const uint8_t *at, const uint8_t 
         exit(1);
     }
     int status = atoi((const char *)at + 8);
-    note(&by_status[status % MOST_STATUS], (came - due_times[number]) * 1000);
+    note(&by_status[0][status % MOST_STATUS], (came - due_times[number]) * 1000);
     due_times[number] = 0;
     answered++;
 }
@@ -303,7 +304,7 @@ int main(int count, char **words) {
     for (;;) {
         double present = now();
         int more = rate > 0 ? asked < total : present < ends;
-        if ((!more && answered == asked) || present > ends + PATIENCE) break;
+        if ((!more && answered == asked) || stop_waiting(present, ends, last)) break;
         while (more && (rate > 0 || asked - answered < at_once)) {
             double due = rate > 0 ? began + (double)asked / rate : present;
             if (due > present) break;
@@ -315,6 +316,7 @@ int main(int count, char **words) {
         turn(rate > 0 && asked < total ? began + (double)asked / rate - now() : TICK);
         if (answered > before) last = now();
     }
-    tell((total < 0 ? asked : total) - answered, last - began);
+    tell_phase(0, last - began);
+    tell_totals((total < 0 ? asked : total) - answered);
     return 0;
 }

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import subprocess
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,9 +21,27 @@ async def http_load(
     url: str, request: bytes, *, connections: int, seconds: float, per_second: float = 0
 ) -> Outcome:
     """Send one request again and again; ``per_second=0`` for each connection as soon as it can."""
+    (outcome,) = await http_load_in_phases(
+        url, request, (seconds,), connections=connections, per_second=per_second
+    )
+    return outcome
+
+
+async def http_load_in_phases(
+    url: str,
+    request: bytes,
+    phases: Sequence[float],
+    *,
+    connections: int,
+    per_second: float = 0,
+    begun: asyncio.Event | None = None,
+) -> list[Outcome]:
+    """The same, told for each phase of so many seconds; ``begun`` is set when the first begins."""
     address = urlsplit(url)
     server = (str(address.hostname), str(address.port))
-    return await _run("http_load", server, request, connections, per_second, seconds)
+    marks = itertools.accumulate(phases[:-1])
+    numbers = (connections, per_second, sum(phases), *marks)
+    return await _run("http_load", server, request, *numbers, begun=begun)
 
 
 async def mqtt_load(
@@ -35,37 +55,58 @@ async def mqtt_load(
 ) -> Outcome:
     """Ask one thing again and again at QoS 1; ``per_second=0`` for ``at_once`` at a time."""
     server = (broker.host, str(broker.port), f"plugin/request/{operation}")
-    return await _run("mqtt_load", server, payload, 4, at_once, per_second, seconds)
+    (outcome,) = await _run("mqtt_load", server, payload, 4, at_once, per_second, seconds)
+    return outcome
 
 
-async def _run(name: str, server: tuple[str, ...], request: bytes, *numbers: float) -> Outcome:
+async def _run(
+    name: str,
+    server: tuple[str, ...],
+    request: bytes,
+    *numbers: float,
+    begun: asyncio.Event | None = None,
+) -> list[Outcome]:
     binary = await asyncio.to_thread(_compiled, name)
+    lines = []
     with tempfile.NamedTemporaryFile() as file:
         file.write(request)
         file.flush()
         process = await asyncio.create_subprocess_exec(
             str(binary), *server, file.name, *map(str, numbers), stdout=subprocess.PIPE
         )
-        output, _ = await process.communicate()
+        assert process.stdout is not None
+        try:
+            async for line in process.stdout:
+                lines.append(line.decode())
+                if begun is not None and line == b"begun\n":
+                    begun.set()
+        except BaseException:
+            process.kill()
+            raise
+        finally:
+            await process.wait()
     assert process.returncode == 0, f"{name} ended with {process.returncode}"
-    return _outcome(output.decode())
+    return _outcomes(lines)
 
 
-def _outcome(output: str) -> Outcome:
-    outcome = Outcome()
-    for line in output.splitlines():
+def _outcomes(lines: Iterable[str]) -> list[Outcome]:
+    outcomes: list[Outcome] = []
+    totals: dict[str, float] = {}
+    for line in lines:
         name, *values = line.split()
-        if name == "code":
+        if name == "phase":
+            outcomes.append(Outcome(elapsed=float(values[0])))
+        elif name == "code":
             status, count, *times = values
-            outcome.codes[int(status)] = int(count)
-            outcome.times[int(status)] = Times(*(float(value) / 1000 for value in times))
-        elif name == "late":
-            outcome.late = float(values[0]) / 1000
-        elif name == "unanswered":
-            outcome.unanswered = int(values[0])
-        else:
-            outcome.elapsed = float(values[0])
-    return outcome
+            outcomes[-1].codes[int(status)] = int(count)
+            outcomes[-1].times[int(status)] = Times(*(float(value) / 1000 for value in times))
+        elif values:
+            totals[name] = float(values[0])
+    for outcome in outcomes:
+        outcome.unanswered = int(totals["unanswered"])
+        outcome.closed = int(totals.get("closed", 0))
+        outcome.late = totals["late"] / 1000
+    return outcomes
 
 
 @functools.cache

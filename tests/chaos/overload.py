@@ -1,210 +1,215 @@
-"""Overload: twice what the bridge can do, on both transports, and a flood behind a stalled one.
+"""Overload over HTTP: more than the bridge can do, closed loop and open, and the database stopped.
 
-Load generator, broker, database and device share the machine with the bridge, and the more they
-take, the less it can do: so the generators are small programs in C, and the device is not ours.
+Load generator, broker and database share the machine with the bridge, and the more they take, the
+less it can do: so the generator is a small program in C. Every run has a watch beside it, whose
+commands expire soon; a tap sees those that leave.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
-from asyncio.subprocess import DEVNULL
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from tests.chaos.findings import Findings, in_ms
-from tests.chaos.load import MqttLoad, Outcome, Times, http_request
-from tests.chaos.native import http_load, mqtt_load
+from tests.chaos.load import Outcome, Times, http_request
+from tests.chaos.native import http_load, http_load_in_phases
 from tests.chaos.site import Site, open_site
+from tests.chaos.watch import ask_anew, watch
 from tests.lab.platform import BOARD_A
-from tests.lab.servers import program
 
-MAX_IN_FLIGHT = 256
-CONTROL = {"device_uuid": BOARD_A, "port_type": "led", "port_id": 1, "action": "on"}
-READING = {"device_uuid": BOARD_A, "sensor": "temperature"}
-# The cheapest of all, the dearest, and one that waits for the broker.
-REQUESTS: dict[str, dict[str, Any]] = {
-    "sensor-data": READING,
-    "control": CONTROL,
-    "batch": {"requests": [{"operation": "sensor-data", **READING}] * 100},
-}
-# Over MQTT each command has an id; the outcomes that are kept under them are no growth.
-_FORGETFUL = {"DEDUP_TTL": "1", "REQUEST_TIMEOUT": "3"}
+MAX_IN_FLIGHT = 64
+# By the name that people use.
+READING = http_request(
+    "GET", f"/api/sensor-data?{urlencode({'device_uuid': BOARD_A, 'sensor': '温度'})}"
+)
 
-# More than max_inflight_messages (20) and max_queued_messages (1000) of a broker as it comes.
-FLOOD = 3000
-GENEROUS = ("max_inflight_messages 0", "max_queued_messages 0")
-_PATIENCE = 30.0
-_ACCEPTABLE = {200, 429}
+CROWDS = (4 * MAX_IN_FLIGHT, 1000)
+# A request of an open loop waits for a place for at most 0.25 s, on a connection of its own.
+# The bridge keeps 4096 connections; some are the watch's.
+_OPEN_LOOP_CONNECTIONS = 3500
+_OPEN_LOOP_SHARE = 1.5
+
+_BASELINE_SECONDS = 5.0
+_WARM_UP_SECONDS = 2.0
+
+# What is promised, in seconds and as shares.
+_LONGEST_ACCEPTED = 0.5
+_LONGEST_REFUSED = 0.5
+_LONGEST_LIVEZ = 0.25
+_LEAST_THROUGHPUT = 0.8
+_MOST_GROWTH = 0.1
+# After the database has gone on: how soon all is as before, and how near to that it has to be.
+_RECOVERY = 5.0
+_SAME_THROUGHPUT, _SAME_P50 = 0.8, 1.25
+
+_ACCEPTABLE = frozenset({200, 429})
+_WITHOUT_DATABASE = _ACCEPTABLE | {503, 504}
 
 
-async def overload(
-    *,
-    seconds: float = 30.0,
-    operation: str = "batch",
-    strict: bool = True,
-    broker_lines: Sequence[str] = (),
-) -> Findings:
-    """Twice the measured capacity over HTTP, then over MQTT, for so long each.
+async def closed_loop(*, seconds: float = 30.0, strict: bool = True) -> Findings:
+    """Connections that ask again as soon as they are answered, several times as many as places.
 
     Unless it is ``strict``, only what holds on the busiest of machines is judged.
     """
-    fields = REQUESTS[operation]
     findings = Findings()
-    settings = {"LOG_LEVEL": "ERROR", "MAX_IN_FLIGHT": str(MAX_IN_FLIGHT), **_FORGETFUL}
-    async with (
-        open_site(tapped=False, broker_lines=broker_lines, **settings) as site,
-        _cheap_devices(site),
-    ):
-        url, request = site.bridges[0].url, _over_http(operation, fields)
-
-        async def over_http(seconds: float, per_second: float = 0) -> Outcome:
-            connections = 4 * MAX_IN_FLIGHT if per_second else 64
-            return await http_load(
-                url, request, connections=connections, seconds=seconds, per_second=per_second
-            )
-
-        await _twice("HTTP", over_http, site, findings, seconds, strict)
-
-        async def over_mqtt(seconds: float, per_second: float = 0) -> Outcome:
-            payload = json.dumps(fields).encode()
-            return await mqtt_load(
-                site.broker, operation, payload, seconds=seconds, per_second=per_second
-            )
-
-        if operation == "sensor-data" and not broker_lines:
-            # Mosquitto has no time left for us then: see docs/guarantees.md.
-            return findings
-        await _twice("MQTT", over_mqtt, site, findings, seconds, strict)
+    async with _open_site() as site:
+        baseline = await _baseline(site, seconds, findings)
+        for connections in CROWDS:
+            name = f"{connections} connections"
+            outcome = await _flood(site, findings, name, seconds, strict, connections)
+            share = outcome.per_second / baseline
+            findings.figures[f"{name}: accepted, of the baseline"] = f"{share:.0%}"
+            if strict:
+                findings.expect(
+                    share >= _LEAST_THROUGHPUT, f"{name}: accepted {share:.0%} of the baseline"
+                )
         await _expect_well(site, findings)
     return findings
 
 
-class Generator(Protocol):
-    """Loads the bridge for so long, at a pace or as fast as 64 can."""
+async def open_loop(*, seconds: float = 30.0, strict: bool = True) -> Findings:
+    """Requests that come at 1.5 times the capacity, however many are unanswered."""
+    findings = Findings()
+    async with _open_site() as site:
+        rate = _OPEN_LOOP_SHARE * await _baseline(site, seconds, findings)
+        name = f"{rate:.0f}/s"
+        outcome = await _flood(
+            site, findings, name, seconds, strict, _OPEN_LOOP_CONNECTIONS, per_second=rate
+        )
+        share = outcome.per_second / rate
+        findings.figures[f"{name}: accepted, of what was asked"] = f"{share:.0%}"
+        findings.figures[f"{name}: left late, for want of a connection (p99)"] = in_ms(outcome.late)
+        await _expect_well(site, findings)
+    return findings
 
-    async def __call__(self, seconds: float, per_second: float = 0) -> Outcome: ...
 
-
-def _over_http(operation: str, fields: dict[str, Any]) -> bytes:
-    if operation == "sensor-data":
-        return http_request("GET", f"/api/sensor-data?{urlencode(fields)}")
-    return http_request("POST", f"/api/{operation}", fields)
+async def stopped_database(*, seconds: float = 10.0, strict: bool = True) -> Findings:
+    """A closed loop with four times as many connections as places, while the database stops."""
+    findings = Findings()
+    connections = 4 * MAX_IN_FLIGHT
+    around = min(5.0, seconds)
+    phases = (around, seconds, _RECOVERY, around)
+    async with _open_site() as site:
+        await http_load(site.bridges[0].url, READING, connections=connections, seconds=around)
+        memory = site.bridges[0].rss_bytes
+        async with watch(site) as seen:
+            begun = asyncio.Event()
+            loading = asyncio.create_task(
+                http_load_in_phases(
+                    site.bridges[0].url, READING, phases, connections=connections, begun=begun
+                )
+            )
+            await begun.wait()
+            await asyncio.sleep(around)
+            await asyncio.to_thread(site.database.pause)
+            await asyncio.sleep(seconds)
+            await asyncio.to_thread(site.database.resume)
+            before, stopped, recovering, after = await loading
+        for name, phase, acceptable in (
+            ("before", before, _ACCEPTABLE),
+            (f"database stopped for {seconds:.0f} s", stopped, _WITHOUT_DATABASE),
+            (f"the next {_RECOVERY:.0f} s", recovering, _WITHOUT_DATABASE),
+            ("afterwards", after, _ACCEPTABLE),
+        ):
+            _tell(findings, name, phase, acceptable)
+        _judge_refusals(findings, "database stopped", stopped, strict)
+        most_growth = _MOST_GROWTH if strict else 0.5
+        seen.judge_memory(findings, "all along", memory, most_growth)
+        seen.judge_livez(findings, "all along", _LONGEST_LIVEZ if strict else None)
+        seen.judge_deadlines(findings, "all along")
+        findings.expect(after.unanswered == 0, f"{after.unanswered} unanswered")
+        if strict:
+            _judge_recovery(findings, before, after)
+        await _expect_well(site, findings)
+    return findings
 
 
 @asynccontextmanager
-async def _cheap_devices(site: Site) -> AsyncIterator[None]:
-    """All devices in a process that costs next to nothing, in place of the site's own."""
-    await site.classroom.unsubscribe("devices/+/control")
-    address = ["-h", site.broker.host, "-p", str(site.broker.port)]
-    devices = await asyncio.create_subprocess_exec(
-        program("mosquitto_sub"), *address, "-q", "1", "-t", "devices/+/control", stdout=DEVNULL
+async def _open_site() -> AsyncIterator[Site]:
+    settings = {"LOG_LEVEL": "ERROR", "MAX_IN_FLIGHT": str(MAX_IN_FLIGHT)}
+    async with open_site(**settings) as site:
+        yield site
+
+
+async def _baseline(site: Site, seconds: float, findings: Findings) -> float:
+    """What as many connections as there are places get, a second."""
+    url = site.bridges[0].url
+    await http_load(url, READING, connections=MAX_IN_FLIGHT, seconds=min(_WARM_UP_SECONDS, seconds))
+    outcome = await http_load(
+        url, READING, connections=MAX_IN_FLIGHT, seconds=min(_BASELINE_SECONDS, seconds)
     )
-    try:
-        await _until_heard(site)
-        yield
-    finally:
-        devices.terminate()
-        await devices.wait()
+    _tell(findings, f"{MAX_IN_FLIGHT} connections (the baseline)", outcome, _ACCEPTABLE)
+    return outcome.per_second
 
 
-async def _until_heard(site: Site) -> None:
-    async with asyncio.timeout(10), MqttLoad(site.broker) as load:
-        while (await load.ask("control", CONTROL))["code"] != 200:
-            await asyncio.sleep(0.05)
-
-
-async def _twice(
-    name: str, load: Generator, site: Site, findings: Findings, seconds: float, strict: bool
-) -> None:
-    bridge = site.bridges[0]
-    await load(min(2, seconds))
-    capacity = (await load(min(5, seconds))).per_second
+async def _flood(
+    site: Site,
+    findings: Findings,
+    name: str,
+    seconds: float,
+    strict: bool,
+    connections: int,
+    per_second: float = 0,
+) -> Outcome:
+    url = site.bridges[0].url
     # What the flood itself keeps (connections, buffers) is there before it is measured.
-    await load(min(2, seconds), 2 * capacity)
-    before = bridge.rss_bytes
-    outcome = await load(seconds, 2 * capacity)
-    growth = bridge.rss_bytes / before - 1
-    findings.figures |= {
-        f"{name}: capacity": f"{capacity:.0f}/s",
-        f"{name}: asked": f"{2 * capacity:.0f}/s for {seconds} s, late by {in_ms(outcome.late)}",
-        f"{name}: codes": outcome.codes,
-        f"{name}: accepted": _told(outcome.times.get(200)),
-        f"{name}: refused": _told(outcome.times.get(429)),
-        f"{name}: RSS grew by": f"{growth:.1%}",
-    }
-    findings.expect(set(outcome.codes) <= _ACCEPTABLE, f"{name}: answered {outcome.codes}")
+    warm_up = min(_WARM_UP_SECONDS, seconds)
+    await http_load(url, READING, connections=connections, seconds=warm_up, per_second=per_second)
+    memory = site.bridges[0].rss_bytes
+    async with watch(site) as seen:
+        outcome = await http_load(
+            url, READING, connections=connections, seconds=seconds, per_second=per_second
+        )
+    _tell(findings, name, outcome, _ACCEPTABLE)
     findings.expect(outcome.unanswered == 0, f"{name}: {outcome.unanswered} unanswered")
-    # Over MQTT the broker hands over all it has: what waits for its turn waits with us.
-    most = 0.1 if strict and name == "HTTP" else 0.5
-    findings.expect(growth < most, f"{name}: RSS grew by {growth:.1%}")
-    if strict and name == "HTTP":
-        _judge_times(outcome, capacity, findings)
+    seen.judge_memory(findings, name, memory, _MOST_GROWTH if strict else 0.5)
+    seen.judge_livez(findings, name, None)
+    seen.judge_deadlines(findings, name)
+    if strict and 200 in outcome.times:
+        p99 = outcome.times[200].p99
+        findings.expect(p99 < _LONGEST_ACCEPTED, f"{name}: p99 of the accepted {in_ms(p99)}")
+    return outcome
 
 
-def _judge_times(outcome: Outcome, capacity: float, findings: Findings) -> None:
-    bound = 2 * MAX_IN_FLIGHT / capacity
-    findings.figures["HTTP: bound on the p99 of what is accepted"] = in_ms(bound)
-    accepted, refused = outcome.times[200].p99, outcome.times.get(429)
-    findings.expect(accepted <= bound, f"accepted p99 {in_ms(accepted)} > {in_ms(bound)}")
-    if refused is not None:
-        late = refused.p99
-        findings.expect(late <= 0.05, f"429 came after {in_ms(late)} (p99)")
+def _tell(findings: Findings, name: str, outcome: Outcome, acceptable: Collection[int]) -> None:
+    per_second = {code: f"{n / outcome.elapsed:.0f}/s" for code, n in outcome.codes.items()}
+    findings.figures[f"{name}: codes"] = f"{outcome.codes} in {outcome.elapsed:.1f} s, {per_second}"
+    for code, times in outcome.times.items():
+        findings.figures[f"{name}: {code} after"] = told(times)
+    findings.expect(set(outcome.codes) <= set(acceptable), f"{name}: answered {outcome.codes}")
+    findings.expect(200 in outcome.codes or 503 in acceptable, f"{name}: nothing was accepted")
+    if outcome.closed:
+        findings.figures[f"{name}: connections closed amid a request"] = outcome.closed
 
 
-def _told(times: Times | None) -> str:
-    if times is None:
-        return "none"
+def _judge_refusals(findings: Findings, name: str, outcome: Outcome, strict: bool) -> None:
+    findings.expect(429 in outcome.codes, f"{name}: nobody was refused for want of a place")
+    if strict and 429 in outcome.times:
+        longest = outcome.times[429].longest
+        findings.expect(longest <= _LONGEST_REFUSED, f"{name}: 429 came after {in_ms(longest)}")
+
+
+def _judge_recovery(findings: Findings, before: Outcome, after: Outcome) -> None:
+    if not before.per_second or not after.per_second:
+        return
+    throughput = after.per_second / before.per_second
+    p50 = after.times[200].p50 / before.times[200].p50
+    findings.figures["afterwards, of before"] = f"accepted {throughput:.0%}, their p50 {p50:.0%}"
+    findings.expect(throughput >= _SAME_THROUGHPUT, f"afterwards accepted {throughput:.0%}")
+    findings.expect(p50 <= _SAME_P50, f"afterwards the p50 of the accepted is {p50:.0%}")
+
+
+def told(times: Times) -> str:
+    """The times of answers, for people."""
     return f"p50 {in_ms(times.p50)}, p99 {in_ms(times.p99)}, max {in_ms(times.longest)}"
 
 
 async def _expect_well(site: Site, findings: Findings) -> None:
-    async with asyncio.timeout(10), MqttLoad(site.broker) as load:
-        reply = await load.ask("sensor-data", READING)
-    findings.expect(reply["code"] == 200, f"afterwards a reading was answered {reply}")
+    status, seconds = await ask_anew(site.bridges[0].url, READING)
+    findings.expect(
+        status == 200 and seconds < _LONGEST_ACCEPTED,
+        f"afterwards a reading was answered {status} after {in_ms(seconds)}",
+    )
     findings.expect(await asyncio.to_thread(lambda: site.bridges[0].ready), "not ready afterwards")
-
-
-async def flood_behind_a_stalled_request(
-    *, seconds: float = 5.0, broker_lines: Sequence[str] = (), count: int = FLOOD
-) -> Findings:
-    """A flood while the database stands still: whatever is asked is answered, 200 or 429."""
-    findings = Findings()
-    patient = {"DB_TIMEOUT": str(seconds + 10), "REQUEST_TIMEOUT": str(seconds + 10)}
-    async with (
-        open_site(broker_lines=broker_lines, tapped=False, LOG_LEVEL="ERROR", **patient) as site,
-        MqttLoad(site.broker) as load,
-    ):
-        site.database.pause()
-        frozen = time.monotonic()
-        stalled = asyncio.create_task(load.ask("sensor-data", READING))
-        asking = [asyncio.create_task(load.ask("sensor-data", READING)) for _ in range(count)]
-        asking += [asyncio.create_task(load.ask("health", {})) for _ in range(count)]
-        # All but those that the bridge holds are answered while the database stands.
-        while sum(task.done() for task in asking) < 2 * count - MAX_IN_FLIGHT:
-            await asyncio.sleep(0.02)
-            if time.monotonic() - frozen > seconds + 5:
-                break
-        took = time.monotonic() - frozen
-        findings.expect(not stalled.done(), "the request that was to stall did not")
-        await asyncio.sleep(max(0.0, seconds - took))
-        site.database.resume()
-        await asyncio.wait([stalled, *asking], timeout=_PATIENCE)
-        for task in asking:
-            task.cancel()
-        await asyncio.gather(*asking, return_exceptions=True)
-        codes = [task.result()["code"] for task in asking if not task.cancelled()]
-        counted = {code: codes.count(code) for code in sorted(set(codes))}
-        findings.figures |= {
-            "flood": f"{2 * count} requests behind one that stalled for {seconds} s",
-            "answered before it went on": f"{2 * count - MAX_IN_FLIGHT} within {took:.2f} s",
-            "codes": counted,
-        }
-        findings.expect(len(codes) == 2 * count, f"{2 * count - len(codes)} unanswered")
-        findings.expect(set(counted) <= _ACCEPTABLE, f"answered {counted}")
-        findings.expect(stalled.done() and stalled.result()["code"] == 200, "the stalled one fell")
-        findings.expect(load.unexpected == 0, f"{load.unexpected} answers too many")
-    return findings

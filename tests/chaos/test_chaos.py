@@ -14,10 +14,12 @@ from bridge.app.bridge import Bridge as BridgeInProcess
 from bridge.mqtt import transport
 from bridge.settings import Settings
 from tests.chaos.chaos import chaos
+from tests.chaos.crowd import idle_connections, question_marks
 from tests.chaos.drain import drain
+from tests.chaos.flood import AS_IT_COMES, SAMPLE, flood, flood_behind_a_stalled_request
 from tests.chaos.hostile import hostile
 from tests.chaos.load import HttpLoad, http_request
-from tests.chaos.overload import GENEROUS, flood_behind_a_stalled_request, overload
+from tests.chaos.overload import closed_loop, open_loop, stopped_database
 from tests.chaos.soak import soak
 from tests.lab.platform import BOARD_A
 from tests.lab.requester import Requester
@@ -38,16 +40,39 @@ async def test_sigterm_under_load_leaves_no_accepted_request_unanswered():
     assert findings.broken == [], findings.figures
 
 
-async def test_overload_is_answered_200_or_429_and_leaves_the_bridge_well():
-    findings = await overload(seconds=1, operation="control", strict=False)
+@pytest.mark.parametrize("loop", [closed_loop, open_loop])
+async def test_http_overload_is_answered_200_or_429_and_leaves_the_bridge_well(loop):
+    findings = await loop(seconds=1, strict=False)
     assert findings.broken == [], findings.figures
 
 
-@pytest.mark.parametrize("broker_lines", [(), GENEROUS], ids=["as it comes", "without limits"])
+async def test_http_overload_while_the_database_stands_still_is_answered():
+    findings = await stopped_database(seconds=1, strict=False)
+    assert findings.broken == [], findings.figures
+
+
+async def test_mqtt_flood_is_answered_200_or_429_and_leaves_the_bridge_well():
+    findings = await flood(operation="control", seconds=1)
+    assert findings.broken == [], findings.figures
+
+
+@pytest.mark.parametrize(
+    "broker_lines", [AS_IT_COMES, SAMPLE], ids=["as it comes", "sample configuration"]
+)
 async def test_flood_behind_a_stalled_request_is_answered_whole(broker_lines):
     findings = await flood_behind_a_stalled_request(
         seconds=0, broker_lines=broker_lines, count=1500
     )
+    assert findings.broken == [], findings.figures
+
+
+async def test_longest_request_line_holds_up_nobody_while_the_bridge_is_full():
+    findings = await question_marks(times=2, strict=False)
+    assert findings.broken == [], findings.figures
+
+
+async def test_livez_is_answered_beside_thousands_of_connections_that_send_nothing_more():
+    findings = await idle_connections(tries=5)
     assert findings.broken == [], findings.figures
 
 

@@ -193,14 +193,19 @@ async def take_over(reader, writer):
     """
     await _packet(reader)  # CONNECT
     writer.write(b"\x20\x03\x00\x00\x00")
+    await _acknowledge_presence(reader, writer)
     _, subscribe = await _packet(reader)
     writer.write(b"\x90\x05" + subscribe[:2] + b"\x00\x01\x01")
-    _, presence = await _packet(reader)
-    topic_end = 2 + int.from_bytes(presence[:2], "big")
-    writer.write(b"\x40\x02" + presence[topic_end : topic_end + 2])
+    await _acknowledge_presence(reader, writer)
     writer.write(b"\xe0\x02\x8e\x00")
     await writer.drain()
     writer.close()
+
+
+async def _acknowledge_presence(reader, writer):
+    _, presence = await _packet(reader)
+    topic_end = 2 + int.from_bytes(presence[:2], "big")
+    writer.write(b"\x40\x02" + presence[topic_end : topic_end + 2])
 
 
 async def _packet(reader):
@@ -250,7 +255,7 @@ async def test_presence_is_online_then_offline_by_will_and_at_shutdown(
     requester = await connect_requester(broker)
     await requester.subscribe(f"plugin/status/{bridge.instance}", retain_as_published=True)
     online = await presence_of(requester, bridge)
-    assert set(online) == {"status", "version", "since"}
+    assert set(online) == {"status", "version", "since", "subscribed"}
     assert online["status"] == "online"
     await asyncio.to_thread(bridge.kill)
     assert (await presence_of(requester, bridge))["status"] == "offline"

@@ -293,7 +293,7 @@ async def test_command_expires_with_its_request(requester, board):
 
 async def test_answer_has_its_code_as_user_property_and_no_other(requester):
     reply = await requester.ask("sensor-data", READING)
-    assert reply.user_property_pairs == (("__stat", "200"),)
+    assert reply.user_property_pairs == (("__stat", "200"), ("__protVer", "1.0"))
 
 
 # Whether the operation itself failed, or the request was at fault.
@@ -308,6 +308,7 @@ async def test_refusal_is_told_in_user_properties_too(requester, refusal):
     reply = await requester.ask(refusal.operation, refusal.fields)
     told = dict(reply.user_properties)
     assert told.pop("__stat") == str(refusal.code)
+    assert told.pop("__protVer") == "1.0"
     assert told.pop("__stMsg") == reply.detail[:300]
     assert told.pop("__apErr", None) == ("true" if refusal.error in IN_OPERATION else None)
     assert told.pop("__propName", "").split(".")[0] == (refusal.at_fault or "")

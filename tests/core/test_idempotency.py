@@ -14,45 +14,59 @@ from typing import Any, TypeVar
 import orjson
 import pytest
 
-from bridge.core.context import Call, Drain, Services
-from bridge.core.idempotency import MemoryOnce, Once, fingerprint_of, key_of
+from bridge.core.deadlines import Deadlines
+from bridge.core.idempotency import (
+    CommandId,
+    Idempotency,
+    MemoryIdempotency,
+    fingerprint_of,
+    key_of,
+)
 from bridge.core.replies import Reply
 from bridge.devices.models import ControlFields, PresetFields
 from bridge.errors import Busy, DeviceNotFound, Draining, IdempotencyConflict, OutcomeUnknown
-from bridge.settings import Settings
 
 T = TypeVar("T")
 Ask = Callable[..., "Asked"]
 
 
 class Asked:
-    """One request under an id, and its execution if it is the one to be executed."""
+    """One attempt at a command under an id; it is executed, sent and ended as the test says."""
 
     def __init__(
-        self, once: Once, services: Services, request_id: str, asks: bytes, seconds: float
+        self, store: Idempotency, request_id: str, asks: bytes, seconds: float, share: str
     ) -> None:
-        self.once, self.asks = once, asks
+        self.store, self.asks = store, asks
         self.key = key_of("requester", request_id)
-        deadline = asyncio.get_running_loop().time() + seconds
-        self.call = Call(services, deadline, None, None)  # type: ignore[arg-type]
+        self.command = CommandId(self.key, asks, share)
+        self.deadline = asyncio.get_running_loop().time() + seconds
+        self.has_left = False
+        self.duplicate = False
         self.begun = asyncio.Event()
         self.executed = 0
         self._end: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
 
     def answered(self) -> asyncio.Task[Reply]:
-        answer = self.once.answer(self.key, self.asks, self.call, self.execute)
-        return asyncio.create_task(soon(answer))
+        return asyncio.create_task(soon(self._answered()))
+
+    async def _answered(self) -> Reply:
+        outcome = await self.store.execute(self.command, self)
+        self.duplicate = outcome.duplicate
+        return outcome.reply
 
     def recalled(self) -> asyncio.Task[Reply | None]:
-        return asyncio.create_task(soon(self.once.recall(self.key, self.asks, self.call)))
+        return asyncio.create_task(soon(self.store.recall(self.command, self)))
 
-    async def execute(self) -> Reply:
+    def step_aside(self) -> None:
+        self.duplicate = True
+
+    async def run(self) -> Reply:
         self.executed += 1
         self.begun.set()
         return await self._end
 
     def send(self) -> None:
-        self.call.sent = True
+        self.has_left = True
 
     def end(self, outcome: Reply | Exception) -> None:
         if isinstance(outcome, Reply):
@@ -93,12 +107,6 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-def services_of(drain: Drain) -> Services:
-    """What calls share, as far as the stores ask for it."""
-    settings = Settings(_env_file=None)
-    return Services(settings, None, None, None, drain=drain)  # type: ignore[arg-type]
-
-
 class AnyStore:
     """What holds whatever the store; the fixture `ask` makes requests to one with a TTL of 0.
 
@@ -111,7 +119,7 @@ class AnyStore:
             again = ask()
             assert await again.answered() == said("first")
             assert again.executed == 0
-            assert again.call.repeated
+            assert again.duplicate
 
     async def test_duplicate_that_comes_meanwhile_waits_for_the_first(self, ask):
         first = ask()
@@ -226,7 +234,7 @@ class AnyStore:
         first = ask()
         answer = await first.under_way()
         # Its own time is over as it ends, and the store's is 0.
-        first.call.deadline = 0.0
+        first.deadline = 0.0
         first.send()
         first.end(said("first"))
         assert await answer == said("first")
@@ -238,7 +246,7 @@ class AnyStore:
     async def test_recall_knows_what_is_kept_and_waits_for_what_runs(self, ask):
         unknown = ask()
         assert await unknown.recalled() is None
-        assert not unknown.call.repeated
+        assert not unknown.duplicate
         first = ask()
         answer = await first.under_way()
         running = ask()
@@ -248,7 +256,7 @@ class AnyStore:
         first.send()
         first.end(said("first"))
         assert await answer == await waiting == await ask().recalled() == said("first")
-        assert running.call.repeated
+        assert running.duplicate
 
     async def test_ids_do_not_meddle_with_each_other(self, ask):
         asked = [ask(f"id {number}") for number in range(50)]
@@ -260,32 +268,40 @@ class AnyStore:
         assert again == [replies[number] for number in shuffled]
 
 
-def asking(once: Once, drain: Drain | None = None) -> Ask:
-    """Makes requests; alike, unless the test says otherwise."""
-    services = services_of(drain or Drain())
+def asking(store: Idempotency) -> Ask:
+    """Makes attempts; alike, unless the test says otherwise."""
 
-    def ask(request_id: str = "1", asks: bytes = b"to switch it on.", seconds: float = 8) -> Asked:
-        return Asked(once, services, request_id, asks, seconds)
+    def ask(
+        request_id: str = "1",
+        asks: bytes = b"to switch it on.",
+        seconds: float = 8,
+        share: str = "",
+    ) -> Asked:
+        return Asked(store, request_id, asks, seconds, share)
 
     return ask
+
+
+def memory(ttl: float, **bounds: int) -> MemoryIdempotency:
+    return MemoryIdempotency(ttl, Deadlines(), "zh", **bounds)
 
 
 class TestMemory(AnyStore):
     @pytest.fixture
     async def ask(self) -> Ask:
-        return asking(MemoryOnce(0.0))
+        return asking(memory(0.0))
 
 
 # The memory's bounds
 
 
-async def filled(once: MemoryOnce, ask: Ask, count: int, reply: Reply) -> None:
+async def filled(once: MemoryIdempotency, ask: Ask, count: int, reply: Reply) -> None:
     for number in range(count):
         await ask(f"id {number}").sent(reply)
 
 
 async def test_new_ids_are_refused_when_the_memory_is_full_and_old_ones_are_still_known():
-    once = MemoryOnce(300, most_entries=10)
+    once = memory(300, most_entries=40)
     ask = asking(once)
     await filled(once, ask, 10, said("kept"))
     late = ask("late")
@@ -295,9 +311,9 @@ async def test_new_ids_are_refused_when_the_memory_is_full_and_old_ones_are_stil
     assert [await ask(f"id {number}").answered() for number in range(10)] == [said("kept")] * 10
 
 
-@pytest.mark.parametrize("bound", [{"most_entries": 10}, {"most_bytes": 4000}])
+@pytest.mark.parametrize("bound", [{"most_entries": 40}, {"most_bytes": 16000}])
 async def test_what_runs_takes_room_too(bound):
-    ask = asking(MemoryOnce(300, **bound))
+    ask = asking(memory(300, **bound))
     running = [ask(f"id {number}") for number in range(10)]
     answers = [await one.under_way() for one in running]
     with pytest.raises(Busy):
@@ -310,7 +326,7 @@ async def test_what_runs_takes_room_too(bound):
 
 @pytest.mark.parametrize("text", ["", "x" * 10_000])
 async def test_bytes_are_bounded_however_small_or_large_the_replies(text):
-    ask = asking(MemoryOnce(300, most_bytes=1_000_000))
+    ask = asking(memory(300, most_bytes=4_000_000))
     size = len(said(text).dump())
     fitting = 0
     with pytest.raises(Busy):
@@ -320,17 +336,36 @@ async def test_bytes_are_bounded_however_small_or_large_the_replies(text):
     assert 1_000_000 / (size + 600) < fitting < 1_000_000 / (size + 200)
 
 
+async def test_share_that_is_used_up_rejects_its_own_requesters_alone():
+    once = memory(300, most_entries=40)
+    ask = asking(once)
+    for number in range(10):
+        await ask(f"id {number}", share="loud").sent(said("kept"))
+    with pytest.raises(Busy):
+        await ask("one more", share="loud").answered()
+    for share in ("quiet", ""):
+        assert await ask(f"of {share}", share=share).sent(said("well")) == said("well")
+
+
+async def test_small_share_grows_though_all_is_used_up():
+    once = memory(300, most_entries=40)
+    ask = asking(once)
+    for number in range(40):
+        await ask(f"id {number}", share=f"loud {number % 4}").sent(said("kept"))
+    assert await ask("another", share="quiet").sent(said("well")) == said("well")
+
+
 async def test_what_has_expired_makes_room():
-    once = MemoryOnce(0.0, most_entries=100)
+    once = memory(0.0, most_entries=400)
     ask = asking(once)
     for number in range(1000):
         asked = ask(f"id {number}")
-        asked.call.deadline = 0.0
+        asked.deadline = 0.0
         assert await asked.sent(said("well")) == said("well")
 
 
 async def test_what_is_kept_elsewhere_goes_first_when_room_is_short():
-    once = MemoryOnce(300, most_entries=200)
+    once = memory(300, most_entries=800)
     ask = asking(once)
     for number in range(1000):
         asked = ask(f"id {number}")

@@ -7,19 +7,19 @@ from contextlib import ExitStack
 
 import pytest
 
-from bridge.core.ordering import DeviceLines, Turn
+from bridge.core.ordering import DeviceQueues, Ticket
 
 
 @pytest.fixture
-def lines() -> DeviceLines:
-    return DeviceLines()
+def lines() -> DeviceQueues:
+    return DeviceQueues()
 
 
 class Queue:
     """Commands that queue in their device's line and leave when they are told that they may."""
 
-    def __init__(self, lines: DeviceLines) -> None:
-        self._lines = lines
+    def __init__(self, lines: DeviceQueues) -> None:
+        self._queues = lines
         self.left: list[str] = []
 
     def command(
@@ -27,7 +27,7 @@ class Queue:
     ) -> asyncio.Task[None]:
         """Take a place now; prepare (a query, say); leave in turn."""
         place = ExitStack()
-        turn = place.enter_context(self._lines.place(device))
+        turn = place.enter_context(self._queues.place(device))
 
         async def leave() -> None:
             with place:
@@ -39,7 +39,7 @@ class Queue:
 
 
 @pytest.fixture
-def queue(lines: DeviceLines) -> Queue:
+def queue(lines: DeviceQueues) -> Queue:
     return Queue(lines)
 
 
@@ -116,7 +116,7 @@ async def test_one_that_gave_its_place_up_may_leave_all_the_same_behind_the_othe
         await asyncio.wait_for(second.leave(lambda: left.append("second")), 1)
         await waiting
     assert left == ["first", "third", "second"]
-    assert lines._lines == {}
+    assert lines._queues == {}
 
 
 async def test_what_fails_to_leave_is_told_so_and_holds_up_nobody(lines):
@@ -182,7 +182,7 @@ async def test_device_is_forgotten_when_nobody_is_in_its_line(queue, lines):
     tasks = [queue.command(str(n), device) for n in range(3) for device in "abc"]
     await asyncio.gather(*tasks)
     await settled()
-    assert lines._lines == {}
+    assert lines._queues == {}
 
 
 async def test_one_that_comes_after_the_line_was_empty_leaves_at_once(queue):
@@ -193,7 +193,7 @@ async def test_one_that_comes_after_the_line_was_empty_leaves_at_once(queue):
 
 async def test_a_turn_of_nobody_before_is_reached_at_once(lines):
     with lines.place("a") as turn:
-        assert isinstance(turn, Turn)
+        assert isinstance(turn, Ticket)
         await asyncio.wait_for(turn.leave(lambda: None), 1)
 
 

@@ -1,6 +1,6 @@
 """At most once over a real database: across processes, crashes, and statements that come late.
 
-A `MysqlOnce` of its own stands for a bridge: what one has, another knows by the table alone.
+A `MysqlIdempotency` of its own stands for a bridge: what one has, another knows by the table alone.
 """
 
 from __future__ import annotations
@@ -16,10 +16,12 @@ from typing import Any
 import pytest
 
 from bridge.core.context import Drain
-from bridge.core.idempotency import MemoryOnce
+from bridge.core.deadlines import Deadlines
+from bridge.core.idempotency import MemoryIdempotency
 from bridge.core.replies import Reply
 from bridge.database.batch_loader import LANES
-from bridge.database.idempotency import CREATE_TABLE, TABLE, MysqlOnce
+from bridge.database.idempotency import MysqlIdempotency
+from bridge.database.idempotency_table import CREATE_TABLE, TABLE
 from bridge.database.pool import Database, Row
 from bridge.errors import DatabaseUnavailable, Draining, OutcomeUnknown, RequestTimeout
 from bridge.observability.metrics import Metrics
@@ -46,7 +48,7 @@ class OnceBridge:
 
     database: Counting
     drain: Drain
-    once: MysqlOnce
+    once: MysqlIdempotency
     ask: Ask
 
 
@@ -81,13 +83,14 @@ async def open_bridge() -> AsyncIterator[OpenBridge]:
             server: MariaDb | Line, instance: str = "one", ttl: float = 300, **chosen: Any
         ) -> OnceBridge:
             account = {"db_user": WRITER, "db_password": WRITER_PASSWORD}
-            settings = settings_for(server, **{**account, **chosen})
+            ours = {"mqtt_instance": instance, "dedup_ttl": max(ttl, 1e-6)}
+            settings = settings_for(server, **{**account, **ours, **chosen})
             database = Counting(settings, Metrics())
-            once = MysqlOnce(database, instance, ttl, settings.db_timeout)
+            drain, deadlines = Drain(), Deadlines()
+            once = MysqlIdempotency(database, settings, deadlines, drain)
             stack.push_async_callback(database.close)
             stack.push_async_callback(once.close)
-            drain = Drain()
-            return OnceBridge(database, drain, once, asking(once, drain))
+            return OnceBridge(database, drain, once, asking(once))
 
         yield open_
 
@@ -104,11 +107,11 @@ class TestMysqlAlone(AnyStore):
     @pytest.fixture
     async def ask(self, table: MariaDb, open_bridge: OpenBridge) -> Ask:
         bridge = open_bridge(table, ttl=0.0)
-        bridge.once._ours = Forgetful(0.0)
+        bridge.once._ours = Forgetful(0.0, Deadlines(), "zh")
         return bridge.ask
 
 
-class Forgetful(MemoryOnce):
+class Forgetful(MemoryIdempotency):
     def note_kept_elsewhere(self, key: bytes) -> None:
         super().note_kept_elsewhere(key)
         asyncio.get_running_loop().call_soon(self._forget, key)
@@ -123,7 +126,7 @@ async def test_other_bridge_gives_the_same_answer(table, open_bridge):
     other = two.ask()
     assert await other.answered() == await two.ask().recalled() == said("first")
     assert other.executed == 0
-    assert other.call.repeated
+    assert other.duplicate
 
 
 async def test_other_bridge_waits_for_the_first(table, open_bridge):
@@ -132,7 +135,7 @@ async def test_other_bridge_waits_for_the_first(table, open_bridge):
     answer = await first.under_way()
     waiting = [other.answered(), two.ask().recalled()]
     async with asyncio.timeout(5):
-        while not other.call.repeated:
+        while not other.duplicate:
             await asyncio.sleep(0.01)
     first.send()
     first.end(said("first"))
@@ -146,19 +149,19 @@ async def test_other_bridge_executes_what_the_first_did_not_send(table, open_bri
     answer = await first.under_way()
     waiting = other.answered()
     async with asyncio.timeout(5):
-        while not other.call.repeated:
+        while not other.duplicate:
             await asyncio.sleep(0.01)
     first.end(Reply(503, error="mqtt_unavailable"))
     assert (await answer).code == 503
     await other.begun.wait()
-    assert not other.call.repeated
     other.send()
     other.end(said("second"))
     assert await waiting == await one.ask().answered() == said("second")
+    assert not other.duplicate
 
 
 async def test_of_many_bridges_at_once_only_one_executes(table, open_bridge):
-    bridges = [open_bridge(table, f"bridge {number}") for number in range(5)]
+    bridges = [open_bridge(table, f"bridge-{number}") for number in range(5)]
     asked = [bridge.ask() for bridge in bridges for _ in range(5)]
     for number, one in enumerate(asked):
         one.send()
@@ -213,7 +216,7 @@ async def test_one_who_waits_for_another_bridge_is_answered_while_a_drain_lasts(
     await first.under_way()
     waiting = other.answered()
     async with asyncio.timeout(5):
-        while not other.call.repeated:
+        while not other.duplicate:
             await asyncio.sleep(0.01)
     two.drain.begin(asyncio.get_running_loop().time() + 8)
     first.send()
@@ -261,7 +264,7 @@ async def test_sweep_removes_what_has_expired_and_nothing_else(table, open_bridg
 
 async def test_ids_that_the_table_holds_are_never_refused_for_want_of_memory(table, open_bridge):
     bridge = open_bridge(table)
-    bridge.once._ours = MemoryOnce(300, most_entries=10)
+    bridge.once._ours = MemoryIdempotency(300, Deadlines(), "zh", most_entries=40)
     for number in range(100):
         assert await bridge.ask(f"id {number}").sent(said(f"{number}")) == said(f"{number}")
     for number in range(100):
@@ -359,7 +362,7 @@ async def test_command_that_our_memory_forgot_unwritten_is_not_sent_again(table,
         bridge = open_bridge(line)
         line.garble(b"REPLACE")
         await bridge.ask().sent(said("first"))
-        bridge.once._ours = MemoryOnce(300)
+        bridge.once._ours = MemoryIdempotency(300, Deadlines(), "zh")
         table.execute(f"UPDATE {TABLE} SET works_until = UNIX_TIMESTAMP() - 1")
         for way in (Asked.answered, Asked.recalled):
             with pytest.raises(OutcomeUnknown):

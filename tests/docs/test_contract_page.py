@@ -7,11 +7,11 @@ import re
 
 import pytest
 
-from bridge.apidocs.reference import BLOCKS, refreshed
+from docs.generate_contract import BLOCKS, refreshed
 from tests.lab.bridge import PROJECT
 
 PAGE = (PROJECT / "docs" / "contract.md").read_text(encoding="utf-8")
-AGAIN = "python -m bridge.apidocs.reference docs/contract.md makes it anew"
+AGAIN = "python -m docs.generate_contract docs/contract.md makes it anew"
 
 
 def test_tables_are_those_that_the_code_makes():

@@ -1,15 +1,14 @@
-"""What `deploy/` holds is sound: by each format's own checker, and run for real where it can be."""
+"""The systemd unit, the alerts and the dashboard: each by its format's own checker, or run.
+
+What is for Docker is in `test_deploy_docker.py`.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
 import re
-import shutil
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,31 +19,13 @@ import yaml
 
 from bridge.observability.metrics import Metrics
 from tests.lab.bridge import PROJECT
-from tests.lab.mosquitto import Mosquitto
-from tests.lab.mqtt import RefusedError
-from tests.lab.requester import Requester
+from tests.lab.commands import checked
 from tests.lab.servers import LOOPBACK, program
 
 DEPLOY = PROJECT / "deploy"
 UNIT = (DEPLOY / "systemd" / "plugin-backend.service").read_text(encoding="utf-8")
-DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
-COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 DASHBOARD = json.loads((DEPLOY / "grafana" / "dashboard.json").read_text(encoding="utf-8"))
 ALERTS = yaml.safe_load((DEPLOY / "prometheus" / "alerts.yml").read_text(encoding="utf-8"))
-
-
-def checked(*command: str | Path, folder: Path = PROJECT) -> str:
-    """What a checker says, which has to be content."""
-    done = subprocess.run(
-        [str(part) for part in command],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout + done.stderr
 
 
 # systemd
@@ -109,135 +90,6 @@ def test_no_ready_is_told_where_the_port_is_taken(private_bridge, notified):
     notified.setblocking(False)
     with pytest.raises(BlockingIOError):
         notified.recv(4096)
-
-
-# Docker
-
-
-def test_dockerfile_satisfies_its_linter():
-    linter = Path(sys.executable).with_name("hadolint")
-    assert checked(linter, DEPLOY / "Dockerfile") == ""
-
-
-def test_image_gets_all_that_the_dockerfile_copies_and_no_env_file():
-    ignored = (PROJECT / ".dockerignore").read_text(encoding="utf-8").splitlines()
-    let_in = {line.removeprefix("!") for line in ignored if line.startswith("!")}
-    copied = re.findall(r"^COPY (?!--from)(.+) \S+$", DOCKERFILE, re.MULTILINE)
-    sources = {name.removeprefix("./") for line in copied for name in line.split()}
-    assert "*" in ignored
-    assert sources == let_in
-    assert all((PROJECT / name).exists() for name in sources)
-
-
-def test_container_is_not_root_and_its_health_check_asks_livez(bridge):
-    assert re.search(r"^USER (?!0)\d+", DOCKERFILE, re.MULTILINE)
-    (check,) = re.findall(r"CMD (\[.*\])$", DOCKERFILE, re.MULTILINE)
-    _, *arguments = json.loads(check)
-    asked = [sys.executable, *arguments]
-    alive = subprocess.run(
-        asked, env={"SERVICE_PORT": str(bridge.port), "NO_PROXY": "*"}, check=False, timeout=10
-    )
-    dead = subprocess.run(
-        asked, env={"SERVICE_PORT": "9", "NO_PROXY": "*"}, check=False, timeout=10, stderr=-3
-    )
-    assert (alive.returncode, dead.returncode) == (0, 1)
-    assert "/livez" in check
-
-
-def test_compose_file_is_what_compose_takes():
-    checked(program("docker-compose"), "-f", DEPLOY / "compose.yaml", "config", "--quiet")
-
-
-def test_every_service_has_a_health_check_and_no_secret_is_in_the_file():
-    # That of the bridge is in its image.
-    services = COMPOSE["services"]
-    unchecked = [name for name in services if "healthcheck" not in services[name]]
-    assert unchecked == ["bridge"]
-    for service in COMPOSE["services"].values():
-        for name, value in service.get("environment", {}).items():
-            if "PASSWORD" in name:
-                assert name.endswith("_FILE")
-                assert Path(value).name in service["secrets"]
-
-
-def test_http_is_published_to_this_machine_alone_where_no_keys_guard_it():
-    bridge = COMPOSE["services"]["bridge"]
-    assert "API_KEYS_FILE" not in bridge["environment"]
-    assert [port.rsplit(":", 2)[0] for port in bridge["ports"]] == [LOOPBACK]
-
-
-def test_compose_file_with_its_keys_taken_in_is_what_compose_takes(tmp_path):
-    """As its head says: the lines with api_keys, which are commented out."""
-    text = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
-    opened = re.sub(r"^( +)# (.*api_keys.*)$", r"\1\2", text, flags=re.MULTILINE)
-    bridge = yaml.safe_load(opened)["services"]["bridge"]
-    assert Path(bridge["environment"]["API_KEYS_FILE"]).name in bridge["secrets"]
-    written = tmp_path / "compose.yaml"
-    written.write_text(opened, encoding="utf-8")
-    checked(program("docker-compose"), "-f", written, "config", "--quiet")
-
-
-def test_log_of_every_service_is_bounded():
-    for service in COMPOSE["services"].values():
-        assert service["logging"]["options"].keys() >= {"max-size", "max-file"}
-
-
-def test_bind_mounts_of_the_compose_file_are_there():
-    mounts = COMPOSE["services"]["broker"]["volumes"]
-    sources = [mount.split(":")[0] for mount in mounts if mount.startswith("./")]
-    assert sources
-    assert not [source for source in sources if not (DEPLOY / source).exists()]
-
-
-class StartedBySecrets(Mosquitto):
-    """The broker as its container starts it, with the folders elsewhere."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        config, secrets = self.folder / "config", self.folder / "secrets"
-        config.mkdir()
-        secrets.mkdir()
-        shutil.copy(DEPLOY / "mosquitto" / "acl", config / "acl.original")
-        text = (DEPLOY / "mosquitto" / "mosquitto.conf").read_text(encoding="utf-8")
-        text = text.replace("listener 1883", f"listener {self.port} {LOOPBACK}")
-        text = text.replace("/etc/mosquitto/", f"{config}/")
-        text = text.replace("/var/lib/mosquitto/", f"{self.folder}/")
-        if os.geteuid() == 0:
-            # It would become a user who may not read this folder.
-            text += "user root\n"
-        (config / "mosquitto.conf").write_text(text, encoding="utf-8")
-        (secrets / "mqtt_password").write_text("of the bridge\n", encoding="utf-8")
-        (secrets / "mqtt_users").write_text("plugin-a:its own\n\n", encoding="utf-8")
-
-    def command(self) -> list[str]:
-        return [program("sh"), str(DEPLOY / "mosquitto" / "start.sh")]
-
-    def environment(self) -> dict[str, str]:
-        return {
-            "PATH": f"{os.environ['PATH']}:/usr/sbin",
-            "MOSQUITTO_CONFIG": str(self.folder / "config"),
-            "MOSQUITTO_SECRETS": str(self.folder / "secrets"),
-            "MOSQUITTO_DATA": str(self.folder),
-        }
-
-
-async def test_broker_of_the_compose_file_lets_in_those_of_its_secrets_and_no_other(
-    private_bridge,
-):
-    broker = StartedBySecrets()
-    try:
-        await asyncio.to_thread(broker.start)
-        await asyncio.to_thread(
-            private_bridge, broker=broker, MQTT_USERNAME="bridge", MQTT_PASSWORD="of the bridge"
-        )
-        async with Requester(broker, username="plugin-a", password="its own") as plugin:
-            reply = await plugin.ask("health", client_level="plugin-a")
-            assert reply.code == 200
-        with pytest.raises(RefusedError):
-            await Requester(broker, username="plugin-a", password="wrong").connect()
-        assert "its own" not in (broker.folder / "config" / "passwd").read_text(encoding="utf-8")
-    finally:
-        await asyncio.to_thread(broker.close)
 
 
 # Prometheus and Grafana

@@ -15,7 +15,7 @@ from playwright.async_api import Page, expect
 
 from bridge import __version__
 from bridge.observability.activity import LISTED_REQUESTS, WINDOW_SECONDS, Activity
-from bridge.observability.observations import Observation
+from bridge.observability.observations import RequestAnswered
 from tests.conftest import ConnectBoard, StartBridge
 from tests.lab.bridge import Bridge
 from tests.lab.browser import open_page
@@ -63,8 +63,10 @@ def activity(clock: Clock) -> Activity:
     return Activity(clock)
 
 
-def answered(code: int = 200, seconds: float = 0.002, uuid: str | None = BOARD_A) -> Observation:
-    return Observation("control", "http", uuid, code, "ok", seconds)
+def answered(
+    code: int = 200, seconds: float = 0.002, uuid: str | None = BOARD_A
+) -> RequestAnswered:
+    return RequestAnswered("http", "control", uuid, code, "ok", seconds)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 1e-7, 0.000_3, 0.004, 0.999, 1.0, 7.7, 110.0])

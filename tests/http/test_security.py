@@ -687,12 +687,12 @@ async def test_each_command_is_told_with_who_device_what_and_outcome(logged, boa
     events = [json.loads(line) for line in logged.output.splitlines()]
     audit = [one for one in events if one["logger"] == "bridge.commands"]
     assert [told(one) for one in audit] == [
-        ("admin", BOARD_A, "control", 200, "ok"),
-        ("admin", BOARD_B, "control", 409, "device_unreachable"),
-        ("admin", BOARD_A, "control", 200, "ok"),
-        ("admin", BOARD_A, "control", 200, "ok"),
-        ("kim", BOARD_A, "control", 200, "ok"),
-        ("kim", BOARD_A, "preset", 200, "ok"),
+        ("http:admin", BOARD_A, "control", 200, "ok"),
+        ("http:admin", BOARD_B, "control", 409, "device_unreachable"),
+        ("http:admin", BOARD_A, "control", 200, "ok"),
+        ("http:admin", BOARD_A, "control", 200, "ok"),
+        ("mqtt:kim", BOARD_A, "control", 200, "ok"),
+        ("mqtt:kim", BOARD_A, "preset", 200, "ok"),
     ]
     asked = json.loads(audit[0]["asked"])
     assert (asked["port_type"], asked["port_id"], asked["action"]) == ("led", 1, "on")

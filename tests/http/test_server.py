@@ -576,10 +576,12 @@ async def broken_bridge(mosquitto) -> AsyncIterator[int]:
         mqtt_port=mosquitto.port,
         mqtt_topic_prefix="broken",
         mqtt_instance=f"broken-{port}",
+        # Else the bridge of the test before keeps its turns of the share.
+        mqtt_session_expiry=0,
         service_host=LOOPBACK,
         service_port=port,
     )
-    bridge = Bridge(settings, backend=BrokenStore())
+    bridge = Bridge(settings, lambda *_: BrokenStore())
     await bridge.start()
     try:
         async with asyncio.timeout(10):

@@ -17,6 +17,9 @@ from tests.lab.servers import Server
 
 PROJECT = Path(__file__).resolve().parents[2]
 
+# Another version's checkout, to be measured with the same tools.
+_CHECKOUT = Path(os.environ.get("BRIDGE_CHECKOUT", PROJECT))
+
 # What a program needs of its surroundings. The rest stays out: a developer's shell may
 # well hold a DB_HOST of its own.
 _INHERITED = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "COVERAGE_PROCESS_START")
@@ -54,7 +57,7 @@ class Bridge(Server):
         self.url = f"http://{self.host}:{self.port}"
 
     def command(self) -> list[str]:
-        return [sys.executable, str(PROJECT / "run.py"), *self._arguments]
+        return [sys.executable, str(_CHECKOUT / "run.py"), *self._arguments]
 
     def environment(self) -> Mapping[str, str]:
         # It runs in its own folder, where no developer's `.env` lies.

@@ -303,7 +303,6 @@ async def test_same_correlation_of_another_invoker_is_no_duplicate(invoker, devi
 # ---- acknowledgements ---------------------------------------------------------------------------
 
 SESSION_PRESENT = b"\x20\x03\x01\x00\x00"
-SUBACK = b"\x90\x05\xea\x61\x00\x01\x01"
 
 
 class Recording(Scripted):
@@ -326,7 +325,9 @@ class Recording(Scripted):
 
     async def subscribed(self) -> None:
         """Wait until the bridge serves."""
-        await self.packet(SUBSCRIBE)
+        await self.acknowledge_publish()
+        _, body = await self.packet(SUBSCRIBE)
+        self.send(b"\x90\x05" + body[:2] + b"\x00\x01\x01")
         await self.acknowledge_publish()
 
     def ask(
@@ -380,7 +381,7 @@ def recorded(private_bridge) -> RecordingBridge:
 
     @asynccontextmanager
     async def start() -> AsyncIterator[Recording]:
-        async with Recording(ACCEPTED, SUBACK) as broker:
+        async with Recording(ACCEPTED) as broker:
             starting = asyncio.create_task(
                 asyncio.to_thread(lambda: private_bridge(broker=broker, wait="live"))
             )
@@ -407,7 +408,8 @@ async def test_unusable_format_indicator_is_told(recorded):
 async def test_either_format_indicator_is_served(recorded, indicator):
     async with recorded() as broker:
         broker.ask(1, FORMAT_INDICATOR + bytes((indicator,)))
-        assert dict((await broker.published()).user_properties) == {"__stat": "200"}
+        properties = dict((await broker.published()).user_properties)
+        assert properties == {"__stat": "200", "__protVer": "1.0"}
 
 
 async def test_expired_request_is_acknowledged_and_not_answered(recorded):

@@ -131,7 +131,7 @@ async def test_request_is_no_line_at_info_but_a_command_is_one(
     told = {name: line[name] for name in ("level", "who", "device", "operation", "code", "outcome")}
     assert told == {
         "level": "INFO",
-        "who": "teacher",
+        "who": "mqtt:teacher",
         "device": BOARD_A,
         "operation": "control",
         "code": 200,

@@ -55,8 +55,10 @@ class Console:
         health: our state; never waits.
     """
 
-    def __init__(self, settings: Settings, health: Callable[[], Health]) -> None:
-        self.activity = Activity()
+    def __init__(
+        self, settings: Settings, activity: Activity, health: Callable[[], Health]
+    ) -> None:
+        self._activity = activity
         self._settings = settings
         self._health = health
 
@@ -78,7 +80,7 @@ class Console:
 
     async def _snapshot(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         del request
-        snapshot = self.activity.snapshot()
+        snapshot = self._activity.snapshot()
         body = {
             "second": snapshot.second,
             "time": snapshot.time,

@@ -1,7 +1,7 @@
 """The tables of docs/contract.md, made from what the code itself uses.
 
 `refreshed` renews them in the page's text; what is between them is written by hand. Run
-`python -m bridge.apidocs.reference docs/contract.md` after a change to operations, fields,
+`python -m docs.generate_contract docs/contract.md` after a change to operations, fields,
 errors, settings' limits or metrics.
 """
 
@@ -10,12 +10,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from ..core.operations import OPERATIONS, Operation
-from ..devices.models import JsonObject
-from ..errors import BridgeError
-from ..observability.metrics import Metrics
-from .openapi import openapi
-from .refusals import refusals
+from bridge.apidocs.openapi import openapi
+from bridge.apidocs.refusals import refusals
+from bridge.core.operations import OPERATIONS, Operation
+from bridge.devices.models import JsonObject
+from bridge.errors import BridgeError
+from bridge.observability.metrics import Metrics
+from bridge.observability.observations import RequestAnswered
 
 _BLOCK = re.compile(r"(<!-- made: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
@@ -182,7 +183,7 @@ def _english(schema: JsonObject) -> str:
 def _metrics_with_samples() -> Metrics:
     # A family tells its labels by its samples only, and some have none before something happens.
     metrics = Metrics()
-    metrics.answered("http", "health", "ok", 0.0)
+    metrics.request_answered(RequestAnswered("http", "health", None, 200, "ok", 0.0))
     metrics.dropped("retained")
     return metrics
 

@@ -1,6 +1,6 @@
-"""The limit of HTTP in Python on this machine: an aiohttp handler that does nothing.
+"""The yardstick for HTTP: an empty aiohttp application, whose handler does nothing.
 
-It answers every request with one constant body, as long as a real reading is.
+It answers every request with a plain `web.Response` of one constant body, as long as a reading's.
 """
 
 import asyncio
@@ -23,6 +23,7 @@ async def answer(_request: web.Request) -> web.Response:
 async def main() -> None:
     app = web.Application()
     app.router.add_get("/api/sensor-data", answer)
+    app.router.add_post("/api/control", answer)
     runner = web.AppRunner(app, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", int(os.environ["SERVICE_PORT"])).start()

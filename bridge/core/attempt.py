@@ -1,0 +1,144 @@
+"""What changes while a request is under way: its place, its ticket, and whether anything left."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+import orjson
+
+from ..devices.models import DeviceProfile, JsonObject
+from ..devices.names import device_key
+from ..errors import DeviceUnreachable, PublishRefused, RequestTimeout, UncontrollableDevice
+from .admission import Place
+from .context import Acknowledgement, Services
+from .ordering import Ticket
+from .replies import Reply
+
+# PUBACK reason codes (MQTT 5.0, table 3-4)
+NO_MATCHING_SUBSCRIBERS = 0x10
+REFUSED_FROM = 0x80
+
+_NOT_IN_A_TOPIC = frozenset("+#/\x00")
+
+
+class CommandAttempt:
+    """One attempt at a request that sends commands; see `context.Sender`.
+
+    Args:
+        deadline: on the loop's clock.
+        place: what it holds of the capacity, if anything.
+        on_begun: called when a sequence's first step has left: it is never begun again.
+    """
+
+    def __init__(
+        self,
+        services: Services,
+        deadline: float,
+        place: Place | None = None,
+        on_begun: Callable[[], None] | None = None,
+    ) -> None:
+        self._services = services
+        self._place = place
+        self._on_begun = on_begun
+        self._is_sequence = False
+        # The place in its device's queue, for the first command.
+        self._ticket: Ticket | None = None
+        self._execute: Callable[[], Awaitable[Reply]] | None = None
+        self.deadline = deadline
+        self.has_left = False
+        self.commands_left = 0
+
+    # ---- for the dispatcher and the store of outcomes -------------------------------------------
+
+    def prepare(self, ticket: Ticket, execute: Callable[[], Awaitable[Reply]]) -> None:
+        """Say in which place of its device's queue it is, and how it is executed."""
+        self._ticket = ticket
+        self._execute = execute
+
+    async def run(self) -> Reply:
+        """Execute it; whatever goes wrong becomes a reply, except a cancellation."""
+        assert self._execute is not None
+        return await self._execute()
+
+    def seconds_left(self) -> float:
+        """How long until the deadline; not below zero."""
+        return max(0.0, self.deadline - time.monotonic())
+
+    def step_aside(self) -> None:
+        """Leave the queue and the capacity to others: it waits for another attempt's outcome.
+
+        Raises:
+            Busy: too many wait so already.
+        """
+        if self._ticket is not None:
+            self._ticket.give_up()
+        if self._place is not None:
+            self._place.step_aside()
+
+    # ---- for handlers ---------------------------------------------------------------------------
+
+    def begin_sequence(self) -> None:
+        self._is_sequence = True
+
+    async def send(self, device: DeviceProfile, command: JsonObject) -> int:
+        ticket, self._ticket = self._ticket, None
+        if ticket is not None:
+            return await self._send(device, command, ticket)
+        with self._services.queues.place(device_key(device.uuid)) as later:
+            return await self._send(device, command, later)
+
+    def check(self, reason: int, device: DeviceProfile) -> None:
+        if reason == NO_MATCHING_SUBSCRIBERS:
+            # Nothing was received: no outcome to keep.
+            self.has_left = False
+            raise DeviceUnreachable(device=device.name)
+        if reason >= REFUSED_FROM:
+            self.has_left = False
+            raise PublishRefused(reason=reason, topic=control_topic(device))
+
+    async def _send(self, device: DeviceProfile, command: JsonObject, ticket: Ticket) -> int:
+        handed: list[Acknowledgement] = []
+        try:
+            acknowledgement = await ticket.leave(lambda: self._hand_over(device, command, handed))
+        except asyncio.CancelledError:
+            # Cancelled as its turn came: it may still wait for the broker to take more.
+            for acknowledgement in handed:
+                acknowledgement.cancel()
+            raise
+        return await acknowledgement
+
+    def _hand_over(
+        self, device: DeviceProfile, command: JsonObject, handed: list[Acknowledgement]
+    ) -> Acknowledgement:
+        left = self.seconds_left()
+        if left <= 0:
+            raise RequestTimeout()
+        acknowledgement = self._services.publisher.publish_command(
+            control_topic(device),
+            orjson.dumps(command),
+            time.monotonic() + min(left, self._services.settings.control_expiry),
+            self._left,
+        )
+        handed.append(acknowledgement)
+        return acknowledgement
+
+    def _left(self) -> None:
+        self.has_left = True
+        self.commands_left += 1
+        if self._is_sequence and self._on_begun is not None:
+            self._on_begun()
+
+
+def control_topic(device: DeviceProfile) -> str:
+    """Where a device listens for commands.
+
+    Raises:
+        UncontrollableDevice: the UUID that the platform stored can't be part of a topic.
+    """
+    if (
+        not device.uuid
+        or _NOT_IN_A_TOPIC.intersection(device.uuid)
+        or not device.uuid.isprintable()
+    ):
+        raise UncontrollableDevice()
+    return f"devices/{device.uuid}/control"

@@ -1,0 +1,41 @@
+"""One request, as a transport read it."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from ..devices.models import JsonObject
+from ..errors import BridgeError
+from .grant import Grant
+
+Transport = Literal["http", "mqtt", "mcp"]
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request. Times are on the monotonic clock, which is the loop's."""
+
+    transport: Transport
+    operation: str
+    received: float
+    fields: JsonObject = field(default_factory=dict)
+    # Why it is rejected, if it could not even be read.
+    refusal: BridgeError | None = None
+    # Over HTTP and MCP the API key's name, over MQTT the client level or else the reply topic.
+    requester: str = ""
+    # Whether the requester is known by name: an API key, or a client level.
+    is_named: bool = False
+    request_id: str | None = None
+    # The id for at-most-once: Idempotency-Key or `request_id`, else Correlation Data.
+    idempotency_key: str | bytes | None = None
+    # From the payload, in Unix seconds.
+    expires_at: float | None = None
+    # From MQTT's Message Expiry.
+    expires: float | None = None
+    # What the API key may do; None where the broker guards, or there are no keys.
+    grant: Grant | None = None
+    traceparent: str | None = None
+
+    @property
+    def who(self) -> str:
+        """Who asked, for the log: requesters of two transports are never the same."""
+        return f"{self.transport}:{self.requester}" if self.requester else self.transport

@@ -1,0 +1,107 @@
+"""Requests from the broker: dropped by a rule, or answered, and acknowledged in order of receipt.
+
+A request's way: `receive`, `_serve` (read, admit, answer), `Replier.send`, `Deliveries.settle`.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from functools import partial
+
+from ..core.dispatcher import Dispatcher
+from ..link import Link, packets
+from ..observability.logs import printable
+from ..observability.metrics import Metrics
+from .addressing import Addressing, Dropped
+from .deliveries import Deliveries, Delivery
+from .replier import Replier
+
+logger = logging.getLogger(__name__)
+
+# Dropped retained requests are logged once in so many seconds.
+_LOG_SECONDS = 60.0
+
+
+class Intake:
+    """Takes messages, and has them answered."""
+
+    def __init__(
+        self,
+        *,
+        addressing: Addressing,
+        dispatcher: Dispatcher,
+        replier: Replier,
+        deliveries: Deliveries,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._addressing = addressing
+        self._dispatcher = dispatcher
+        self._replier = replier
+        self._deliveries = deliveries
+        self._metrics = metrics
+        self._clock = clock
+        self._loop = asyncio.get_running_loop()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._logged = -_LOG_SECONDS
+        self._is_open = True
+
+    @property
+    def serving(self) -> set[asyncio.Task[None]]:
+        """The requests that are being answered."""
+        return set(self._tasks)
+
+    def stop(self) -> None:
+        """Take no more: what comes is not acknowledged, and so comes again to the next start."""
+        self._is_open = False
+
+    async def close(self) -> None:
+        """Give up what is still being answered."""
+        self.stop()
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def receive(self, link: Link, message: packets.Message) -> None:
+        """Take one message; called as it is read, so that order of receipt is order of work."""
+        if not self._is_open:
+            return
+        delivery = self._deliveries.arrived(link, message)
+        if delivery is None:
+            return
+        if message.retain:
+            self._log_retained(message)
+            self._drop("retained", delivery)
+            return
+        task = self._loop.create_task(self._serve(delivery, message), name="mqtt request")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, delivery: Delivery, message: packets.Message) -> None:
+        """Answer one request, or drop it by one of the rules."""
+        try:
+            request, address = self._addressing.read(message)
+            on_begun = partial(self._deliveries.settle, delivery)
+            async with self._dispatcher.serve(request, on_begun) as reply:
+                await self._replier.send(reply, address, delivery)
+        except Dropped as dropped:
+            self._drop(dropped.reason, delivery)
+        except Exception:
+            # A mistake of ours; unacknowledged, it would hold up all acknowledgements after it.
+            logger.exception("a request could not be answered")
+            self._drop("internal_error", delivery)
+
+    def _drop(self, reason: str, delivery: Delivery) -> None:
+        self._metrics.dropped(reason)
+        self._deliveries.settle(delivery)
+
+    def _log_retained(self, message: packets.Message) -> None:
+        now = self._clock()
+        if now - self._logged >= _LOG_SECONDS:
+            self._logged = now
+            logger.warning(
+                "a retained request was dropped: publish requests without the retain flag",
+                extra={"topic": printable(message.topic)},
+            )

@@ -1,0 +1,77 @@
+"""Admission: places, waiters in order, and duplicates beside them."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bridge.core.admission import Admission
+from bridge.errors import Busy
+
+
+async def test_places_are_given_until_all_are_taken():
+    admission = Admission(2, wait_seconds=0.01)
+    first, _ = await admission.enter(), await admission.enter()
+    assert admission.in_flight == 2
+    with pytest.raises(Busy):
+        await admission.enter()
+    first.release()
+    first.release()
+    assert admission.in_flight == 1
+    await admission.enter()
+
+
+async def test_waiters_get_places_in_the_order_of_their_arrival():
+    admission = Admission(1, wait_seconds=5)
+    place = await admission.enter()
+    order: list[int] = []
+
+    async def enter(number: int) -> None:
+        waited = await admission.enter()
+        order.append(number)
+        waited.release()
+
+    waiting = [asyncio.create_task(enter(number)) for number in range(5)]
+    await asyncio.sleep(0)
+    place.release()
+    await asyncio.gather(*waiting)
+    assert order == [0, 1, 2, 3, 4]
+    assert admission.in_flight == 0
+
+
+async def test_newcomer_does_not_overtake_waiters():
+    admission = Admission(1, wait_seconds=5)
+    place = await admission.enter()
+    waiting = asyncio.create_task(admission.enter())
+    await asyncio.sleep(0)
+    place.release()
+    newcomer = asyncio.create_task(admission.enter())
+    (await waiting).release()
+    (await newcomer).release()
+    assert admission.in_flight == 0
+
+
+async def test_cancelled_waiter_takes_no_place():
+    admission = Admission(1, wait_seconds=5)
+    place = await admission.enter()
+    before, after = (asyncio.create_task(admission.enter()) for _ in range(2))
+    await asyncio.sleep(0)
+    before.cancel()
+    await asyncio.gather(before, return_exceptions=True)
+    place.release()
+    after.cancel()
+    await asyncio.gather(after, return_exceptions=True)
+    assert admission.in_flight == 0
+
+
+async def test_waiting_duplicate_leaves_its_place_to_others():
+    admission = Admission(1, wait_seconds=0.01)
+    duplicate = await admission.enter()
+    duplicate.step_aside()
+    other = await admission.enter()
+    with pytest.raises(Busy):
+        other.step_aside()
+    duplicate.release()
+    other.step_aside()
+    assert admission.in_flight == 0
