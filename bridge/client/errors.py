@@ -25,6 +25,7 @@ Retry = Literal["automatic", "same id", "new id", "look first", "no"]
 #   no          the request itself has to change
 RETRIES: Mapping[str, Retry] = {
     "malformed_request": "no",
+    "ambiguous_sensor": "no",
     "invalid_control": "no",
     "invalid_preset": "no",
     "device_offline": "same id",

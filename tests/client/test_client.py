@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bridge import errors
+from bridge.apidocs import refusals  # noqa: F401  every class of error is loaded
 from bridge.client import RETRIES, BridgeClient, CallError, NoReply, NotConnected, Refused, Unheard
 from bridge.devices.models import ControlResult, PresetResult, Reading, SequenceResult
 from bridge.link import packets as wire
