@@ -314,6 +314,21 @@ async def test_white_space_around_text_is_trimmed(call, platform, device):
     assert (await device.next_command()).json["cmd"] == "preset"
 
 
+async def test_blank_name_matches_nothing(call, platform, device):
+    blank = {"alias": "\u3000", "custom_name": "\u200b", "name": " "}
+    platform.update_device(
+        BOARD_A,
+        device_control_config={"led_1": blank},
+        device_sensor_config={"DHT11_temperature": blank},
+    )
+    for name in ("\u3000", "\u200b", " ", "\ufeff \u2060"):
+        body = await call.ask("control", {"device_uuid": BOARD_A, "port": name, "action": "on"})
+        assert body["code"] == (422 if name.isspace() else 400), body
+        body = await call.ask("sensor-data", {"device_uuid": BOARD_A, "sensor": name})
+        assert body["code"] == (422 if name.isspace() else 404), body
+    await check_nothing_was_sent(call, platform, device)
+
+
 async def test_byte_order_mark_is_named(call):
     body = await call.send("control", b"\xef\xbb\xbf" + json.dumps({"device_uuid": "x"}).encode())
     check_refusal(body, 400, "malformed_request")

@@ -24,7 +24,8 @@ SEED = int(os.environ.get("ODD_SEED", str(random.SystemRandom().randrange(10**9)
 SCRAPS = [
     "", " ", "\u200b", "led", "LED", "relay", "RELAY", "servo", "pwm", "on", "off", "false", "0",
     "1", "1.0", "温度", "客厅灯", "temperature", "rain", "sequence", "blink", "\U0001f600",
-    "\x00", "'", "\\", "%s", "{0}", "</script>", "NaN", "1e999", "-1", "é", "İ", "ß", "x" * 40, "\u202e", "\ufeff",
+    "\x00", "'", "\\", "%s", "{0}", "</script>", "NaN", "1e999", "-1", "é", "İ", "ß", "x" * 40,
+    "\u202e", "\ufeff",
 ]  # fmt: skip
 NUMBERS = [0, 1, 2, 3, -1, 1.0, 0.5, 2**53, 2**64, 10**30, 1e300, -0.0, True, False, None]
 KEYS = [
