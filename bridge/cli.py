@@ -4,32 +4,43 @@ import argparse
 import asyncio
 import sys
 from collections.abc import Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 from . import __version__
 from .observability import logs
 from .settings import Settings, SettingsError, load
 
+_DISTRIBUTION = "mqtt-request-reply-bridge"
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the arguments name; the exit status."""
     parsed = _parser().parse_args(arguments)
+    command: Callable[[Settings, argparse.Namespace], int] = parsed.command
     try:
-        settings = load()
+        return command(load(), parsed)
     except SettingsError as error:
         print(f"settings: {error}", file=sys.stderr)
-        return 2
-    command: Callable[[Settings, argparse.Namespace], int] = parsed.command
-    return command(settings, parsed)
+    except ModuleNotFoundError as missing:
+        # Without extras the client alone is installed.
+        print(
+            f"{parsed.prog}: the package {missing.name} is not installed; install the bridge with "
+            f'its extra "{parsed.extra}", from its folder: pip install ".[{parsed.extra}]"',
+            file=sys.stderr,
+        )
+    return 2
 
 
 def run_loop(main_coroutine: Coroutine[Any, Any, int]) -> int:
-    """Run a coroutine on the fastest loop that there is."""
+    """Run a coroutine on the fastest loop of this platform that can watch a socket."""
+    new_loop: Callable[[], asyncio.AbstractEventLoop]
     try:
-        import uvloop
+        from uvloop import new_event_loop as new_loop
     except ImportError:
-        return asyncio.run(main_coroutine)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        # Windows' default has no add_reader.
+        new_loop = asyncio.SelectorEventLoop
+    with asyncio.Runner(loop_factory=new_loop) as runner:
         return runner.run(main_coroutine)
 
 
@@ -73,6 +84,7 @@ def _call(settings: Settings, parsed: argparse.Namespace) -> int:
 
     async def call() -> int:
         try:
+            # With MQTT_PROTOCOL=3.1.1 the address says so; else an old broker is found out.
             client = BridgeClient(
                 BrokerAddress.of(settings),
                 prefix=settings.mqtt_topic_prefix,
@@ -129,13 +141,16 @@ def _seconds(text: str) -> float:
 
 
 def _parser() -> argparse.ArgumentParser:
+    # The console script bears the name of the distribution.
+    script = Path(sys.argv[0]).stem
+    prog = script if script == _DISTRIBUTION else "run.py"
     parser = argparse.ArgumentParser(
-        prog="run.py",
+        prog=prog,
         description="An MQTT request/reply bridge between plugins and ESP32 boards. "
         "Without a command it serves, with the settings of the environment and .env.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.set_defaults(command=_serve)
+    parser.set_defaults(command=_serve, extra="server", prog=prog)
     commands = parser.add_subparsers(title="commands", metavar="")
     serve = commands.add_parser("serve", help="serve requests over MQTT and HTTP (the default)")
     serve.set_defaults(command=_serve)
@@ -144,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
         help="try it: an embedded broker and database, simulated boards; nothing left behind",
     )
     demo.add_argument("--http-port", type=int, default=None, help="instead of 9001, or a free one")
-    demo.set_defaults(command=_demo)
+    demo.set_defaults(command=_demo, extra="demo")
     doctor = commands.add_parser(
         "doctor", help="check settings, database, broker and port, and say what to mend"
     )

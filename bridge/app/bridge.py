@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from ..core.deadlines import Deadlines
 from ..core.dispatcher import Dispatcher
 from ..core.idempotency import Idempotency, MemoryIdempotency
 from ..core.ordering import DeviceQueues
+from ..database.address import DatabaseAddress
 from ..database.idempotency import MysqlIdempotency
 from ..database.pool import Database
 from ..database.store import MysqlStore
@@ -26,6 +26,7 @@ from ..link.topics import Topics
 from ..mcp.endpoint import Endpoint
 from ..mqtt import MqttTransport
 from ..mqtt.deliveries import Deliveries
+from ..mqtt.publisher import CommandPublisher
 from ..mqtt.session import Session
 from ..observability import request_log
 from ..observability.activity import Activity
@@ -33,6 +34,7 @@ from ..observability.metrics import Metrics, WorkersState
 from ..observability.observations import Observers
 from ..settings import Settings, SettingsError
 from . import systemd
+from .signals import on_signal
 
 logger = logging.getLogger(__name__)
 
@@ -163,7 +165,7 @@ class Bridge:
         services = Services(
             settings,
             self._backend.store,
-            self._session,
+            CommandPublisher(self._session),
             self.health,
             DeviceQueues(),
             self._drain,
@@ -201,8 +203,7 @@ class Bridge:
         Raises:
             PortTakenError: someone else listens on our port.
         """
-        if hasattr(signal, "SIGHUP"):
-            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, self._reload_keys)
+        on_signal("SIGHUP", self._reload_keys)
         await self._http.start()
         self._say_what_is_served()
         since = datetime.now(UTC).isoformat(timespec="seconds")
@@ -318,7 +319,7 @@ class Bridge:
                 "http": f"http://{settings.service_host}:{settings.service_port}",
                 "mqtt": f"{settings.mqtt_broker}:{settings.mqtt_port}"
                 f" ({settings.mqtt_topic_prefix}/request/…)",
-                "database": str(settings.database),
+                "database": str(DatabaseAddress.of(settings)),
                 "instance": settings.instance,
             },
         )
@@ -332,6 +333,6 @@ class Bridge:
 def stop_signal() -> asyncio.Event:
     """Set by SIGINT and SIGTERM from now on: to stop is to drain, even amidst the start."""
     stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    for name in ("SIGINT", "SIGTERM"):
+        on_signal(name, stop.set)
     return stop

@@ -11,6 +11,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 
 from .. import link
@@ -21,6 +22,7 @@ from ..http.server import raise_descriptor_limit
 from ..observability.metrics import WORKER_NUMBER
 from ..settings import Settings, SettingsError
 from .bridge import Bridge, stop_signal
+from .signals import on_signal
 from .supervisor import (
     BAD_SETTINGS,
     CANT_LISTEN,
@@ -39,9 +41,11 @@ async def serve(settings: Settings) -> int:
     raise_descriptor_limit()
     stop = stop_signal()
     # Until there are keys that could be read again it has no meaning, and would end us.
-    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, lambda: None)
+    on_signal("SIGHUP", lambda: None)
     try:
         _check_files(settings)
+        if settings.workers > 1 and not hasattr(socket, "SO_REUSEPORT"):
+            raise SettingsError("WORKERS: processes can't share a port on this platform; set 1")
         if settings.workers > 1 and WORKER_NUMBER not in os.environ:
             return await Parent(settings, stop).run()
         beside = [asyncio.create_task(_insist(stop, settings), name="insist on stopping")]

@@ -3,11 +3,12 @@
     async with BridgeClient("mqtt://user:password@localhost:1883") as bridge:
         reading = await bridge.sensor_data(device_uuid, "温度")
 
-One connection, any number of requests at a time, each with an id and a deadline. All that can go
-wrong is a `CallError`; `errors.py` draws the tree. `requester.py` has the operations, and
-`exchange.py` tells a request's way.
+One connection, any number of requests at a time, each with an id and a deadline. Every failure is
+a `CallError`; `errors.py` draws the tree. `requester.py` has the operations, and `exchange.py` the
+way of a request.
 
-It needs MQTT 5 (section 4.10 of the standard: request and response), and no database package.
+It speaks MQTT 5 (section 4.10 of the standard: request and response), and MQTT 3.1.1 with brokers
+that know nothing newer. It needs no database package.
 """
 
 from .errors import RETRIES, CallError, NoReply, NotConnected, Refused, Retry, Unheard

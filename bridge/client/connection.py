@@ -1,7 +1,8 @@
-"""The connection to the broker: subscribed to our reply topic, and back by itself when lost."""
+"""The connection to the broker: subscribed to the reply topic, reconnecting when it is lost."""
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import replace
 
 from ..link import BrokerAddress, Link, LinkError, packets
 from ..link.backoff import pauses
@@ -9,6 +10,8 @@ from .errors import NotConnected
 
 # After a lost connection the bridge may come back a little later than we do (seconds).
 _SETTLING = 5.0
+# "Unsupported Protocol Version" in a CONNACK: of MQTT 5.0 (section 3.2.2.2), and of 3.1.1.
+_UNSUPPORTED_PROTOCOL = frozenset({0x84, 0x01})
 
 
 class Connection:
@@ -21,9 +24,12 @@ class Connection:
         identifier: str,
         reply_topic: str,
         on_message: Callable[[Link, packets.Message], None],
+        may_fall_back: bool,
     ) -> None:
         self.reply_topic = reply_topic
         self._broker = broker
+        # Whether MQTT 3.1.1 may be spoken with a broker that does not know MQTT 5.
+        self._may_fall_back = may_fall_back and broker.version5
         self._identifier = identifier
         self._on_message = on_message
         self._link: Link | None = None
@@ -36,11 +42,13 @@ class Connection:
     async def open(self) -> None:
         """Connect; from then on the connection comes back by itself.
 
+        The version of the protocol is settled here: a broker that hangs up later is restarting.
+
         Raises:
             NotConnected: the broker can't be reached, or refuses us.
         """
         try:
-            link = await self._connect()
+            link = await self._connect_in_some_version()
         except LinkError as error:
             self._trouble = str(error)
             raise self.not_connected(None) from None
@@ -49,7 +57,7 @@ class Connection:
         self._keeping = asyncio.create_task(self._keep_connected(link), name="bridge client")
 
     async def close(self) -> None:
-        """Leave; whoever waits for a link hears of it."""
+        """Disconnect; whoever waits for a link gets None."""
         self._closed = True
         if self._keeping is not None:
             self._keeping.cancel()
@@ -60,7 +68,7 @@ class Connection:
         self._linked.set()
 
     async def link(self) -> Link | None:
-        """The link that there is, or the next one; None when closed."""
+        """The current link, or the next one; None when closed."""
         while self._link is None or self._link.lost.done():
             if self._closed:
                 return None
@@ -82,8 +90,31 @@ class Connection:
             request_id,
         )
 
+    async def _connect_in_some_version(self) -> Link:
+        link = self._new_link()
+        try:
+            return await self._establish(link)
+        except LinkError as error:
+            if not (self._may_fall_back and _may_know_only_311(link, error)):
+                raise
+            refusal = error
+        version5, self._broker = self._broker, replace(self._broker, version5=False)
+        try:
+            return await self._establish(self._new_link())
+        except LinkError as error:
+            # What a broker says counts more than that it hung up.
+            if error.reason is None:
+                self._broker = version5
+                raise refusal from None
+            raise
+
     async def _connect(self) -> Link:
-        link = Link(self._broker, identifier=self._identifier, on_message=self._on_message)
+        return await self._establish(self._new_link())
+
+    def _new_link(self) -> Link:
+        return Link(self._broker, identifier=self._identifier, on_message=self._on_message)
+
+    async def _establish(self, link: Link) -> Link:
         await link.open()
         try:
             await link.subscribe([self.reply_topic])
@@ -109,3 +140,11 @@ class Connection:
                 self._trouble = str(error)
             await asyncio.sleep(pause)
         raise AssertionError("pauses never end")
+
+
+def _may_know_only_311(link: Link, error: LinkError) -> bool:
+    """Whether the broker's answer to a CONNECT of MQTT 5 is that of one that knows 3.1.1 only: a
+    refusal that says so, a connection closed without a word, or silence."""
+    if error.reason is None:
+        return link.reached_broker
+    return error.reason in _UNSUPPORTED_PROTOCOL

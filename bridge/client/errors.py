@@ -51,6 +51,7 @@ RETRIES: Mapping[str, Retry] = {
     "database_timeout": "same id",
     "timeout": "same id",
     "outcome_unknown": "look first",
+    "unsupported_version": "no",
 }
 
 

@@ -5,7 +5,10 @@
 """
 
 import asyncio
+import time
 from dataclasses import dataclass
+
+import orjson
 
 from ..devices.models import JsonObject
 from ..errors import PayloadTooLarge
@@ -26,17 +29,34 @@ class Question:
     """One request, through all attempts; `deadline` is on the loop's clock."""
 
     topic: str
-    payload: bytes
+    fields: JsonObject
     request_id: str
     deadline: float
     # Whether a bridge may have it, and whether the broker has said that none was there.
     handed_over: bool = False
     unheard: bool = False
 
-    def seconds_left(self) -> int:
-        """For the Message Expiry, where 0 would mean no expiry at all."""
-        left = self.deadline - asyncio.get_running_loop().time()
-        return max(1, int(left + _ROUNDING))
+    def expiry(self) -> int:
+        """What is left as Message Expiry: whole seconds, and at least one, since 0 is none."""
+        return max(1, int(self._seconds_left() + _ROUNDING))
+
+    def payload(self, *, version5: bool, reply_topic: str) -> bytes:
+        """The fields, with the reply topic and the deadline where MQTT has no property for them.
+
+        On MQTT 5 the deadline goes as Message Expiry, which does not depend on the clocks of two
+        machines. But it counts whole seconds, so that less than one goes as `expires_at` too.
+        """
+        sent = dict(self.fields)
+        if not version5:
+            sent["reply_to"] = reply_topic
+        left = self._seconds_left()
+        if not version5 or left + _ROUNDING < 1:
+            # If the caller named a deadline, it stays.
+            sent.setdefault("expires_at", time.time() + left)
+        return orjson.dumps(sent)
+
+    def _seconds_left(self) -> float:
+        return self.deadline - asyncio.get_running_loop().time()
 
 
 class Exchange:
@@ -49,10 +69,11 @@ class Exchange:
     async def ask(self, question: Question) -> JsonObject:
         """The reply's whole body, whatever its code.
 
-        An answer that is worth another try at once (`RETRIES`) is given when time has run out.
+        An answer that is worth another try at once (`RETRIES`) is returned when time has run out.
 
         Raises:
             NotConnected, Unheard, NoReply: no reply came; see the classes.
+            CallError: what came is not a reply of a bridge.
             Refused: the broker takes no packet of that size.
         """
         loop = asyncio.get_running_loop()
@@ -65,13 +86,13 @@ class Exchange:
         raise AssertionError("pauses never end")
 
     async def _reply_to(self, question: Question) -> JsonObject:
-        with self._replies.expected() as expected:
+        with self._replies.expected(question.request_id) as expected:
             try:
                 async with asyncio.timeout_at(question.deadline):
                     await self._send_until_answered(question, expected)
             except TimeoutError:
                 if not expected.reply.done():
-                    raise self._out_of_patience(question) from None
+                    raise self._out_of_time(question) from None
             return expected.reply.result()
 
     async def _send_until_answered(self, question: Question, expected: Expected) -> None:
@@ -79,7 +100,7 @@ class Exchange:
         for pause in pauses(0.1, 1.0):
             link = await self._connection.link()
             if link is None:
-                raise self._out_of_patience(question)
+                raise self._out_of_time(question)
             reason = await self._attempt(link, question, expected)
             if expected.reply.done():
                 return
@@ -88,7 +109,7 @@ class Exchange:
                 await asyncio.sleep(pause)
 
     async def _attempt(self, link: Link, question: Question, expected: Expected) -> int | None:
-        """Send the question once, and wait until the reply is there or can't come any more.
+        """Send the question once, and wait until the reply is there or can no longer come.
 
         Returns the reason code of the PUBACK if that says that no bridge has heard it.
         """
@@ -119,16 +140,16 @@ class Exchange:
 
     def _publish(self, link: Link, question: Question, correlation: bytes) -> asyncio.Future[int]:
         """Hand the question over; the future is its PUBACK's reason code."""
+        reply_topic = self._connection.reply_topic
+        payload = question.payload(version5=link.version5, reply_topic=reply_topic)
         properties = packets.properties(
-            expiry=question.seconds_left(),
+            expiry=question.expiry(),
             content_type=_JSON,
-            response_topic=self._connection.reply_topic.encode(),
+            response_topic=reply_topic.encode(),
             correlation=correlation,
         )
         try:
-            acknowledged = link.publish(
-                question.topic, question.payload, qos=1, properties=properties
-            )
+            acknowledged = link.publish(question.topic, payload, qos=1, properties=properties)
         except PayloadTooLarge as error:
             body = {"code": error.code, "error": error.error, "detail": error.detail("en")}
             raise Refused(body, question.request_id) from None
@@ -137,8 +158,12 @@ class Exchange:
         return acknowledged
 
     def _check_worth_another_try(self, reason: int, question: Question) -> None:
-        """Fail at once where nobody was there to hear, unless an earlier try may have been heard,
-        or all have just lost their connections and the bridge may not be back yet."""
+        """Fail at once if nobody is subscribed, unless an earlier attempt may have been heard, or
+        the connection was lost just now and the bridge may not be back yet.
+
+        Raises:
+            Unheard: nobody has heard the request.
+        """
         if reason != _NO_MATCHING_SUBSCRIBERS:
             raise Unheard(
                 f"the broker refused the request (reason code 0x{reason:02X}) and nothing was "
@@ -149,7 +174,7 @@ class Exchange:
         if not (question.handed_over or self._connection.is_settling):
             raise _unheard(question)
 
-    def _out_of_patience(self, question: Question) -> CallError:
+    def _out_of_time(self, question: Question) -> CallError:
         if question.handed_over:
             return NoReply(
                 f"no reply to {question.topic} came in time; a command may have been executed: "
@@ -170,6 +195,6 @@ def _unheard(question: Question) -> Unheard:
 
 
 def _retrieve(acknowledged: asyncio.Future[int]) -> None:
-    # Else asyncio would complain of an error that nobody looked at, when the reply came first.
+    # If the reply came first, nobody looks at this error, and asyncio would log that.
     if not acknowledged.cancelled():
         acknowledged.exception()

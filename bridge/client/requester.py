@@ -6,7 +6,7 @@ import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal, Self
 
 import orjson
 
@@ -23,16 +23,16 @@ from ..devices.models import (
     SequenceResult,
 )
 from ..link import BrokerAddress
-from .addressing import broker_at, check_level
+from .arguments import broker_at, check_level, check_request_id, check_timeout, is_version5
 from .connection import Connection
 from .correlation import Replies
 from .errors import Refused
 from .exchange import Exchange, Question
 from .results import typed
 
-# How long a reply is waited for (seconds): a little longer than the bridge takes at the most.
-_PATIENCE = 10.0
-_PATIENCE_WITH_PRESETS = 120.0
+# How long a call waits for its reply (seconds): a little longer than the bridge takes at the most.
+_TIMEOUT = 10.0
+_PRESET_TIMEOUT = 120.0
 
 
 class BridgeClient:
@@ -46,9 +46,12 @@ class BridgeClient:
         name: the last level of the reply topic, one nobody else has. Give one that stays the same
             when a retry after a restart of your program is to count as the same request; with a
             `client_level` it does so anyway.
-        timeout: how long to wait for a reply (seconds) where a call does not say; without it 10,
-            and 120 for presets. It is the request's deadline: past it, nothing is begun.
+        timeout: how long a call waits for its reply (seconds, up to a day) if it does not say; the
+            default is 10, and 120 for presets. It is the request's deadline: past it, the bridge
+            begins nothing.
         tls: for `mqtts://`, in place of the usual verification.
+        protocol: the version of MQTT, if it must be one. By default the client speaks MQTT 5, and
+            3.1.1 if the broker does not know MQTT 5.
 
     Raises:
         ValueError: an argument can't be used.
@@ -63,22 +66,27 @@ class BridgeClient:
         name: str | None = None,
         timeout: float | None = None,
         tls: ssl.SSLContext | None = None,
+        protocol: Literal["5", "3.1.1"] | None = None,
     ) -> None:
         address = broker_at(broker, tls) if isinstance(broker, str) else broker
+        if protocol is not None:
+            address = replace(address, version5=is_version5(protocol))
         for level in (client_level, name):
             if level is not None:
                 check_level(level)
+        if timeout is not None:
+            check_timeout(timeout)
         unique = f"client-{secrets.token_hex(6)}"
         self._requests = f"{prefix}/request/"
         self._level = f"/{client_level}" if client_level else ""
         self._timeout = timeout
         replies = Replies()
         self._connection = Connection(
-            # Correlation Data and reason codes are what all this rests on.
-            replace(address, version5=True),
+            address,
             identifier=unique if name is None else f"{name}-{unique}",
             reply_topic=f"{prefix}/reply{self._level}/{name or unique}",
             on_message=replies.arrived,
+            may_fall_back=protocol is None,
         )
         self._exchange = Exchange(self._connection, replies)
 
@@ -94,6 +102,7 @@ class BridgeClient:
 
         Raises:
             NotConnected: the broker can't be reached, or refuses us.
+            RuntimeError: the event loop can't watch a socket, as Windows' `ProactorEventLoop`.
         """
         await self._connection.open()
         return self
@@ -144,8 +153,8 @@ class BridgeClient:
             "value": value,
             "frequency": frequency,
         }
-        given = {name: field for name, field in fields.items() if field is not None}
-        data = await self.call("control", timeout=timeout, request_id=request_id, **given)
+        named = {name: field for name, field in fields.items() if field is not None}
+        data = await self.call("control", timeout=timeout, request_id=request_id, **named)
         return typed(ControlResult, data)
 
     async def preset(
@@ -215,8 +224,10 @@ class BridgeClient:
         Raises:
             NotConnected, Unheard, NoReply: no reply came; see the classes.
             Refused: the bridge answered with an error.
-            ValueError: the operation's name can't be part of a topic.
-            TypeError: a field can't be written as JSON.
+            CallError: the reply is not one of a bridge.
+            ValueError: the operation's name can't be part of a topic, the timeout is not a number
+                of seconds above 0 and up to a day, or the id can't be one. Nothing was sent.
+            TypeError: a field can't be written as JSON. Nothing was sent.
         """
         body = await self.request(operation, fields, timeout=timeout, request_id=request_id)
         if body["code"] != 200:
@@ -231,24 +242,28 @@ class BridgeClient:
         timeout: float | None = None,
         request_id: str | None = None,
     ) -> JsonObject:
-        """The reply's whole body, whatever its code. Raises like `call`, but never what was told.
+        """The reply's whole body, whatever its code. Raises like `call`, but not for a code.
 
-        An answer that is worth another try at once (`RETRIES`) is given when time has run out.
+        An answer that is worth another try at once (`RETRIES`) is returned when time has run out.
         """
         check_level(operation)
+        seconds = self._timeout_of(operation, timeout)
         asked = dict(fields or {})
         asked["request_id"] = request_id or asked.get("request_id") or secrets.token_hex(8)
+        # Before anything is sent, so that a field that is not JSON is an error at once.
+        orjson.dumps(asked)
         question = Question(
             self._requests + operation + self._level,
-            orjson.dumps(asked),
-            asked["request_id"],
-            asyncio.get_running_loop().time() + self._patience(operation, timeout),
+            asked,
+            check_request_id(asked["request_id"]),
+            asyncio.get_running_loop().time() + seconds,
         )
         return await self._exchange.ask(question)
 
-    def _patience(self, operation: str, timeout: float | None) -> float:
+    def _timeout_of(self, operation: str, timeout: float | None) -> float:
         if timeout is not None:
+            check_timeout(timeout)
             return timeout
         if self._timeout is not None:
             return self._timeout
-        return _PATIENCE_WITH_PRESETS if operation == "preset" else _PATIENCE
+        return _PRESET_TIMEOUT if operation == "preset" else _TIMEOUT

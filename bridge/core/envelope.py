@@ -16,6 +16,7 @@ from ..errors import (
     PayloadTooLarge,
     Text,
     ValidationFailed,
+    fault_text,
 )
 
 # Byte order marks, of UTF-8 and of both kinds of UTF-16.
@@ -110,7 +111,7 @@ def _checked_expiry(expires_at: object) -> float | None:
         return None
     seconds = _seconds(expires_at)
     if seconds is None:
-        fault = FieldError(("expires_at",), "Input should be a valid number", "float_type")
+        fault = FieldError(("expires_at",), fault_text("float_type"), "float_type")
         raise ValidationFailed([fault], expires_at)
     if abs(seconds) >= _NO_SECONDS:
         raise MalformedRequest(reason=_MILLISECONDS).about("expires_at", expires_at)

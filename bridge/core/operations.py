@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal, NoReturn
 
 from ..devices import commands, configuration, ports, presets, sensors
+from ..devices.errors import DeviceNotFound, DeviceOffline
 from ..devices.models import (
     BatchFields,
     BatchResult,
@@ -34,7 +35,7 @@ from ..devices.models import (
     SensorDataFields,
     SequenceResult,
 )
-from ..errors import BridgeError, DeviceNotFound, DeviceOffline, Text
+from ..errors import BridgeError, Text
 from .attempt import control_topic
 from .context import Context
 from .sequences import run_sequence

@@ -11,7 +11,8 @@ from typing import Any
 
 import asyncmy
 
-from ..settings import DatabaseTls, Settings
+from ..settings import Settings
+from .address import DatabaseAddress, DatabaseTls
 
 logger = logging.getLogger(__name__)
 
@@ -24,9 +25,14 @@ class Connections:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._address = DatabaseAddress.of(settings)
         self._open: set[Any] = set()
         self._at_rest: deque[Any] = deque()
         self._closed = False
+
+    def in_use(self) -> int:
+        """How many execute a statement."""
+        return len(self._open) - len(self._at_rest)
 
     async def take(self) -> Any:
         """The one that has rested longest, so that all stay fresh; or a new one."""
@@ -75,7 +81,7 @@ class Connections:
         await asyncio.sleep(0)
 
     async def _connect(self) -> Any:
-        address = self._settings.database
+        address = self._address
         timeout = self._settings.db_timeout
         # On Python 3.11 the statement's own deadline may be lost just as TCP connects (its
         # `wait_for` swallows the cancellation): then this ends a handshake that hangs.
@@ -118,7 +124,7 @@ def tls_context(settings: Settings) -> ssl.SSLContext | None:
     """
     # Always a context of our own: asyncmy takes an empty mapping for plaintext, and True for
     # encryption without verification.
-    tls = settings.database.tls
+    tls = DatabaseAddress.of(settings).tls
     if tls is None and settings.db_tls_ca is None:
         return None
     tls = tls or DatabaseTls()

@@ -9,6 +9,7 @@ import sys
 from ..errors import BridgeError, Text
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .address import DatabaseAddress
 from .idempotency_table import CREATE_TABLE, TABLE
 from .pool import Database, StatementRefused
 
@@ -41,7 +42,8 @@ async def make_table(settings: Settings, *, print_only: bool) -> int:
     except BridgeError as error:
         words = error.detail(settings.language)
         if isinstance(error, StatementRefused) and error.errno in _NO_RIGHT:
-            user, name = settings.database.user, settings.database.name
+            address = DatabaseAddress.of(settings)
+            user, name = address.user, address.name
             words = _MAY_NOT.in_(settings.language).format(user=user, name=name)
         print(words, file=sys.stderr)
         if database.last_trouble is not None:
@@ -55,11 +57,12 @@ async def make_table(settings: Settings, *, print_only: bool) -> int:
 
 
 def _statements(settings: Settings) -> str:
-    return f"USE `{settings.database.name}`;\n{CREATE_TABLE.strip()};\n{_grant(settings)}"
+    name = DatabaseAddress.of(settings).name
+    return f"USE `{name}`;\n{CREATE_TABLE.strip()};\n{_grant(settings)}"
 
 
 def _grant(settings: Settings) -> str:
-    address = settings.database
+    address = DatabaseAddress.of(settings)
     return (
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{address.name}`.`{TABLE}` "
         f"TO '{address.user}'@'%';"

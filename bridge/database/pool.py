@@ -27,6 +27,7 @@ from ..core.deadlines import Deadlines
 from ..errors import BridgeError, DatabaseTimeout, DatabaseUnavailable
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .address import DatabaseAddress
 from .connections import Connections
 
 logger = logging.getLogger(__name__)
@@ -73,14 +74,17 @@ class Database:
         self, settings: Settings, metrics: Metrics, deadlines: Deadlines | None = None
     ) -> None:
         self._settings = settings
+        self._address = DatabaseAddress.of(settings)
         self._metrics = metrics
         # First come, first served; whoever has a slot has a connection, or makes one.
         self._slots = asyncio.Semaphore(settings.db_pool_size)
         self._connections = Connections(settings)
-        if settings.database.ignored:
+        metrics.watch_pool(settings.db_pool_size, self._connections.in_use)
+        self._address = DatabaseAddress.of(settings)
+        if self._address.ignored:
             logger.warning(
                 "DATABASE_URL: parameters that are not understood and have no effect: %s",
-                ", ".join(settings.database.ignored),
+                ", ".join(self._address.ignored),
             )
         self.deadlines = deadlines or Deadlines()
         # The words for what is wrong, for logs and for administrators at a terminal.
@@ -199,7 +203,7 @@ class Database:
             if self._was_available:
                 self._metrics.reconnected("database")
             self._was_available = True
-            logger.info("database available", extra={"database": str(self._settings.database)})
+            logger.info("database available", extra={"database": str(self._address)})
 
     def _failed(self, sql: str, error: Exception, began: float) -> BridgeError:
         """Our error for whatever was raised; what it says goes to the log.
@@ -254,7 +258,7 @@ class Database:
             logger.warning(
                 "database unavailable: %s",
                 trouble,
-                extra={"database": str(self._settings.database)},
+                extra={"database": str(self._address)},
             )
 
     def _is_news(self, sql: str, trouble: str) -> bool:

@@ -7,15 +7,12 @@ after a SIGKILL: the broker ends when its stdin closes, and its file is gone onc
 """
 
 import asyncio
-import contextlib
 import logging
-import signal
 import sys
 from collections.abc import Callable
 
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
-
 from ..app.bridge import Bridge, stop_signal
+from ..app.signals import on_signal
 from ..core.deadlines import Deadlines
 from ..http.routes import PortTakenError
 from ..observability.metrics import Metrics
@@ -45,9 +42,8 @@ async def run_demo(settings: Settings, *, http_port: int | None) -> int:
         return _complain("--http-port must be a number from 1 to 65535", status=2)
     starting = asyncio.current_task()
     assert starting is not None
-    for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(number, starting.cancel)
+    for name in ("SIGINT", "SIGTERM"):
+        on_signal(name, starting.cancel)
     try:
         with embedded_broker() as broker_port:
             async with front_door(broker_port) as mqtt_port:
@@ -109,30 +105,14 @@ async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
     return 0 if await bridge.run(stop_signal()) else 1
 
 
-class _OwnSettings(Settings):
-    """Settings from the arguments alone: what the environment or `.env` names is never touched."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing but the arguments."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
-
-
 def _demo_settings(given: Settings, mqtt_port: int, http_port: int | None) -> Settings:
-    return _OwnSettings(
+    return Settings(
         mqtt_broker=LOOPBACK,
         mqtt_port=mqtt_port,
         mqtt_instance="demo",
         # The embedded broker keeps no sessions.
         mqtt_session_expiry=0,
+        device_list="open",
         service_host=LOOPBACK,
         service_port=free_port(_USUAL_HTTP_PORT) if http_port is None else wanted_port(http_port),
         language=given.language,

@@ -7,16 +7,15 @@ The firmware's table (led and relay: `action`; servo: `angle`; pwm: `channel`, `
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import (
+from ..errors import FieldError, ValidationFailed
+from .errors import (
     AmbiguousPort,
-    FieldError,
     SomeDisabled,
     UnknownAction,
     UnknownPort,
     UnknownPortName,
     UnknownPortType,
     UnreadablePorts,
-    ValidationFailed,
     ValueMissing,
 )
 from .models import ControlFields, DeviceProfile, JsonObject, Port

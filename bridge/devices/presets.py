@@ -8,18 +8,16 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..errors import (
+from ..errors import FieldError, Text, ValidationFailed
+from .commands import as_firmware_takes_it, disabled_by
+from .errors import (
     AmbiguousPreset,
     DisabledPort,
-    FieldError,
     InvalidPreset,
     PresetNotFound,
     PresetTooLong,
-    Text,
     UnknownParameter,
-    ValidationFailed,
 )
-from .commands import as_firmware_takes_it, disabled_by
 from .models import DeviceProfile, JsonObject, PresetSummary
 from .names import plain_name
 from .ports import PORT_TYPES, port_table

@@ -4,7 +4,7 @@ import re
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from ..errors import AmbiguousSensor, SensorNotFound
+from .errors import AmbiguousSensor, SensorNotFound
 from .models import DeviceReadings, Reading, SensorRow
 from .names import plain_name
 from .sensor_names import COMMON_NAMES, TIERS, Kind, kinds_of

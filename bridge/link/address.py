@@ -2,9 +2,11 @@
 
 import ssl
 from dataclasses import dataclass, field
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from ..settings import Settings
+if TYPE_CHECKING:
+    # The client names its broker by a URL, and needs no package that reads settings.
+    from ..settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +23,7 @@ class BrokerAddress:
     largest_packet: int = 1024 * 1024
 
     @classmethod
-    def of(cls, settings: Settings) -> Self:
+    def of(cls, settings: "Settings") -> Self:
         """The broker of the `MQTT_` settings."""
         return cls(
             settings.mqtt_broker,
@@ -34,7 +36,7 @@ class BrokerAddress:
         )
 
 
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
+def tls_context(settings: "Settings") -> ssl.SSLContext | None:
     """The context for `MQTT_TLS`, which always verifies; None for plain TCP.
 
     The files are read anew for each connection, so that renewed certificates are taken up.

@@ -12,7 +12,7 @@ from aiomqtt.exceptions import MqttConnectError
 from paho.mqtt.enums import MQTTErrorCode
 
 from ..errors import PayloadTooLarge
-from . import packets, paho_adapter
+from . import loops, packets, paho_adapter
 from .address import BrokerAddress
 from .inbox import SLEPT_SECONDS, Inbox
 from .outbox import LinkError, Outbox, Outgoing, with_expiry
@@ -39,7 +39,11 @@ _WATCH_SECONDS = 0.25
 
 
 class Link:
-    """One connection, from CONNECT until it is lost or closed; never used twice."""
+    """One connection, from CONNECT until it is lost or closed; never used twice.
+
+    Raises:
+        RuntimeError: the event loop can't watch a socket.
+    """
 
     def __init__(
         self,
@@ -52,8 +56,11 @@ class Link:
         clean: bool = False,
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        loops.check(self._loop)
         self._on_message = on_message
-        self._version5 = broker.version5
+        self.version5 = broker.version5
+        # Whether the network connection (and TLS) stood, whatever the broker then said.
+        self.reached_broker = False
         self._client = paho_adapter.client(
             broker,
             identifier,
@@ -128,7 +135,7 @@ class Link:
             LinkError: the broker refused a filter, or the connection was lost.
         """
         options: Any = 1
-        if self._version5:
+        if self.version5:
             options = paho_adapter.subscribe_options(retained=retained)
         granted: Sequence[Any] = await self._unless_lost(
             self._client.subscribe([(topic, options) for topic in filters])
@@ -175,7 +182,7 @@ class Link:
     async def close(self, *, keep_session: bool = False) -> None:
         """Leave; the session ends with us unless it is to be kept."""
         if not self.lost.done():
-            ends_session = self._version5 and not keep_session
+            ends_session = self.version5 and not keep_session
             leaving = paho_adapter.leaving() if ends_session else None
             self._flush()
             self._client._client.disconnect(properties=leaving)
@@ -228,7 +235,7 @@ class Link:
         if self.lost.done():
             raise LinkError("not connected")
         encoded = topic.encode()
-        props = properties if self._version5 else None
+        props = properties if self.version5 else None
         limit = self._maximum_packet
         if limit is not None and len(encoded) + len(payload) + len(properties) + 21 > limit:
             raise PayloadTooLarge(limit=limit)
@@ -286,7 +293,7 @@ class Link:
     def _take(self, first: int, body: bytes, came: float, read: float) -> None:
         kind = first >> 4
         if kind == packets.PUBLISH:
-            message = packets.read_publish(first, body, with_properties=self._version5)
+            message = packets.read_publish(first, body, with_properties=self.version5)
             message.came, message.read = came, read
             self._on_message(self, message)
         elif kind == packets.DISCONNECT:
@@ -426,6 +433,7 @@ class Link:
             real.close()
             raise ConnectionAbortedError("the attempt was given up")
         real.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.reached_broker = True
         self._socket = real
 
 

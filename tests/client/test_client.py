@@ -64,7 +64,7 @@ async def client(connect: Connect) -> BridgeClient:
 class Responder(Connection):
     """Answers requests as a test wants it to; `requests` holds all that came."""
 
-    def __init__(self, broker: Broker, *answers: dict[str, Any]) -> None:
+    def __init__(self, broker: Broker, *answers: dict[str, Any] | bytes) -> None:
         super().__init__(broker)
         self.broker = broker
         self.requests: list[Message] = []
@@ -74,7 +74,8 @@ class Responder(Connection):
     def received(self, message: Message) -> None:
         self.requests.append(message)
         if self._scripted:
-            payload = json.dumps(self._scripted.pop(0))
+            answer = self._scripted.pop(0)
+            payload = answer if isinstance(answer, bytes) else json.dumps(answer)
             assert message.response_topic
             reply = self.publish(
                 message.response_topic, payload, correlation=message.correlation, qos=1
@@ -89,7 +90,9 @@ async def respond(
     """A responder with these answers, and a client beside it."""
     async with AsyncExitStack() as connections:
 
-        async def start(*answers: dict[str, Any], **options: Any) -> tuple[Responder, BridgeClient]:
+        async def start(
+            *answers: dict[str, Any] | bytes, **options: Any
+        ) -> tuple[Responder, BridgeClient]:
             broker = await asyncio.to_thread(private_mosquitto)
             responder = await connections.enter_async_context(Responder(broker, *answers))
             await responder.subscribe("plugin/request/#")
@@ -246,6 +249,8 @@ async def test_operation_that_can_be_no_topic_level_is_an_error_of_the_caller(cl
         ("mqtt://user:pa[secret]word@localhost", {}),
         ("mqtt://localhost", {"name": "a/b"}),
         ("mqtt://localhost", {"client_level": "#"}),
+        ("mqtt://localhost", {"timeout": 0}),
+        ("mqtt://localhost", {"protocol": "3.1"}),
     ],
 )
 def test_unusable_argument_is_told_without_the_password(broker, options):
@@ -352,13 +357,67 @@ async def test_timeout_is_the_requests_deadline_and_no_reply_says_so(respond):
         ({}, "sensor-data", 10),
         ({}, "preset", 120),
         ({"timeout": 7}, "preset", 7),
-        ({"timeout": 0.2}, "control", 1),
+        ({"timeout": 1.9}, "control", 1),
     ],
 )
 async def test_expiry_follows_the_timeout(respond, options, operation, expiry):
     responder, client = await respond({"code": 200, "data": None}, **options)
     await client.call(operation)
     assert responder.requests[0].expiry == expiry
+    assert "expires_at" not in responder.requests[0].json
+
+
+async def test_deadline_of_less_than_a_second_is_told_in_the_payload_too(respond):
+    responder, client = await respond(*[{"code": 200, "data": None}] * 2)
+    before = time.time()
+    await client.call("control", timeout=0.5)
+    await client.call("control", timeout=0.5, expires_at=1.5)
+    ours, callers = responder.requests
+    assert ours.expiry == 1
+    assert before + 0.4 < ours.json["expires_at"] <= time.time() + 0.5
+    assert callers.json["expires_at"] == 1.5
+
+
+async def test_bridge_executes_nothing_after_a_deadline_of_less_than_a_second(
+    private_bridge, connect, board
+):
+    bridge = await asyncio.to_thread(private_bridge)
+    listening = await board(BOARD_A, broker=bridge.broker)
+    client = await connect(bridge.broker)
+    bridge.pause()
+    with pytest.raises(NoReply):
+        await client.control(BOARD_A, port_type="led", port_id=1, action="on", timeout=0.3)
+    bridge.resume()
+    await client.control(BOARD_A, port_type="led", port_id=2, action="on")
+    assert (await listening.next_command()).json["device_id"] == 2
+
+
+@pytest.mark.parametrize(
+    "timeout", [0, -1, float("nan"), float("inf"), float("-inf"), 86401, 1e300, 10**400]
+)
+async def test_timeout_that_is_none_sends_nothing(respond, timeout):
+    responder, client = await respond({"code": 200, "data": None})
+    with pytest.raises(ValueError, match="timeout="):
+        await client.call("control", timeout=timeout)
+    await client.call("health")
+    assert [request.topic for request in responder.requests] == ["plugin/request/health"]
+
+
+@pytest.mark.parametrize("request_id", ["a b", "x" * 129, "é", "a\n", 5])
+async def test_request_id_that_is_none_sends_nothing(respond, request_id):
+    responder, client = await respond({"code": 200, "data": None})
+    with pytest.raises(ValueError, match="request_id="):
+        await client.call("control", request_id=request_id)
+    await client.call("health")
+    assert [request.topic for request in responder.requests] == ["plugin/request/health"]
+
+
+@pytest.mark.parametrize("payload", [b"", b"\xff", b"on", b"[]", b'{"code":"200"}', b"{}"])
+async def test_reply_that_no_bridge_sends_fails_the_call_at_once(respond, payload):
+    _, client = await respond(payload)
+    with pytest.raises(CallError, match="no bridge sent it") as caught:
+        await asyncio.wait_for(client.call("control", request_id="r1"), 5)
+    assert caught.value.request_id == "r1"
 
 
 @pytest.mark.parametrize(
@@ -510,13 +569,17 @@ async def test_tls_verifies_the_broker(private_mosquitto, private_bridge, certif
 
 WITHOUT_SERVER_PACKAGES = """
 import sys
-for package in ("asyncmy", "aiohttp", "prometheus_client", "aiosqlite", "iotcore"):
+for package in ("asyncmy", "aiohttp", "cryptography", "prometheus_client", "aiosqlite", "iotcore"):
     sys.modules[package] = None  # an import of it raises ImportError
 """
 
 
 def test_client_imports_no_server_package():
-    program = f"{WITHOUT_SERVER_PACKAGES}\nfrom bridge.client import BridgeClient"
+    program = f"""{WITHOUT_SERVER_PACKAGES}
+sys.modules["pydantic_settings"] = sys.modules["dotenv"] = sys.modules["mcp"] = None
+from bridge.client import BridgeClient
+from bridge.client.sync import BridgeClient
+"""
     subprocess.run([sys.executable, "-c", program], cwd=PROJECT, check=True, timeout=30)
 
 
@@ -643,3 +706,10 @@ async def test_call_tells_that_no_reply_came_in_time(respond, call):
     assert called.status == 2
     assert len(called.complaint.splitlines()) == 1
     assert "r9" in called.complaint
+
+
+async def test_call_speaks_the_version_of_the_settings(bridge, call):
+    fields = [f"device_uuid={BOARD_A}", "sensor=温度"]
+    called = await call("sensor-data", *fields, MQTT_PROTOCOL="3.1.1")
+    assert called.status == 0, called.complaint
+    assert called.body["data"]["value"] == 29.1

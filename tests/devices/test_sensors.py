@@ -9,8 +9,8 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from bridge.devices import sensors
+from bridge.devices.errors import AmbiguousSensor, SensorNotFound
 from bridge.devices.models import DeviceReadings, SensorRow
-from bridge.errors import AmbiguousSensor, SensorNotFound
 
 NOW = datetime.fromisoformat("2025-03-01T12:00:00")
 SHANGHAI, BERLIN = ZoneInfo("Asia/Shanghai"), ZoneInfo("Europe/Berlin")

@@ -1,0 +1,84 @@
+"""What callers name, checked before anything is sent."""
+
+import re
+import ssl
+from urllib.parse import unquote, urlsplit
+
+from ..link import BrokerAddress
+from ..link.topics import is_plain
+
+# A day, as in the bridge's settings (seconds).
+_LONGEST_TIMEOUT = 86400
+# An id that a reply repeats: the bridge's own rule. On MQTT 3.1.1 a reply is known by nothing else.
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+def broker_at(url: str, tls: ssl.SSLContext | None) -> BrokerAddress:
+    """The broker of a `mqtt://` or `mqtts://` URL; `tls` is the context of the second.
+
+    Raises:
+        ValueError: it is not such a URL.
+    """
+    # The message repeats no part of the URL, nor does the parser's: it may hold a password.
+    malformed = ValueError("the broker must be given as mqtt://host:1883 or mqtts://host:8883")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise malformed from None
+    if parts.scheme not in ("mqtt", "mqtts") or not host:
+        raise malformed
+    secure = parts.scheme == "mqtts"
+    return BrokerAddress(
+        host,
+        port or (8883 if secure else 1883),
+        unquote(parts.username or ""),
+        unquote(parts.password or ""),
+        (tls or ssl.create_default_context()) if secure else None,
+    )
+
+
+def check_level(level: str) -> None:
+    """Check that a text can be one level of a topic.
+
+    Raises:
+        ValueError: it can't.
+    """
+    if "/" in level or not is_plain(level):
+        raise ValueError(f"{level!r} can't be a level of a topic")
+
+
+def check_timeout(seconds: float) -> None:
+    """Check that a request can have this timeout.
+
+    Raises:
+        ValueError: it is not a number above 0 and up to a day.
+    """
+    if not 0 < seconds <= _LONGEST_TIMEOUT:
+        raise ValueError(
+            f"timeout={seconds!r} must be a number of seconds above 0 and up to {_LONGEST_TIMEOUT}"
+        )
+
+
+def check_request_id(request_id: object) -> str:
+    """The id, if the bridge takes it.
+
+    Raises:
+        ValueError: it doesn't.
+    """
+    if not (isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id)):
+        raise ValueError(
+            f"request_id={request_id!r} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
+        )
+    return request_id
+
+
+def is_version5(protocol: str) -> bool:
+    """Whether the version is MQTT 5; else it is 3.1.1.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if protocol not in ("5", "3.1.1"):
+        raise ValueError(f'protocol={protocol!r} must be "5" or "3.1.1"')
+    return protocol == "5"
