@@ -17,14 +17,11 @@ _DISTRIBUTION = "mqtt-request-reply-bridge"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the arguments name; the exit status."""
     parsed = _parser().parse_args(arguments)
-    try:
-        settings = load()
-    except SettingsError as error:
-        print(f"settings: {error}", file=sys.stderr)
-        return 2
     command: Callable[[Settings, argparse.Namespace], int] = parsed.command
     try:
-        return command(settings, parsed)
+        return command(load(), parsed)
+    except SettingsError as error:
+        print(f"settings: {error}", file=sys.stderr)
     except ModuleNotFoundError as missing:
         # Without extras the client alone is installed.
         print(
@@ -32,7 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             f'its extra "{parsed.extra}", from its folder: pip install ".[{parsed.extra}]"',
             file=sys.stderr,
         )
-        return 2
+    return 2
 
 
 def run_loop(main_coroutine: Coroutine[Any, Any, int]) -> int:

@@ -4,9 +4,10 @@
     ├─ MalformedRequest               400 malformed_request
     ├─ InvalidControl                 400 invalid_control
     │  ├─ UnknownPortType, UnknownAction, ValueMissing
-    │  └─ UnknownPort, UnknownPortName, AmbiguousPort
+    │  └─ UnknownPort, UnknownPortName, AmbiguousPort, SomeDisabled, UnreadablePorts
     ├─ InvalidPreset                  400 invalid_preset
-    │  ├─ AmbiguousPreset, UnknownParameter, PresetTooLong
+    │  ├─ AmbiguousPreset, UnknownParameter, PresetTooLong, DisabledPort
+    ├─ AmbiguousSensor                400 ambiguous_sensor
     ├─ DeviceOffline                  400 device_offline
     ├─ Unauthorized                   401 unauthorized
     ├─ ReplyTopicForbidden            403 reply_topic_forbidden
@@ -22,11 +23,13 @@
     ├─ DatabaseTimeout, RequestTimeout, OutcomeUnknown                     504
     └─ UnsupportedVersion             505 unsupported_version
 
-An error is raised anywhere and becomes a reply in one place (`replies.py`). Its sentence is for a
-person or a model and says what to do next, in Chinese or English; a driver's words never enter it.
+Errors about a device, its ports, presets and sensors are in `devices/errors.py`. An error is raised
+anywhere and becomes a reply in one place (`core/replies.py`). Its sentence is for a person or a
+model and says what to do next, in Chinese or English; a driver's words never enter it.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Self
@@ -47,11 +50,56 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class FieldError:
-    """One fault in one field, in the shape that 422 replies list (`loc`, `msg`, `type`)."""
+    """One fault in one field; 422 replies list them as `loc`, `msg`, `type`."""
 
     loc: tuple[str | int, ...]
-    msg: str
+    msg: Text | str
     type: str
+
+    def told(self, language: Language) -> str:
+        """What is wrong, for a person."""
+        return self.msg if isinstance(self.msg, str) else self.msg.in_(language)
+
+
+_WHOLE_NUMBER = Text("应为整数", "must be a whole number")
+_NUMBER = Text("应为数字", "must be a number")
+_BOOLEAN = Text("应为 true 或 false", "must be true or false")
+_TEXT = Text("应为文本", "must be text")
+_FAULTS = {
+    "missing": Text("缺少该字段", "is missing"),
+    "int_type": _WHOLE_NUMBER,
+    "int_parsing": _WHOLE_NUMBER,
+    "int_from_float": _WHOLE_NUMBER,
+    "int_parsing_size": Text("数字过大", "is too large a number"),
+    "float_type": _NUMBER,
+    "float_parsing": _NUMBER,
+    "finite_number": _NUMBER,
+    "bool_type": _BOOLEAN,
+    "bool_parsing": _BOOLEAN,
+    "string_type": _TEXT,
+    "string_unicode": _TEXT,
+    "string_too_short": Text("至少 {min_length} 个字符", "needs {min_length} characters or more"),
+    "string_too_long": Text("最多 {max_length} 个字符", "has more than {max_length} characters"),
+    "dict_type": Text("应为 JSON 对象", "must be a JSON object"),
+    "list_type": Text("应为 JSON 数组", "must be a JSON array"),
+    "too_short": Text("至少 {min_length} 项", "needs {min_length} items or more"),
+    "too_long": Text("最多 {max_length} 项", "has more than {max_length} items"),
+    "greater_than": Text("应大于 {gt}", "must be greater than {gt}"),
+    "greater_than_equal": Text("不能小于 {ge}", "must be {ge} or more"),
+    "less_than_equal": Text("不能大于 {le}", "must be {le} or less"),
+    "literal_error": Text("应为 {expected}", "must be {expected}"),
+}
+
+
+def fault_text(kind: str, **facts: Any) -> Text:
+    """What pydantic found wrong with a value, by its type of error, in our own words."""
+    if "expected" in facts:
+        # pydantic writes 'a', 'b' or 'c'
+        facts["expected"] = " / ".join(re.findall("'(.*?)'", facts["expected"]))
+    # 0 rather than 0.0
+    facts = {name: int(fact) if isinstance(fact, float) else fact for name, fact in facts.items()}
+    text = _FAULTS.get(kind) or Text("该值无效", "is not accepted")
+    return Text(text.zh.format_map(facts), text.en.format_map(facts))
 
 
 def as_property(value: object) -> str | None:
@@ -105,110 +153,6 @@ class MalformedRequest(BridgeError):
     text = Text("请求格式错误：{reason}", "The request is malformed: {reason}")
 
 
-class InvalidControl(BridgeError):
-    code = 400
-    error = "invalid_control"
-    in_operation = True
-
-
-class UnknownPortType(InvalidControl):
-    text = Text(
-        "未知的端口类型「{port_type}」，可用：led、relay、servo、pwm",
-        "Unknown port type '{port_type}'; use led, relay, servo or pwm",
-    )
-    property_name = "port_type"
-
-
-class UnknownAction(InvalidControl):
-    text = Text(
-        "端口类型 {port_type} 不支持动作「{action}」，可用：{actions}",
-        "A {port_type} has no action '{action}'; use {actions}",
-    )
-    property_name = "action"
-
-
-class ValueMissing(InvalidControl):
-    text = Text(
-        "{port_type} 的 set 动作需要 value（0–{maximum}）",
-        "A {port_type} needs a value with set (0-{maximum})",
-    )
-    property_name = "value"
-
-
-class UnknownPort(InvalidControl):
-    text = Text(
-        "设备没有端口「{port}」，现有端口：{ports}",
-        "The device has no port '{port}'; its ports are: {ports}",
-    )
-    property_name = "port_id"
-
-
-class UnknownPortName(UnknownPort):
-    property_name = "port"
-
-
-class AmbiguousPort(InvalidControl):
-    text = Text(
-        "端口名「{port}」对应多个端口，请用 port_type 和 port_id 指明其一：{ports}",
-        "Several ports are called '{port}'; name one by port_type and port_id: {ports}",
-    )
-    property_name = "port"
-
-
-class UncontrollableDevice(InvalidControl):
-    text = Text(
-        "设备的 UUID 含有 MQTT 主题不允许的字符，无法控制；请在平台上重新登记该设备",
-        "The device's UUID has characters that no MQTT topic may hold, so it can't be controlled; "
-        "register the device anew on the platform",
-    )
-    property_name = "device_uuid"
-
-
-class InvalidPreset(BridgeError):
-    code = 400
-    error = "invalid_preset"
-    in_operation = True
-    text = Text(
-        "预设「{preset}」无法执行：{reason}；请在平台上修改后重试",
-        "The preset '{preset}' can't be run: {reason}; correct it on the platform and try again",
-    )
-    property_name = "preset_key"
-
-
-class AmbiguousPreset(InvalidPreset):
-    text = Text(
-        "有多个预设名为「{preset}」，请改用 preset_key：{presets}",
-        "Several presets are called '{preset}'; use one of these preset keys: {presets}",
-    )
-
-
-class UnknownParameter(InvalidPreset):
-    text = Text(
-        "预设「{preset}」没有参数「{parameter}」，现有参数：{parameters}",
-        "The preset '{preset}' has no parameter '{parameter}'; it has: {parameters}",
-    )
-    property_name = "parameters"
-
-
-class PresetTooLong(InvalidPreset):
-    text = Text(
-        "预设「{preset}」需要 {seconds:g} 秒，超过允许的 {limit:g} 秒；请缩短步骤间隔",
-        "The preset '{preset}' takes {seconds:g} s and at most {limit:g} s are allowed; "
-        "shorten the delays between its steps",
-    )
-
-
-class DeviceOffline(BridgeError):
-    code = 400
-    error = "device_offline"
-    in_operation = True
-    text = Text(
-        "设备「{device}」离线，预设未执行；请检查设备电源和网络后重试",
-        "The device '{device}' is offline and the preset was not run; "
-        "check its power and network, then try again",
-    )
-
-
 class Unauthorized(BridgeError):
     code = 401
     error = "unauthorized"
@@ -231,39 +175,6 @@ class Forbidden(BridgeError):
     code = 403
     error = "forbidden"
     text = Text("不允许：{reason}", "Not allowed: {reason}")
-
-
-class DeviceNotFound(BridgeError):
-    code = 404
-    error = "device_not_found"
-    in_operation = True
-    text = Text(
-        "设备不存在，请核对 device_uuid",
-        "There is no such device; check device_uuid",
-    )
-    property_name = "device_uuid"
-
-
-class SensorNotFound(BridgeError):
-    code = 404
-    error = "sensor_not_found"
-    in_operation = True
-    text = Text(
-        "设备没有传感器「{sensor}」的数据，现有传感器：{sensors}",
-        "The device has no data of a sensor '{sensor}'; its sensors are: {sensors}",
-    )
-    property_name = "sensor"
-
-
-class PresetNotFound(BridgeError):
-    code = 404
-    error = "preset_not_found"
-    in_operation = True
-    text = Text(
-        "设备没有预设「{preset}」，现有预设：{presets}",
-        "The device has no preset '{preset}'; its presets are: {presets}",
-    )
-    property_name = "preset_key"
 
 
 class OperationNotFound(BridgeError):
@@ -337,27 +248,6 @@ class Expired(BridgeError):
     property_value = "PT0S"
 
 
-class DeviceUnreachable(BridgeError):
-    code = 409
-    error = "device_unreachable"
-    in_operation = True
-    text = Text(
-        "设备「{device}」没有连接到 MQTT，命令没有送达；请检查设备电源和网络后重试",
-        "The device '{device}' is not connected and the command reached no one; "
-        "check its power and network, then try again",
-    )
-
-
-class DeviceBusy(BridgeError):
-    code = 409
-    error = "device_busy"
-    in_operation = True
-    text = Text(
-        "设备「{device}」正在执行另一个序列预设；请等它结束后重试",
-        "Another sequence is running on the device '{device}'; try again when it has ended",
-    )
-
-
 class IdempotencyConflict(BridgeError):
     code = 409
     error = "idempotency_conflict"
@@ -375,10 +265,18 @@ class ValidationFailed(BridgeError):
     text = Text("字段有误：{fields}", "Fields are wrong: {fields}")
 
     def __init__(self, errors: Sequence[FieldError], value: object = None) -> None:
-        named = [(".".join(map(str, fault.loc)) or "request", fault.msg) for fault in errors]
-        super().__init__(fields="; ".join(f"{name}: {msg}" for name, msg in named))
+        super().__init__()
         self.errors = tuple(errors)
-        self.about(named[0][0], value)
+        self.about(_name_of(errors[0]), value)
+
+    def detail(self, language: Language) -> str:
+        """Every field at fault, with what is wrong there."""
+        faults = (f"{_name_of(fault)}: {fault.told(language)}" for fault in self.errors)
+        return self.text.in_(language).format(fields="; ".join(faults))
+
+
+def _name_of(fault: FieldError) -> str:
+    return ".".join(map(str, fault.loc)) or "request"
 
 
 class Busy(BridgeError):
@@ -407,15 +305,6 @@ class MqttUnavailable(BridgeError):
     text = Text(
         "MQTT 服务器暂时不可用，命令未发送；请稍后重试",
         "The MQTT broker is unavailable for now and the command was not sent; try again shortly",
-    )
-
-
-class PublishRefused(MqttUnavailable):
-    text = Text(
-        "MQTT 服务器拒绝了该命令（原因码 0x{reason:02X}），命令没有送达；"
-        "请管理员检查桥接服务账号对 {topic} 的发布权限",
-        "The MQTT broker refused the command (reason code 0x{reason:02X}) and it reached no one; "
-        "let the administrator check that the bridge's broker user may publish to {topic}",
     )
 
 

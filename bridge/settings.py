@@ -5,92 +5,198 @@ holds it. An empty value means the default, except where emptiness says somethin
 `MQTT_SHARE` is a plain subscription). Names that are not ours are ignored.
 """
 
+import difflib
 import ipaddress
 import os
 import re
 import socket
-from functools import cached_property
+from functools import cached_property, partial
+from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
-from urllib.parse import unquote, urlsplit
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+from zoneinfo import ZoneInfo, available_timezones
 
 from dotenv import dotenv_values
+from dotenv.parser import parse_stream
 from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
     Field,
     SecretStr,
     ValidationError,
     ValidationInfo,
     field_validator,
-    model_validator,
-)
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
 )
 
-from .errors import Language
+from .errors import Language, Text, fault_text
 
 ENV_FILE = ".env"
 SECRET_NAMES = ("DB_PASSWORD", "DATABASE_URL", "MQTT_PASSWORD", "API_KEYS")
 # Emptiness is a value of its own in these.
 MEANINGFUL_WHEN_EMPTY = frozenset(
-    {
-        "mqtt_share",
-        "mqtt_username",
-        "mqtt_password",
-        "db_password",
-        "api_keys",
-        "cors_origins",
-    }
+    {"mqtt_share", "mqtt_username", "mqtt_password", "db_password", "api_keys", "cors_origins"}
 )
-
-Port = Annotated[int, Field(ge=1, le=65535)]
-Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
-CommaSeparated = Annotated[tuple[str, ...], NoDecode]
-Networks = Annotated[tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...], NoDecode]
+LANGUAGES = ("zh", "en")
 
 # Of a file that holds a secret. Its path is not repeated: some give the secret itself there.
-UNREADABLE = "the file that it names can't be read as text"
-_UNREADABLE_URL = (
-    "is no URL that can be read; its port is a number from 1 to 65535, and special characters of "
-    "user and password are percent-encoded: @ is %40, / is %2F, : is %3A, [ is %5B, # is %23"
-)
+UNREADABLE = Text("所指的文件无法作为文本读取", "the file that it names can't be read as text")
 # What stands before an IPv4 address in IPv6 (::ffff:10.0.0.1).
 _MAPPED_BITS = 96
 _TOPIC_LEVEL = re.compile(r"[^\x00-\x1f\x7f/+#$ ]+")
-_KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-_LOCALE_LIST = re.compile(r"[A-Za-z]{2,3}([_.@-][\w.@-]*)?(:.*)?|C(\..*)?|POSIX")
+# What people write for China's time, which has no such name in the database of time zones.
+_CHINAS_TIME = re.compile(
+    r"(asia/)?(beijing|peking|china)|cst|(utc|gmt)?\+0?8(:?00)?", re.IGNORECASE
+)
 
 
 class SettingsError(Exception):
     """Settings that can't be used; the message is one line that names the variables."""
 
 
-class DatabaseAddress(NamedTuple):
-    """Where the database is and who we are there."""
+class _Wrong(ValueError):
+    """A value that can't be used, in both languages."""
 
-    host: str
-    port: int
-    name: str
-    user: str
-    password: str
-
-    def __str__(self) -> str:
-        return f"mysql://{self.user}:***@{self.host}:{self.port}/{self.name}"
+    def __init__(self, zh: str, en: str) -> None:
+        super().__init__(en)
+        self.text = Text(zh, en)
 
 
-class Settings(BaseSettings):
+# ---- kinds of values ----------------------------------------------------------------------------
+
+
+def _parts(value: object) -> object:
+    if isinstance(value, str):
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    return value
+
+
+def _network(text: object) -> object:
+    """A network, or a single address; bits beyond the mask don't matter."""
+    try:
+        network = ipaddress.ip_network(str(text), strict=False)
+    except ValueError:
+        raise _Wrong(
+            f"{text!r} 既不是 IP 地址，也不是 10.0.0.0/8 这样的网段",
+            f"{text!r} is neither an IP address nor a network like 10.0.0.0/8",
+        ) from None
+    mapped = getattr(network.network_address, "ipv4_mapped", None)
+    if mapped is not None and network.prefixlen >= _MAPPED_BITS:
+        return ipaddress.ip_network(f"{mapped}/{network.prefixlen - _MAPPED_BITS}")
+    return network
+
+
+def _host(value: str) -> str:
+    # Hosts are logged, and where somebody wrote a URL its password would be too.
+    bare = value[1:-1] if value[:1] + value[-1:] == "[]" else value
+    try:
+        return str(ipaddress.ip_address(bare))
+    except ValueError:
+        if re.search(r"[\s/@:,\"'\[\]]", value):
+            raise _Wrong(
+                "只能是主机名或 IP 地址；端口写在 …_PORT",
+                "must be a host's name or address, and nothing else; its port goes into …_PORT",
+            ) from None
+    return value
+
+
+def _origin(value: str) -> str:
+    """An origin as browsers send it: `scheme://host[:port]`."""
+    if value == "*":
+        return value
+    try:
+        parts = urlsplit(value.lower())
+        host, port = parts.netloc, parts.port
+    except ValueError:
+        host, port = "", None
+    if parts.scheme not in ("http", "https") or not host or "@" in host or parts.path.strip("/"):
+        raise _Wrong(
+            "网页来源应如 https://panel.school.example 或 http://192.168.1.5:8080",
+            "must be origins like https://panel.school.example or http://192.168.1.5:8080",
+        )
+    usual = (parts.scheme, port) in (("http", 80), ("https", 443))
+    return f"{parts.scheme}://{host.rpartition(':')[0] if usual else host}"
+
+
+def _public_url(value: str) -> str:
+    if value and urlsplit(value).scheme not in ("http", "https"):
+        raise _Wrong(
+            "应如 https://bridge.school.example",
+            "must be an address like https://bridge.school.example",
+        )
+    return value.rstrip("/")
+
+
+def _levels(value: str, most: int = 99) -> str:
+    levels = value.split("/") if value else []
+    if len(levels) > most or not all(map(_TOPIC_LEVEL.fullmatch, levels)):
+        raise _Wrong(
+            "须能用于 MQTT 主题（不含 +、#、$、空格和空层级；MQTT_SHARE 也不含 /）",
+            "must be usable in an MQTT topic (no +, #, $, space, empty level; a share no /)",
+        )
+    return value
+
+
+def _topic_filter(topic_filter: str) -> str:
+    *parents, last = topic_filter.split("/")
+    misplaced = any("#" in level for level in parents) or ("#" in last and last != "#")
+    partial = any("+" in level and level != "+" for level in (*parents, last))
+    if misplaced or partial:
+        raise _Wrong(
+            f"{topic_filter!r} 不是 MQTT 主题过滤器", f"{topic_filter!r} is no MQTT topic filter"
+        )
+    return topic_filter
+
+
+def _zone(value: str) -> str:
+    known = available_timezones()
+    if value in known:
+        return value
+    meant = difflib.get_close_matches(value.title(), known, n=1, cutoff=0.8)
+    name = "Asia/Shanghai" if _CHINAS_TIME.fullmatch(value) or not meant else meant[0]
+    raise _Wrong(f"没有时区 {value!r}，应写 {name}", f"there is no zone {value!r}; use {name}")
+
+
+def _readable(path: Path) -> Path:
+    if not os.access(path, os.R_OK):
+        raise _Wrong(f"无法读取文件 {str(path)!r}", f"the file {str(path)!r} can't be read")
+    return path
+
+
+def _readable_secret(path: Path) -> Path:
+    if not os.access(path, os.R_OK):
+        raise _Wrong(UNREADABLE.zh, UNREADABLE.en)
+    return path
+
+
+def _spelt(convert: Any) -> BeforeValidator:
+    return BeforeValidator(lambda value: convert(value) if isinstance(value, str) else value)
+
+
+_PARTS, _LOWER, _UPPER = BeforeValidator(_parts), _spelt(str.lower), _spelt(str.upper)
+_Network = Annotated[ipaddress.IPv4Network | ipaddress.IPv6Network, BeforeValidator(_network)]
+Networks = Annotated[tuple[_Network, ...], _PARTS]
+Origins = Annotated[tuple[Annotated[str, AfterValidator(_origin)], ...], _PARTS]
+TopicFilters = Annotated[tuple[Annotated[str, AfterValidator(_topic_filter)], ...], _PARTS]
+HostNames = Annotated[tuple[str, ...], _PARTS, _LOWER]
+Host = Annotated[str, AfterValidator(_host)]
+Topic = Annotated[str, AfterValidator(_levels)]
+TopicLevel = Annotated[str, AfterValidator(partial(_levels, most=1))]
+ReadableFile = Annotated[Path, AfterValidator(_readable)] | None
+ReadableSecretFile = Annotated[Path, AfterValidator(_readable_secret)] | None
+TimeZone = Annotated[str, AfterValidator(_zone)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
+
+
+class Settings(BaseModel):
     """Every setting of the bridge; the field's name in capitals is the variable's."""
 
-    model_config = SettingsConfigDict(
-        env_file=ENV_FILE, env_file_encoding="utf-8", extra="ignore", frozen=True
-    )
+    model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    db_host: str = "localhost"
+    db_host: Host = "localhost"
     db_port: Port = 3306
     db_name: str = "aiot"
     db_user: str = "aiot_user"
@@ -98,25 +204,25 @@ class Settings(BaseSettings):
     database_url: SecretStr | None = None
     db_pool_size: Annotated[int, Field(ge=1, le=100)] = 5
     db_timeout: Seconds = 3.0
-    db_timezone: str = "Asia/Shanghai"
-    db_tls_ca: Path | None = None
+    db_timezone: TimeZone = "Asia/Shanghai"
+    db_tls_ca: ReadableFile = None
 
-    mqtt_broker: str = "localhost"
+    mqtt_broker: Host = "localhost"
     mqtt_port: Port = 1883
     mqtt_username: str = ""
     mqtt_password: SecretStr = SecretStr("")
     mqtt_tls: bool = False
-    mqtt_tls_ca: Path | None = None
-    mqtt_tls_cert: Path | None = None
-    mqtt_tls_key: Path | None = None
+    mqtt_tls_ca: ReadableFile = None
+    mqtt_tls_cert: ReadableFile = None
+    mqtt_tls_key: ReadableFile = None
     mqtt_protocol: Literal["5", "3.1.1"] = "5"
-    mqtt_topic_prefix: str = "plugin"
-    mqtt_share: str = "bridge"
-    mqtt_instance: str = ""
+    mqtt_topic_prefix: Topic = "plugin"
+    mqtt_share: TopicLevel = "bridge"
+    mqtt_instance: Topic = ""
     mqtt_session_expiry: Annotated[int, Field(ge=0, le=0xFFFFFFFE)] = 30
-    mqtt_reply_topics: CommaSeparated = ()
+    mqtt_reply_topics: TopicFilters = ()
 
-    service_host: str = "0.0.0.0"  # noqa: S104  documented: plugin-service may live elsewhere
+    service_host: Host = "0.0.0.0"  # noqa: S104  documented: plugin-service may live elsewhere
     service_port: Port = 9001
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     max_in_flight: Annotated[int, Field(ge=1, le=60000)] = 256
@@ -125,203 +231,39 @@ class Settings(BaseSettings):
     preset_timeout: Seconds = 110.0
     control_expiry: Seconds = 30.0
     dedup_ttl: Seconds = 300.0
-    dedup_store: Literal["memory", "mysql"] = "memory"
+    dedup_store: Annotated[Literal["memory", "mysql"], _LOWER] = "memory"
     drain_timeout: Seconds = 10.0
 
     api_keys: SecretStr = SecretStr("")
-    api_keys_file: Path | None = None
+    api_keys_file: ReadableSecretFile = None
     api_trusted: Networks = ()
-    cors_origins: CommaSeparated = ("*",)
+    cors_origins: Origins = ()
+    allowed_hosts: HostNames = ()
+    device_list: Annotated[Literal["keys", "open", "off"], _LOWER] = "keys"
+    public_url: Annotated[str, AfterValidator(_public_url)] = ""
     mcp_device_uuid: Annotated[str, Field(max_length=36)] = ""
 
-    language: Language = "zh"
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    log_format: Literal["text", "json"] = "text"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_means_default(cls, values: dict[str, Any]) -> dict[str, Any]:
-        return {
-            name: value
-            for name, value in values.items()
-            if name in MEANINGFUL_WHEN_EMPTY or not (isinstance(value, str) and not value.strip())
-        }
-
-    @field_validator("mqtt_reply_topics", "cors_origins", mode="before")
-    @classmethod
-    def _split(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(part.strip() for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator("api_trusted", mode="before")
-    @classmethod
-    def _networks(cls, value: object) -> object:
-        if isinstance(value, str):
-            return tuple(_network(part.strip()) for part in value.split(",") if part.strip())
-        return value
-
-    @field_validator("mqtt_broker", "db_host")
-    @classmethod
-    def _host_alone(cls, value: str) -> str:
-        # Both are told in the log, and where somebody gave a URL its password would be too.
-        if "/" in value or "@" in value:
-            raise ValueError("must be a host's name or address, and nothing else")
-        return value
-
-    @field_validator("mqtt_topic_prefix", "mqtt_instance")
-    @classmethod
-    def _one_topic_level(cls, value: str) -> str:
-        if value and not all(_TOPIC_LEVEL.fullmatch(level) for level in value.split("/")):
-            raise ValueError("must be usable in an MQTT topic (no +, #, $, space or empty level)")
-        return value
-
-    @field_validator("mqtt_share")
-    @classmethod
-    def _share_name(cls, value: str) -> str:
-        if value and not _TOPIC_LEVEL.fullmatch(value):
-            raise ValueError("must be one MQTT topic level (no /, +, #, $ or space)")
-        return value
-
-    @field_validator("mqtt_reply_topics")
-    @classmethod
-    def _topic_filters(cls, filters: tuple[str, ...]) -> tuple[str, ...]:
-        for topic_filter in filters:
-            *parents, last = topic_filter.split("/")
-            misplaced = any("#" in level for level in parents) or ("#" in last and last != "#")
-            partial = any("+" in level and level != "+" for level in (*parents, last))
-            if misplaced or partial:
-                raise ValueError(f"{topic_filter!r} is no MQTT topic filter")
-        return filters
-
-    @field_validator("db_timezone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError(f"{value!r} is no time zone; use a name like Asia/Shanghai") from None
-        return value
-
-    @field_validator("language", mode="before")
-    @classmethod
-    def _language_of_locale(cls, value: object) -> object:
-        # LANGUAGE is also a variable of GNU gettext ("zh_CN:zh"), which desktops and shells set:
-        # the first language in it that we speak counts, else the default.
-        if not isinstance(value, str) or not _LOCALE_LIST.fullmatch(value.strip()):
-            return value
-        spoken = (part.strip().lower()[:2] for part in value.split(":"))
-        return next((language for language in spoken if language in ("zh", "en")), "zh")
-
-    @field_validator("log_level", mode="before")
-    @classmethod
-    def _upper(cls, value: object) -> object:
-        return value.strip().upper() if isinstance(value, str) else value
-
-    @field_validator("dedup_store", "log_format", mode="before")
-    @classmethod
-    def _lower(cls, value: object) -> object:
-        return value.strip().lower() if isinstance(value, str) else value
-
-    @field_validator("db_tls_ca", "mqtt_tls_ca", "mqtt_tls_cert", "mqtt_tls_key")
-    @classmethod
-    def _readable(cls, value: Path | None) -> Path | None:
-        if value is not None and not os.access(value, os.R_OK):
-            raise ValueError(f"the file {str(value)!r} can't be read")
-        return value
-
-    @field_validator("api_keys_file")
-    @classmethod
-    def _readable_secret(cls, value: Path | None) -> Path | None:
-        if value is not None and not os.access(value, os.R_OK):
-            raise ValueError(UNREADABLE)
-        return value
+    language: Annotated[Language, _LOWER] = "zh"
+    log_level: Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR"], _UPPER] = "INFO"
+    log_format: Annotated[Literal["text", "json"], _LOWER] = "text"
 
     @field_validator("mqtt_tls_key")
     @classmethod
     def _key_of_a_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("mqtt_tls_cert", value) is None:
-            raise ValueError("is of no use without MQTT_TLS_CERT")
+            raise _Wrong("没有 MQTT_TLS_CERT 就不起作用", "is of no use without MQTT_TLS_CERT")
         return value
-
-    @field_validator("api_keys")
-    @classmethod
-    def _named_keys(cls, value: SecretStr) -> SecretStr:
-        parse_api_keys(value.get_secret_value())
-        return value
-
-    @field_validator("database_url")
-    @classmethod
-    def _usable_url(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            _parse_database_url(value.get_secret_value())
-        return value
-
-    @cached_property
-    def database(self) -> DatabaseAddress:
-        """`DATABASE_URL` when it is given, else the single `DB_` settings."""
-        if self.database_url is not None:
-            return _parse_database_url(self.database_url.get_secret_value())
-        return DatabaseAddress(
-            self.db_host,
-            self.db_port,
-            self.db_name,
-            self.db_user,
-            self.db_password.get_secret_value(),
-        )
 
     @cached_property
     def instance(self) -> str:
         """Our name at the broker: the client id and the level of the presence topic."""
-        if self.mqtt_instance:
-            return self.mqtt_instance
         host = re.sub(r"[^A-Za-z0-9._-]", "-", socket.gethostname()) or "bridge"
-        return f"{host}-{self.service_port}"
+        return self.mqtt_instance or f"{host}-{self.service_port}"
 
     @cached_property
     def timezone(self) -> ZoneInfo:
         """The zone of the database's naive times."""
         return ZoneInfo(self.db_timezone)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Arguments, environment, `.env`, then the files that `NAME_FILE` names."""
-        del file_secret_settings
-        return init_settings, env_settings, dotenv_settings, _SecretFiles(settings_cls)
-
-
-class _SecretFiles(PydanticBaseSettingsSource):
-    """Secrets from the files named by `NAME_FILE`, in the environment or in `.env`."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        del field
-        path = self._paths.get(f"{field_name.upper()}_FILE")
-        if not path:
-            return None, field_name, False
-        try:
-            return Path(path).read_text(encoding="utf-8").strip("\r\n"), field_name, False
-        except (OSError, ValueError):
-            raise SettingsError(f"{field_name.upper()}_FILE: {UNREADABLE}") from None
-
-    def __call__(self) -> dict[str, Any]:
-        found = {}
-        # API_KEYS_FILE is a setting of its own, with limits beside each key.
-        for name in (name.lower() for name in SECRET_NAMES if name != "API_KEYS"):
-            value, _, _ = self.get_field_value(self.settings_cls.model_fields[name], name)
-            if value is not None:
-                found[name] = value
-        return found
-
-    @cached_property
-    def _paths(self) -> dict[str, str | None]:
-        return {**dotenv_values(ENV_FILE, encoding="utf-8"), **os.environ}
 
 
 def load() -> Settings:
@@ -330,69 +272,65 @@ def load() -> Settings:
     Raises:
         SettingsError: a value can't be used; its message is one line without secrets.
     """
+    filed, environment = written_names()
+    texts = {**filed, **environment}
+    # In the environment it is GNU gettext's too, which writes "zh_CN:zh" there.
+    if environment.get("LANGUAGE", "").strip().lower() not in LANGUAGES:
+        texts["LANGUAGE"] = filed.get("LANGUAGE", "")
+    language: Language = "en" if texts["LANGUAGE"].strip().lower() == "en" else "zh"
+    values = {}
+    for name in Settings.model_fields:
+        text = _text_of(name.upper(), texts, language)
+        if text or (text is not None and name in MEANINGFUL_WHEN_EMPTY):
+            values[name] = text
     try:
-        return Settings()
+        return Settings.model_validate(values)
     except ValidationError as invalid:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc'][:1]).upper()}: {_plain(fault['msg'])}"
-            for fault in invalid.errors(include_input=False, include_url=False)
-        )
-        raise SettingsError(faults) from None
-    except UnicodeDecodeError:
-        raise SettingsError(f"{ENV_FILE}: it is not UTF-8 text") from None
+        faults = []
+        for fault in invalid.errors(include_input=False, include_url=False):
+            context = fault.get("ctx", {})
+            ours = context.get("error")
+            words = ours.text if isinstance(ours, _Wrong) else fault_text(fault["type"], **context)
+            faults.append(f"{str(fault['loc'][0]).upper()}: {words.in_(language)}")
+        raise SettingsError("; ".join(faults)) from None
 
 
-def parse_api_keys(text: str) -> dict[str, str]:
-    """`name:secret,…` as a mapping of name to secret.
+def written_names() -> tuple[dict[str, str], dict[str, str]]:
+    """What `.env` and the environment hold, by names in capitals: case does not matter.
 
     Raises:
-        ValueError: an entry is no `name:secret`, or a name comes twice; no secret is in the words.
+        SettingsError: `.env` can't be read.
     """
-    keys: dict[str, str] = {}
-    for number, entry in enumerate((part.strip() for part in text.split(",")), start=1):
-        if not entry:
-            continue
-        name, colon, secret = entry.partition(":")
-        if not (colon and secret and _KEY_NAME.fullmatch(name)):
-            raise ValueError(f"entry {number} is not name:secret")
-        if name in keys:
-            raise ValueError(f"the name {name!r} comes twice")
-        keys[name] = secret
-    return keys
-
-
-def _parse_database_url(url: str) -> DatabaseAddress:
     try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        # The library's own words repeat what it could not read: the password.
-        raise ValueError(_UNREADABLE_URL) from None
-    if parts.scheme not in ("mysql", "mysql+pymysql", "mysql+asyncmy"):
-        raise ValueError("must begin with mysql://, mysql+pymysql:// or mysql+asyncmy://")
-    name = parts.path.lstrip("/")
-    if "@" in name or "/" in name:
-        # What follows a slash in the password would be told as the database's name.
-        raise ValueError(_UNREADABLE_URL)
-    if not host or not name:
-        raise ValueError("must name a host and a database: mysql://user:password@host:3306/aiot")
-    user, password = unquote(parts.username or ""), unquote(parts.password or "")
-    return DatabaseAddress(host, port or 3306, unquote(name), user, password)
+        # Windows' editors begin a UTF-8 file with a mark.
+        text = Path(ENV_FILE).read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError:
+        raise SettingsError(f"{ENV_FILE}: it is not UTF-8 text") from None
+    except OSError:
+        text = ""
+    for binding in parse_stream(StringIO(text)):
+        if binding.error:
+            line = binding.original.line
+            raise SettingsError(f"{ENV_FILE}: line {line} is not NAME=value; look at its quotes")
+    filed = dotenv_values(stream=StringIO(text))
+    return (
+        {name.upper(): value for name, value in filed.items() if value is not None},
+        {name.upper(): value for name, value in os.environ.items()},
+    )
 
 
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    """A network, or a single address; bits beyond the mask don't matter."""
-    try:
-        network = ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        raise ValueError(
-            f"{text!r} is neither an IP address nor a network like 10.0.0.0/8"
-        ) from None
-    mapped = getattr(network.network_address, "ipv4_mapped", None)
-    if mapped is not None and network.prefixlen >= _MAPPED_BITS:
-        return ipaddress.ip_network(f"{mapped}/{network.prefixlen - _MAPPED_BITS}")
-    return network
-
-
-def _plain(message: str) -> str:
-    return message.removeprefix("Value error, ")
+def _text_of(name: str, texts: dict[str, str], language: Language) -> str | None:
+    """A setting as it was written, without what editors and shells leave around it."""
+    text = texts.get(name)
+    if name not in SECRET_NAMES:
+        text = None if text is None else text.strip()
+        quoted = text and len(text) > 1 and text[0] == text[-1] and text[0] in "\"'"
+        return text[1:-1].strip() if text and quoted else text
+    # API_KEYS_FILE is a setting of its own, with limits beside each key.
+    path = texts.get(f"{name}_FILE", "").strip()
+    if path and not text and name != "API_KEYS":
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            raise SettingsError(f"{name}_FILE: {UNREADABLE.in_(language)}") from None
+    return None if text is None else text.strip("\r\n")

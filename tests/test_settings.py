@@ -8,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
-from bridge.settings import SettingsError, load
+from bridge.database.address import DatabaseAddress
+from bridge.http.authentication import read_keys
+from bridge.settings import SECRET_NAMES, Settings, SettingsError, load
 from tests.lab.bridge import PROJECT
 
 # The block that the service's users have, as it is documented.
@@ -40,6 +43,8 @@ MQTT_PASSWORD=
 """
 
 SECRET = "never-5een"
+OURS = {name.upper() for name in Settings.model_fields}
+OURS |= {f"{name}_FILE" for name in SECRET_NAMES}
 
 
 @pytest.fixture(autouse=True)
@@ -47,21 +52,27 @@ def surroundings(tmp_path, monkeypatch):
     """An empty folder and an environment without settings."""
     monkeypatch.chdir(tmp_path)
     for name in list(os.environ):
-        if name.startswith(("DB_", "DATABASE_", "MQTT_", "SERVICE_", "API_", "LOG_", "LANGUAGE")):
+        if name.upper() in OURS:
             monkeypatch.delenv(name)
     return tmp_path
 
 
-def loaded(monkeypatch, **environment):
+def loaded(monkeypatch, **environment) -> Settings:
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     return load()
 
 
+def usable(settings: Settings) -> None:
+    """What is looked into besides before anything is served."""
+    DatabaseAddress.of(settings)
+    read_keys(settings)
+
+
 def test_documented_env_file_works_unchanged(surroundings):
     (surroundings / ".env").write_text(DOCUMENTED, encoding="utf-8")
     settings = load()
-    assert settings.database == ("localhost", 3306, "aiot", "aiot_user", "your_password")
+    assert DatabaseAddress.of(settings) == ("localhost", 3306, "aiot", "aiot_user", "your_password")
     assert (settings.mqtt_broker, settings.mqtt_port) == ("localhost", 1883)
     assert settings.mqtt_username == ""
     assert settings.mqtt_password.get_secret_value() == ""
@@ -87,7 +98,10 @@ DEFAULTS = {
     "dedup_ttl": 300,
     "dedup_store": "memory",
     "drain_timeout": 10,
-    "cors_origins": ("*",),
+    "cors_origins": (),
+    "allowed_hosts": (),
+    "device_list": "keys",
+    "public_url": "",
     "language": "zh",
     "log_format": "text",
 }
@@ -123,7 +137,8 @@ def test_names_of_others_are_ignored(surroundings, monkeypatch):
     ],
 )
 def test_database_url_tells_the_address_and_wins(monkeypatch, url, address):
-    assert loaded(monkeypatch, DATABASE_URL=url, DB_HOST="other").database == address
+    settings = loaded(monkeypatch, DATABASE_URL=url, DB_HOST="other")
+    assert DatabaseAddress.of(settings) == address
 
 
 EMPTY = [
@@ -160,7 +175,18 @@ SPELLINGS = [
     ("REQUEST_TIMEOUT", "0.5", "request_timeout", 0.5),
     ("MQTT_SESSION_EXPIRY", "0", "mqtt_session_expiry", 0),
     ("MQTT_REPLY_TOPICS", "a/#, +/b ,c", "mqtt_reply_topics", ("a/#", "+/b", "c")),
-    ("LANGUAGE", "en_US:en", "language", "en"),
+    ("LANGUAGE", "en", "language", "en"),
+    ("DB_HOST", " db.local\r", "db_host", "db.local"),
+    ("DB_HOST", '"db.local"', "db_host", "db.local"),
+    ("MQTT_BROKER", "[::1]", "mqtt_broker", "::1"),
+    ("MQTT_PORT", "'1884'\r", "mqtt_port", 1884),
+    ("DB_PASSWORD", "p w\r", "db_password", SecretStr("p w")),
+    ("DB_PASSWORD", "'p'", "db_password", SecretStr("'p'")),
+    ("CORS_ORIGINS", "https://Panel.School/", "cors_origins", ("https://panel.school",)),
+    ("CORS_ORIGINS", "http://10.0.0.5:80, *", "cors_origins", ("http://10.0.0.5", "*")),
+    ("ALLOWED_HOSTS", "Bridge.School, b", "allowed_hosts", ("bridge.school", "b")),
+    ("DEVICE_LIST", "Open", "device_list", "open"),
+    ("PUBLIC_URL", "https://bridge.school/", "public_url", "https://bridge.school"),
 ]
 
 
@@ -203,7 +229,7 @@ def test_secret_file_that_is_not_there_is_told_without_what_may_be_the_secret(
     surroundings, name, given
 ):
     (surroundings / ".env").write_text(f"{name}={given}\n")
-    with pytest.raises(SettingsError, match=rf"^{name}: the file that it names") as refusal:
+    with pytest.raises(SettingsError, match=rf"^{name}: 所指的文件") as refusal:
         load()
     assert SECRET not in str(refusal.value)
 
@@ -259,7 +285,17 @@ MALFORMED = [
     ("API_KEYS", f"a:{SECRET},a:{SECRET}"),
     ("API_KEYS", f"a:{SECRET},b c:{SECRET}"),
     ("API_TRUSTED", "10.0.0.0/33"),
-    ("LANGUAGE", "français!"),
+    ("DB_TIMEZONE", "Asia/Beijing"),
+    ("DB_HOST", "db:3306"),
+    ("MQTT_BROKER", "broker:1883"),
+    ("MQTT_BROKER", "two words"),
+    ("SERVICE_HOST", '"0.0.0.0'),
+    ("CORS_ORIGINS", "panel.school"),
+    ("CORS_ORIGINS", "null"),
+    ("CORS_ORIGINS", "https://panel.school/page"),
+    ("CORS_ORIGINS", f"https://u:{SECRET}@panel.school"),
+    ("DEVICE_LIST", "everyone"),
+    ("PUBLIC_URL", "bridge.school"),
     ("LOG_LEVEL", "LOUD"),
     ("LOG_FORMAT", "xml"),
 ]
@@ -268,7 +304,7 @@ MALFORMED = [
 @pytest.mark.parametrize(("name", "value"), MALFORMED, ids=[f"{n}={v}" for n, v in MALFORMED])
 def test_malformed_value_is_told_in_one_line_that_names_the_variable(monkeypatch, name, value):
     with pytest.raises(SettingsError) as refusal:
-        loaded(monkeypatch, **{name: value})
+        usable(loaded(monkeypatch, **{name: value}))
     told = str(refusal.value)
     assert told.startswith(f"{name}: ")
     assert "\n" not in told
@@ -286,7 +322,10 @@ def test_secrets_are_in_no_printed_form_of_the_settings(monkeypatch):
         MQTT_PASSWORD=SECRET,
         API_KEYS=f"a:{SECRET}",
     )
-    assert SECRET not in f"{settings!r} {settings} {settings.database} {settings.model_dump()}"
+    assert (
+        SECRET
+        not in f"{settings!r} {settings} {DatabaseAddress.of(settings)} {settings.model_dump()}"
+    )
 
 
 def run_py(folder: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -327,3 +366,73 @@ def test_env_file_that_is_no_text_stops_the_start_with_status_2(surroundings):
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert ".env" in line
+
+
+@pytest.mark.parametrize(
+    ("environment", "filed", "language"),
+    [
+        ("en_US:en", "zh", "zh"),
+        ("fr_FR:fr", "en", "en"),
+        ("fr", None, "zh"),
+        ("en", "zh", "en"),
+        ("", "en", "en"),
+    ],
+)
+def test_language_of_a_desktop_counts_only_if_it_is_one_of_ours(
+    surroundings, monkeypatch, environment, filed, language
+):
+    if filed is not None:
+        (surroundings / ".env").write_text(f"LANGUAGE={filed}\n")
+    assert loaded(monkeypatch, LANGUAGE=environment).language == language
+
+
+@pytest.mark.parametrize("value", ["fr", "zh_CN", "en_US:en"])
+def test_language_in_the_env_file_is_one_of_ours(surroundings, value):
+    (surroundings / ".env").write_text(f"LANGUAGE={value}\n")
+    with pytest.raises(SettingsError, match=r"^LANGUAGE: 应为 zh / en$"):
+        load()
+
+
+FAULTS = [
+    ("DB_PORT", "abc", "应为整数", "must be a whole number"),
+    ("DB_PORT", "0", "不能小于 1", "must be 1 or more"),
+    ("DB_TIMEOUT", "soon", "应为数字", "must be a number"),
+    ("DB_TIMEOUT", "-1", "应大于 0", "must be greater than 0"),
+    ("MQTT_TLS", "perhaps", "应为 true 或 false", "must be true or false"),
+    ("DEDUP_STORE", "redis", "应为 memory / mysql", "must be memory / mysql"),
+    (
+        "DB_TIMEZONE",
+        "Asia/Beijing",
+        "没有时区 'Asia/Beijing'，应写 Asia/Shanghai",
+        "there is no zone 'Asia/Beijing'; use Asia/Shanghai",
+    ),
+    (
+        "DB_TIMEZONE",
+        "europe/berlim",
+        "没有时区 'europe/berlim'，应写 Europe/Berlin",
+        "there is no zone 'europe/berlim'; use Europe/Berlin",
+    ),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "chinese", "english"), FAULTS)
+def test_fault_is_told_in_our_words_and_the_reader_s_language(
+    monkeypatch, name, value, chinese, english
+):
+    for language, words in (("zh", chinese), ("en", english)):
+        with pytest.raises(SettingsError) as refusal:
+            loaded(monkeypatch, LANGUAGE=language, **{name: value})
+        assert str(refusal.value) == f"{name}: {words}"
+
+
+def test_line_of_the_env_file_that_can_not_be_read_is_named(surroundings):
+    (surroundings / ".env").write_text(f'DB_HOST=db\nDB_PASSWORD="{SECRET}\n')
+    with pytest.raises(SettingsError, match=r"^\.env: line 2 is not NAME=value") as refusal:
+        load()
+    assert SECRET not in str(refusal.value)
+
+
+def test_env_file_of_a_windows_editor_is_read(surroundings):
+    (surroundings / ".env").write_bytes(b"\xef\xbb\xbfDB_HOST=db\r\nDB_NAME=aiot2\r\n")
+    settings = load()
+    assert (settings.db_host, settings.db_name) == ("db", "aiot2")

@@ -5,35 +5,38 @@ from typing import Literal
 
 from ..core.operations import Operation
 from ..core.replies import FAILURE
+from ..devices.errors import (
+    DeviceBusy,
+    DeviceNotFound,
+    DeviceOffline,
+    DeviceUnreachable,
+    InvalidControl,
+    InvalidPreset,
+    PresetNotFound,
+    SensorNotFound,
+)
 from ..devices.models import JsonObject
 from ..errors import (
     BridgeError,
     Busy,
     DatabaseTimeout,
     DatabaseUnavailable,
-    DeviceBusy,
-    DeviceNotFound,
-    DeviceOffline,
-    DeviceUnreachable,
     Draining,
     Expired,
     Forbidden,
     IdempotencyConflict,
-    InvalidControl,
-    InvalidPreset,
     Language,
     MalformedRequest,
     MqttUnavailable,
     OperationNotFound,
     OutcomeUnknown,
     PayloadTooLarge,
-    PresetNotFound,
     ReplyTopicForbidden,
     RequestTimeout,
-    SensorNotFound,
     Unauthorized,
     UnsupportedMediaType,
     ValidationFailed,
+    fault_text,
 )
 
 Errors = list[type[BridgeError]]
@@ -84,7 +87,11 @@ def example_of(error: type[BridgeError], language: Language) -> JsonObject:
         "error": told.error,
     }
     if error is ValidationFailed:
-        fault = {"loc": ["device_uuid"], "msg": "Field required", "type": "missing"}
+        fault = {
+            "loc": ["device_uuid"],
+            "msg": fault_text("missing").in_(language),
+            "type": "missing",
+        }
         body["errors"] = [fault]
     if error is BridgeError:
         body["incident"] = "3f9c2a7be410"

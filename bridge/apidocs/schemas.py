@@ -11,7 +11,7 @@ from typing_extensions import TypedDict  # pydantic takes typing's from Python 3
 from ..core.operations import OPERATIONS, Operation
 from ..core.replies import SUCCESS
 from ..devices.models import JsonObject
-from ..errors import BridgeError, FieldError
+from ..errors import BridgeError
 
 _REF = "#/components/schemas/"
 
@@ -64,6 +64,14 @@ _MEANINGS = {
     "fields": "字段的 JSON Schema / the JSON Schema of its fields",
 }
 _TIME = "ISO 8601，数据库时区，不带偏移 / in the database's zone, without offset"
+
+
+class FieldError(TypedDict):
+    """One fault in one field / 一个字段的错误"""
+
+    loc: list[str | int]
+    msg: str
+    type: str
 
 
 class Error(TypedDict):

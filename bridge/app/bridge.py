@@ -15,6 +15,7 @@ from ..core.deadlines import Deadlines
 from ..core.dispatcher import Dispatcher
 from ..core.idempotency import Idempotency, MemoryIdempotency
 from ..core.ordering import DeviceQueues
+from ..database.address import DatabaseAddress
 from ..database.idempotency import MysqlIdempotency
 from ..database.pool import Database
 from ..database.store import MysqlStore
@@ -25,6 +26,7 @@ from ..link.topics import Topics
 from ..mcp.endpoint import Endpoint
 from ..mqtt import MqttTransport
 from ..mqtt.deliveries import Deliveries
+from ..mqtt.publisher import CommandPublisher
 from ..mqtt.session import Session
 from ..observability import request_log
 from ..observability.activity import Activity
@@ -163,7 +165,7 @@ class Bridge:
         services = Services(
             settings,
             self._backend.store,
-            self._session,
+            CommandPublisher(self._session),
             self.health,
             DeviceQueues(),
             self._drain,
@@ -317,7 +319,7 @@ class Bridge:
                 "http": f"http://{settings.service_host}:{settings.service_port}",
                 "mqtt": f"{settings.mqtt_broker}:{settings.mqtt_port}"
                 f" ({settings.mqtt_topic_prefix}/request/…)",
-                "database": str(settings.database),
+                "database": str(DatabaseAddress.of(settings)),
                 "instance": settings.instance,
             },
         )

@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 
 import orjson
 
+from ..devices.errors import DeviceUnreachable, PublishRefused, UncontrollableDevice
 from ..devices.models import DeviceProfile, JsonObject
 from ..devices.names import device_key
-from ..errors import DeviceUnreachable, PublishRefused, RequestTimeout, UncontrollableDevice
+from ..errors import RequestTimeout
 from .admission import Place
 from .context import Acknowledgement, Services
 from .ordering import Ticket

@@ -5,7 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..devices.models import Fields, JsonObject
-from ..errors import FieldError, Language, OperationNotFound, PayloadTooLarge, ValidationFailed
+from ..errors import (
+    FieldError,
+    Language,
+    OperationNotFound,
+    PayloadTooLarge,
+    ValidationFailed,
+    fault_text,
+)
 from .envelope import open_fields
 from .operations import OPERATIONS, Operation
 from .replies import Reply, reply_to_error
@@ -92,7 +99,7 @@ def _row(item: Item) -> Operation:
 def _row_of(raw: JsonObject) -> Operation:
     name: Any = raw.get("operation")
     if not isinstance(name, str):
-        raise ValidationFailed([FieldError(("operation",), "Field required", "missing")])
+        raise ValidationFailed([FieldError(("operation",), fault_text("missing"), "missing")])
     row = OPERATIONS.get(name.strip().casefold())
     if row is None or not row.in_batch:
         allowed = (row.name for row in OPERATIONS.values() if row.in_batch)

@@ -2,14 +2,13 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Any
 
 from ..devices.models import BatchFields, BatchResult, Fields, Health
 from ..devices.names import device_key
 from ..errors import (
     BridgeError,
-    Busy,
     Draining,
     Expired,
     IdempotencyConflict,
@@ -27,43 +26,8 @@ from .idempotency import CommandId, Idempotency, Outcome, fingerprint_of, key_of
 from .operations import OPERATION_NAMES, OPERATIONS, Operation
 from .replies import Reply, reply_to_error
 from .request import Request
+from .serving import OnBegun, Serving
 from .validation import validated
-
-OnBegun = Callable[[], None]
-
-
-class Serving:
-    """One request, from its admission until its reply has left: the body sends the reply."""
-
-    __slots__ = ("_dispatcher", "_on_begun", "_place", "_request")
-
-    def __init__(
-        self, dispatcher: "Dispatcher", request: Request, on_begun: OnBegun | None
-    ) -> None:
-        self._dispatcher = dispatcher
-        self._request = request
-        self._on_begun = on_begun
-        self._place: Place | None = None
-
-    async def __aenter__(self) -> Reply:
-        dispatcher, request = self._dispatcher, self._request
-        try:
-            if dispatcher.takes_place(request):
-                self._place = await dispatcher.admission.enter()
-        except Busy as error:
-            return dispatcher.reject(request, error)
-        try:
-            return await dispatcher.answer(request, self._place, self._on_begun)
-        except BaseException:
-            self._release()
-            raise
-
-    async def __aexit__(self, *_: object) -> None:
-        self._release()
-
-    def _release(self) -> None:
-        if self._place is not None:
-            self._place.release()
 
 
 class Dispatcher:
@@ -83,12 +47,17 @@ class Dispatcher:
         # All that is being answered, also what waits for a duplicate's first attempt.
         self._answering = 0
         self._when_idle: asyncio.Future[None] | None = None
-        self.admission = admission
+        self._admission = admission
+
+    @property
+    def admission(self) -> Admission:
+        """Gives the places."""
+        return self._admission
 
     @property
     def in_flight(self) -> int:
         """How many requests are in flight."""
-        return self.admission.in_flight
+        return self._admission.in_flight
 
     @property
     def deadlines(self) -> Deadlines:
@@ -180,7 +149,7 @@ class Dispatcher:
         deadline = min(until, request.received + seconds)
         if request.expires is not None:
             deadline = min(deadline, request.expires)
-        if request.expires_at is not None and not _is_expired(request):
+        if request.expires_at is not None and not request.is_expired:
             deadline = min(deadline, time.monotonic() + request.expires_at - time.time())
         return CommandAttempt(self._services, deadline, place, on_begun)
 
@@ -192,7 +161,7 @@ class Dispatcher:
         Raises:
             BridgeError: it may not begin: expired, invalid, or not allowed to this key.
         """
-        if _is_expired(request) and not _may_be_duplicate(row, request):
+        if request.is_expired and not _may_be_duplicate(row, request):
             raise Expired()
         if attempt.seconds_left() <= 0:
             raise RequestTimeout()
@@ -262,11 +231,11 @@ class Dispatcher:
             request.who if request.is_named else "",
         )
         try:
-            if not _is_expired(request):
+            if not request.is_expired:
                 return await self._idempotency.execute(command, attempt)
             known = await self._idempotency.recall(command, attempt)
         except IdempotencyConflict as conflict:
-            raise conflict.about(*_id_of(request)) from None
+            raise conflict.about(*request.id_property()) from None
         if known is None:
             raise Expired()
         return Outcome(known, duplicate=True)
@@ -363,19 +332,6 @@ def _row_of(request: Request) -> Operation | None:
 
 def _may_be_duplicate(row: Operation, request: Request) -> bool:
     return row.commands and request.idempotency_key is not None
-
-
-def _is_expired(request: Request) -> bool:
-    return request.expires_at is not None and request.expires_at <= time.time()
-
-
-def _id_of(request: Request) -> tuple[str, str | None]:
-    """The property that holds the id, and the id where it is text."""
-    if request.request_id == request.idempotency_key:
-        return "request_id", request.request_id
-    if isinstance(request.idempotency_key, str):
-        return "Idempotency-Key", request.idempotency_key
-    return "Correlation Data", None
 
 
 def _executed(row: Operation, fields: Any, request: Request, outcome: Outcome) -> CommandExecuted:

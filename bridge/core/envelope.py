@@ -15,6 +15,7 @@ from ..errors import (
     PayloadTooLarge,
     Text,
     ValidationFailed,
+    fault_text,
 )
 
 # Nothing that we take is nested so deep, and what writes it again has limits of its own.
@@ -97,7 +98,7 @@ def open_fields(fields: JsonObject) -> Envelope:
     if expires_at is not None:
         envelope.expires_at = _seconds(expires_at)
         if envelope.expires_at is None and envelope.refusal is None:
-            fault = FieldError(("expires_at",), "Input should be a valid number", "float_type")
+            fault = FieldError(("expires_at",), fault_text("float_type"), "float_type")
             envelope.refusal = ValidationFailed([fault], expires_at)
     return envelope
 

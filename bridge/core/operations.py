@@ -12,6 +12,7 @@ from functools import cache
 from typing import Any, Literal, NoReturn
 
 from ..devices import commands, presets, sensors
+from ..devices.errors import DeviceNotFound, DeviceOffline
 from ..devices.models import (
     BatchFields,
     BatchResult,
@@ -35,7 +36,7 @@ from ..devices.models import (
     SequenceResult,
     json_object,
 )
-from ..errors import DeviceNotFound, DeviceOffline, Text
+from ..errors import Text
 from .attempt import control_topic
 from .context import Context
 from .sequences import run_sequence

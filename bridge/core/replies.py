@@ -76,7 +76,7 @@ def reply_to_error(error: Exception, language: Language) -> Reply:
         code=error.code,
         detail=error.detail(language),
         error=error.error,
-        errors=_faults(error) if isinstance(error, ValidationFailed) else None,
+        errors=_faults(error, language) if isinstance(error, ValidationFailed) else None,
         incident=incident,
         in_operation=error.in_operation or incident is not None,
         property_name=error.property_name,
@@ -84,7 +84,8 @@ def reply_to_error(error: Exception, language: Language) -> Reply:
     )
 
 
-def _faults(error: ValidationFailed) -> list[JsonObject]:
+def _faults(error: ValidationFailed, language: Language) -> list[JsonObject]:
     return [
-        {"loc": list(fault.loc), "msg": fault.msg, "type": fault.type} for fault in error.errors
+        {"loc": list(fault.loc), "msg": fault.told(language), "type": fault.type}
+        for fault in error.errors
     ]

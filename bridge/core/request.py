@@ -1,5 +1,6 @@
 """One request, as a transport read it."""
 
+import time
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -39,3 +40,16 @@ class Request:
     def who(self) -> str:
         """Who asked, for the log: requesters of two transports are never the same."""
         return f"{self.transport}:{self.requester}" if self.requester else self.transport
+
+    @property
+    def is_expired(self) -> bool:
+        """Whether its `expires_at` has passed."""
+        return self.expires_at is not None and self.expires_at <= time.time()
+
+    def id_property(self) -> tuple[str, str | None]:
+        """The property that holds the id for at-most-once, and the id where it is text."""
+        if self.request_id == self.idempotency_key:
+            return "request_id", self.request_id
+        if isinstance(self.idempotency_key, str):
+            return "Idempotency-Key", self.idempotency_key
+        return "Correlation Data", None

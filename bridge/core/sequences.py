@@ -3,10 +3,11 @@
 import asyncio
 from dataclasses import dataclass, field
 
+from ..devices.errors import DeviceBusy
 from ..devices.models import DeviceProfile, ExecutedStep, SequenceResult
 from ..devices.names import device_key
 from ..devices.presets import PresetPlan, Step
-from ..errors import BridgeError, DeviceBusy, RequestTimeout, Text
+from ..errors import BridgeError, RequestTimeout, Text
 from .attempt import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM
 from .context import DRAIN_MARGIN, Context
 

@@ -6,7 +6,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from ..devices.models import Fields, JsonObject
-from ..errors import FieldError, ValidationFailed
+from ..errors import FieldError, ValidationFailed, fault_text
 
 
 def validated(fields: type[Fields], raw: JsonObject) -> Fields:
@@ -18,13 +18,20 @@ def validated(fields: type[Fields], raw: JsonObject) -> Fields:
     try:
         return fields.model_validate(raw)
     except ValidationError as invalid:
-        faults = [
-            FieldError(tuple(fault["loc"]), fault["msg"], fault["type"])
-            for fault in invalid.errors(
-                include_url=False, include_context=False, include_input=False
-            )
-        ]
+        faults = faults_of(invalid)
         raise ValidationFailed(faults, _value_at(raw, faults[0].loc)) from None
+
+
+def faults_of(error: ValidationError) -> list[FieldError]:
+    """Every fault that pydantic found, in our words."""
+    return [
+        FieldError(
+            tuple(fault["loc"]),
+            fault_text(fault["type"], **fault.get("ctx", {})),
+            fault["type"],
+        )
+        for fault in error.errors(include_url=False, include_input=False)
+    ]
 
 
 def _value_at(value: Any, place: Sequence[str | int]) -> Any:

@@ -9,6 +9,7 @@ import sys
 from ..errors import BridgeError, Text
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .address import DatabaseAddress
 from .idempotency_table import CREATE_TABLE, TABLE
 from .pool import Database
 
@@ -43,11 +44,12 @@ async def make_table(settings: Settings, *, print_only: bool) -> int:
 
 
 def _statements(settings: Settings) -> str:
-    return f"USE `{settings.database.name}`;\n{CREATE_TABLE.strip()};\n{_grant(settings)}"
+    name = DatabaseAddress.of(settings).name
+    return f"USE `{name}`;\n{CREATE_TABLE.strip()};\n{_grant(settings)}"
 
 
 def _grant(settings: Settings) -> str:
-    address = settings.database
+    address = DatabaseAddress.of(settings)
     return (
         f"GRANT SELECT, INSERT, UPDATE, DELETE ON `{address.name}`.`{TABLE}` "
         f"TO '{address.user}'@'%';"

@@ -30,6 +30,7 @@ from ..core.deadlines import Deadlines
 from ..errors import BridgeError, DatabaseTimeout, DatabaseUnavailable
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .address import DatabaseAddress
 
 logger = logging.getLogger(__name__)
 
@@ -58,10 +59,12 @@ class Database:
         self, settings: Settings, metrics: Metrics, deadlines: Deadlines | None = None
     ) -> None:
         self._settings = settings
+        self._address = DatabaseAddress.of(settings)
         self._metrics = metrics
         # First come, first served; whoever has a slot has a connection, or makes one.
         self._slots = asyncio.Semaphore(settings.db_pool_size)
         self._connections = _Connections(settings)
+        metrics.watch_pool(settings.db_pool_size, self._connections.in_use)
         self.deadlines = deadlines or Deadlines()
         # The words for what is wrong, for logs and for administrators at a terminal.
         self.last_trouble: str | None = None
@@ -173,7 +176,7 @@ class Database:
             if self._was_available:
                 self._metrics.reconnected("database")
             self._was_available = True
-            logger.info("database available", extra={"database": str(self._settings.database)})
+            logger.info("database available", extra={"database": str(self._address)})
 
     def _failed(self, sql: str, error: Exception, began: float) -> BridgeError:
         """Our error for whatever was raised; what it says goes to the log.
@@ -210,7 +213,7 @@ class Database:
             logger.warning(
                 "database unavailable: %s",
                 trouble,
-                extra={"database": str(self._settings.database)},
+                extra={"database": str(self._address)},
             )
 
     def _is_news(self, sql: str, trouble: str) -> bool:
@@ -225,9 +228,14 @@ class _Connections:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._address = DatabaseAddress.of(settings)
         self._open: set[Any] = set()
         self._at_rest: deque[Any] = deque()
         self._closed = False
+
+    def in_use(self) -> int:
+        """How many execute a statement."""
+        return len(self._open) - len(self._at_rest)
 
     async def take(self) -> Any:
         """The one that has rested longest, so that all stay fresh; or a new one."""
@@ -276,7 +284,7 @@ class _Connections:
         await asyncio.sleep(0)
 
     async def _connect(self) -> Any:
-        address = self._settings.database
+        address = self._address
         timeout = self._settings.db_timeout
         # On Python 3.11 the statement's own deadline may be lost just as TCP connects (its
         # `wait_for` swallows the cancellation): then this ends a handshake that hangs.

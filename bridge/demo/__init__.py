@@ -11,8 +11,6 @@ import logging
 import sys
 from collections.abc import Callable
 
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
-
 from ..app.bridge import Bridge, stop_signal
 from ..app.signals import on_signal
 from ..core.deadlines import Deadlines
@@ -107,30 +105,14 @@ async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
     return 0 if await bridge.run(stop_signal()) else 1
 
 
-class _OwnSettings(Settings):
-    """Settings from the arguments alone: what the environment or `.env` names is never touched."""
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Nothing but the arguments."""
-        del settings_cls, env_settings, dotenv_settings, file_secret_settings
-        return (init_settings,)
-
-
 def _demo_settings(given: Settings, mqtt_port: int, http_port: int | None) -> Settings:
-    return _OwnSettings(
+    return Settings(
         mqtt_broker=LOOPBACK,
         mqtt_port=mqtt_port,
         mqtt_instance="demo",
         # The embedded broker keeps no sessions.
         mqtt_session_expiry=0,
+        device_list="open",
         service_host=LOOPBACK,
         service_port=free_port(_USUAL_HTTP_PORT) if http_port is None else wanted_port(http_port),
         language=given.language,

@@ -8,14 +8,13 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import (
+from ..errors import FieldError, ValidationFailed
+from .errors import (
     AmbiguousPort,
-    FieldError,
     UnknownAction,
     UnknownPort,
     UnknownPortName,
     UnknownPortType,
-    ValidationFailed,
     ValueMissing,
 )
 from .models import ControlFields, DeviceProfile, JsonObject, Port, json_object

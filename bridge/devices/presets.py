@@ -8,17 +8,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from ..errors import (
-    AmbiguousPreset,
-    FieldError,
-    InvalidPreset,
-    PresetNotFound,
-    PresetTooLong,
-    Text,
-    UnknownParameter,
-    ValidationFailed,
-)
+from ..errors import FieldError, Text, ValidationFailed
 from .commands import TOO_LARGE, as_firmware_takes_it
+from .errors import AmbiguousPreset, InvalidPreset, PresetNotFound, PresetTooLong, UnknownParameter
 from .models import DeviceProfile, JsonObject, PresetSummary, json_object
 from .names import plain_name
 

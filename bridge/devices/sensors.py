@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
 
-from ..errors import SensorNotFound
+from .errors import SensorNotFound
 from .models import DeviceReadings, Reading, SensorRow, json_object
 from .names import plain_name
 

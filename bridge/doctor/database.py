@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+from ..database.address import DatabaseAddress
 from ..database.idempotency_table import CREATE_TABLE, TABLE
 from ..database.pool import Row
 from ..database.store import PROFILES, READINGS
@@ -60,14 +61,13 @@ def _told_by_driver(error: BaseException | None) -> Exception:
 async def reached(examination: Examination) -> Finding:
     settings = examination.settings
     names = "DB_HOST, DB_PORT" if settings.database_url is None else "DATABASE_URL"
-    return await server_reached(
-        settings.database.host, settings.database.port, names, "mysql mariadb"
-    )
+    address = DatabaseAddress.of(settings)
+    return await server_reached(address.host, address.port, names, "mysql mariadb")
 
 
 async def login(examination: Examination) -> Finding:
     settings = examination.settings
-    address = settings.database
+    address = DatabaseAddress.of(settings)
     try:
         ((version, comment),) = await _ask(examination, "SELECT VERSION(), @@version_comment")
     except _ServerError as error:
@@ -102,7 +102,7 @@ async def login(examination: Examination) -> Finding:
 
 
 def _login_refused(error: _ServerError, settings: Settings) -> Finding:
-    address = settings.database
+    address = DatabaseAddress.of(settings)
     if error.number in (1044, 1049):
         return failed(
             f"没有数据库 {address.name}，或 {address.user} 无权使用：{error}",
@@ -133,8 +133,8 @@ def _login_refused(error: _ServerError, settings: Settings) -> Finding:
 
 
 def _grant(settings: Settings, rights: str = "SELECT", table: str = "*") -> str:
-    name, user = settings.database.name, settings.database.user
-    return f"GRANT {rights} ON `{name}`.{table} TO '{user}'@'%';"
+    address = DatabaseAddress.of(settings)
+    return f"GRANT {rights} ON `{address.name}`.{table} TO '{address.user}'@'%';"
 
 
 def columns_read() -> dict[str, list[str]]:
@@ -157,7 +157,7 @@ async def _unreadable(
     examination: Examination, table: str, columns: Sequence[str]
 ) -> Finding | None:
     """What keeps us from reading these columns; None when nothing does."""
-    name = examination.settings.database.name
+    name = DatabaseAddress.of(examination.settings).name
     listed = ", ".join(f"`{column}`" for column in columns)
     theirs = Text(
         f"{name} 是平台的数据库吗？核对 DB_NAME",

@@ -3,6 +3,7 @@
 import contextlib
 import hmac
 import logging
+import re
 import stat
 from collections.abc import Iterable
 from hashlib import sha256
@@ -11,12 +12,17 @@ from pathlib import Path
 
 from ..core.grant import Grant
 from ..devices.names import device_key
-from ..errors import Unauthorized
-from ..settings import UNREADABLE, Networks, Settings, SettingsError, parse_api_keys
+from ..errors import Text, Unauthorized
+from ..settings import UNREADABLE, Networks, Settings, SettingsError
 
 logger = logging.getLogger(__name__)
 
 _READABLE_BY_OTHERS = stat.S_IROTH
+_KEY_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+class WrongKey(Unauthorized):
+    """A key was shown, and it is none of ours."""
 
 
 class Keys:
@@ -55,7 +61,8 @@ class Keys:
         key that it shows do hold.
 
         Raises:
-            Unauthorized: there are keys, and this is none of them.
+            Unauthorized: there are keys, and none was shown.
+            WrongKey: what was shown is none of them.
         """
         if not self._by_digest:
             return None
@@ -71,7 +78,7 @@ class Keys:
                 return matches[0]
         if address is not None and self._is_trusted(address):
             return None
-        raise Unauthorized()
+        raise Unauthorized() if secret is None else WrongKey()
 
     def _is_trusted(self, address: str) -> bool:
         try:
@@ -91,21 +98,52 @@ def read_keys(settings: Settings) -> dict[bytes, Grant]:
     """What each key may do, by its secret's digest; a line of the file limits a key of `API_KEYS`.
 
     Raises:
-        SettingsError: the file can't be used, or holds no key: editors empty a file before they
+        SettingsError: one can't be used, or the file holds none: editors empty a file before they
             write it, and without it there would be no limits, or no guard at all.
     """
-    grants = {
-        _digest(secret): Grant(name)
-        for name, secret in parse_api_keys(settings.api_keys.get_secret_value()).items()
-    }
+    try:
+        keys = _parse_keys(settings.api_keys.get_secret_value())
+    except _UnusableError as error:
+        raise SettingsError(f"API_KEYS: {error.text.in_(settings.language)}") from None
+    grants = {_digest(secret): Grant(name) for name, secret in keys.items()}
     if settings.api_keys_file is None:
         return grants
-    grants |= _read_file(settings.api_keys_file)
-    names = [grant.name for grant in grants.values()]
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise SettingsError(f"API_KEYS_FILE: {twice!r} has another secret in API_KEYS")
+    try:
+        grants |= _read_file(settings.api_keys_file)
+        names = [grant.name for grant in grants.values()]
+        for name in names:
+            if names.count(name) > 1:
+                raise _UnusableError(
+                    f"{name!r} 在 API_KEYS 中另有密钥", f"{name!r} has another secret in API_KEYS"
+                )
+    except _UnusableError as error:
+        raise SettingsError(f"API_KEYS_FILE: {error.text.in_(settings.language)}") from None
     return grants
+
+
+class _UnusableError(Exception):
+    """Keys that can't be used, and why; no secret is in the words."""
+
+    def __init__(self, zh: str, en: str) -> None:
+        super().__init__(en)
+        self.text = Text(zh, en)
+
+
+def _parse_keys(text: str) -> dict[str, str]:
+    """`name:secret,…` as a mapping of name to secret."""
+    keys: dict[str, str] = {}
+    for number, entry in enumerate((part.strip() for part in text.split(",")), start=1):
+        if not entry:
+            continue
+        name, colon, secret = entry.partition(":")
+        if not (colon and secret and _KEY_NAME.fullmatch(name)):
+            raise _UnusableError(
+                f"第 {number} 项不是 名称:密钥", f"entry {number} is not name:secret"
+            )
+        if name in keys:
+            raise _UnusableError(f"名称 {name!r} 重复", f"the name {name!r} comes twice")
+        keys[name] = secret
+    return keys
 
 
 def _read_file(path: Path) -> dict[bytes, Grant]:
@@ -114,40 +152,48 @@ def _read_file(path: Path) -> dict[bytes, Grant]:
         words = line.split()
         if not words or words[0].startswith("#"):
             continue
-        where = f"API_KEYS_FILE: line {number}"
-        digest, grant = _read_line(words, where)
+        digest, grant = _read_line(words, number)
         if digest in grants or any(grant.name == other.name for other in grants.values()):
-            raise SettingsError(f"{where}: its name or secret stands in a line above")
+            raise _UnusableError(
+                f"第 {number} 行：名称或密钥与上面某行相同",
+                f"line {number}: its name or secret stands in a line above",
+            )
         grants[digest] = grant
     if not grants:
-        raise SettingsError("API_KEYS_FILE: it holds no key; to do without it, remove the setting")
+        raise _UnusableError(
+            "其中没有密钥；若不需要，请删去该配置",
+            "it holds no key; to do without it, remove the setting",
+        )
     return grants
 
 
 def _text_of(path: Path) -> str:
     if not path.is_file():
         # A pipe would be waited for.
-        raise SettingsError("API_KEYS_FILE: it names no regular file")
+        raise _UnusableError("所指的不是普通文件", "it names no regular file")
     try:
         # Windows' editors begin a UTF-8 file with a mark.
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        raise SettingsError(f"API_KEYS_FILE: {UNREADABLE}") from None
+        raise _UnusableError(UNREADABLE.zh, UNREADABLE.en) from None
 
 
-def _read_line(words: list[str], where: str) -> tuple[bytes, Grant]:
+def _read_line(words: list[str], number: int) -> tuple[bytes, Grant]:
     try:
-        ((name, secret),) = parse_api_keys(words[0]).items()
-    except ValueError:
-        raise SettingsError(f"{where} does not begin with name:secret") from None
+        ((name, secret),) = _parse_keys(words[0]).items()
+    except (ValueError, _UnusableError):
+        raise _UnusableError(
+            f"第 {number} 行不是以 名称:密钥 开头", f"line {number} does not begin with name:secret"
+        ) from None
     limits: dict[str, frozenset[str]] = {}
     for word in words[1:]:
         kind, _, values = word.partition("=")
         names = frozenset(_names(kind, values.split(",")))
         # Not its words: a secret with a space in it would be told.
         if kind not in ("operations", "devices") or not names or kind in limits:
-            raise SettingsError(
-                f"{where}: after name:secret may come operations=… and devices=…, once each"
+            raise _UnusableError(
+                f"第 {number} 行：名称:密钥 之后只能有 operations=… 和 devices=…，各一次",
+                f"line {number}: after name:secret may come operations=… and devices=…, once each",
             )
         limits[kind] = names
     return _digest(secret), Grant(name, limits.get("operations"), limits.get("devices"))

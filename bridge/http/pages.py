@@ -12,7 +12,8 @@ from aiohttp import hdrs, web
 from ..apidocs import page
 from ..core.grant import Grant
 from ..errors import Unauthorized
-from .server import Answer
+from .answer import Answer
+from .authentication import WrongKey
 
 Handler = Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]]
 
@@ -86,6 +87,8 @@ class SwaggerUi:
         del grant
         try:
             self._admit(request)
+        except WrongKey:
+            raise
         except Unauthorized:
             if "text/html" not in request.headers.get(hdrs.ACCEPT, ""):
                 raise

@@ -10,10 +10,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import web
 
-from .. import __version__
-from ..apidocs import Address, Document, Documents
 from ..core.dispatcher import Dispatcher
 from ..core.envelope import (
     TRACE_SHAPES,
@@ -27,29 +25,31 @@ from ..core.grant import Grant
 from ..core.operations import OPERATIONS, Operation
 from ..core.replies import Reply, reply_to_error
 from ..core.request import Request
-from ..errors import Busy, MalformedRequest, MethodNotAllowed, OperationNotFound
+from ..errors import (
+    Busy,
+    Forbidden,
+    MalformedRequest,
+    MethodNotAllowed,
+    OperationNotFound,
+    Unauthorized,
+)
 from ..observability.activity import Activity
 from ..observability.metrics import Metrics
 from ..observability.observations import UNKNOWN, Observers, RequestAnswered
 from ..settings import Settings
-from .authentication import Keys
+from .answer import JSON_UTF8, Answer
+from .authentication import Keys, WrongKey
 from .bodies import json_body
+from .browsers import Browsers, Headers
 from .console import Console
+from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, SwaggerUi
-from .server import (
-    JSON_UTF8,
-    NOT_HTTP,
-    Answer,
-    Server,
-    connection_cap,
-    is_surplus,
-    meet_expectation,
-)
+from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
+from .wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
 
-Headers = Sequence[tuple[str, str]]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # A connection that sends no request, or only part of one's head, is closed after so long.
@@ -57,18 +57,6 @@ _IDLE_SECONDS = 75.0
 _RETRY_AFTER = ("Retry-After", "1")
 # What a connection above the cap is answered for.
 _HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
-_ANY_ORIGIN = (("Access-Control-Allow-Origin", "*"),)
-_VARY = ("Vary", "Origin")
-_EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
-_PREFLIGHT = (
-    ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
-    (
-        "Access-Control-Allow-Headers",
-        "Content-Type, X-API-Key, Authorization, Idempotency-Key, traceparent, tracestate, "
-        "MCP-Protocol-Version, Mcp-Session-Id, Mcp-Method, Mcp-Name",
-    ),
-    ("Access-Control-Max-Age", "600"),
-)
 
 
 class PortTakenError(Exception):
@@ -93,18 +81,22 @@ class HttpTransport:
     ) -> None:
         self._settings = settings
         self._keys = keys
-        self._named_origins = frozenset(settings.cors_origins) - {"*"}
+        self._browsers = Browsers(settings)
         self._loop = asyncio.get_running_loop()
-        self._metrics = metrics
         self._observers = observers
-        self._is_ready = is_ready
-        self._mqtt_connected = mqtt_connected
-        self._documents = Documents(settings)
         self._dispatcher = dispatcher
         self._server: Server | None = None
-        self._swagger_ui = SwaggerUi(self._admit)
-        self._console = Console(settings, activity, dispatcher.health)
-        self._mounted = mounted
+        pages = OperatorPages(
+            settings,
+            metrics,
+            is_guarded=lambda: keys.required,
+            is_ready=is_ready,
+            mqtt_connected=mqtt_connected,
+        )
+        console = Console(settings, activity, dispatcher.health)
+        swagger_ui = SwaggerUi(self._admit)
+        self._places = (*pages.places(), *swagger_ui.places(), *console.places(), *mounted)
+        self._wrong_keys = WrongKeys(metrics.wrong_key)
 
     # ---- life -----------------------------------------------------------------------------------
 
@@ -142,13 +134,7 @@ class HttpTransport:
         for row in OPERATIONS.values():
             handler = self._health if row.name == "health" else self._operation(row)
             self._add(app, row.method, row.path, self._guarded(handler, open_=row.name == "health"))
-        self._add(app, "GET", "/", self._guarded(self._root, open_=True))
-        self._add(app, "GET", "/livez", self._guarded(self._livez, open_=True))
-        self._add(app, "GET", "/readyz", self._guarded(self._readyz, open_=True))
-        self._add(app, "GET", "/metrics", self._guarded(self._metrics_page))
-        for path, document in self._documents.by_path.items():
-            self._add(app, "GET", path, self._guarded(self._document(document)))
-        for place in (*self._swagger_ui.places(), *self._console.places(), *self._mounted):
+        for place in self._places:
             guarded = self._guarded(place.handler, open_=place.open, cors=place.cors)
             self._add(app, place.method, place.path, guarded)
         app.router.add_route(
@@ -177,27 +163,53 @@ class HttpTransport:
 
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
-                grant = None
-                if not open_:
-                    grant = self._admit(request)
+                grant = self._admitted(request, open_=open_)
                 if is_surplus(request) and request.path not in _HEALTH_PATHS:
                     raise Busy()
                 response = await handler(request, grant)
                 if cors and isinstance(response, Answer):
-                    response.add_headers(self._cors(request.headers.get("Origin")))
+                    response.add_headers(self._browsers.cors(_origin(request)))
                 return response
             except Exception as error:
+                if isinstance(error, WrongKey):
+                    await self._wrong_keys.shown(request.remote)
                 return self._respond(request, self._refused(error))
 
         return handle
 
+    def _admitted(self, request: web.Request, *, open_: bool) -> Grant | None:
+        """What the caller may do; None: everything, or what is open to all.
+
+        Raises:
+            Unauthorized: there are keys, and the caller shows none of them.
+            Forbidden: no key is shown, and a web page may have sent the request.
+        """
+        try:
+            grant = self._admit(request)
+        except Unauthorized:
+            if not open_:
+                raise
+            return None
+        if grant is None and request.path not in _HEALTH_PATHS:
+            self._browsers.check(request.headers.get("Host"), _origin(request))
+        return grant
+
     def _admit(self, request: web.Request) -> Grant | None:
         if not self._keys.required:
             return None
-        # A browser at a trusted address shows us pages of anyone's, which say whose they are.
-        origins = request.headers.getall(hdrs.ORIGIN, ())
-        trusted = all(origin in self._named_origins for origin in origins)
-        return self._keys.admit(_secret(request), request.remote if trusted else None)
+        return self._keys.admit(_secret(request), request.remote)
+
+    async def _preflight(self, request: web.Request) -> web.StreamResponse:
+        headers = request.headers
+        try:
+            allowed = self._browsers.preflight(
+                headers.get("Host"),
+                _origin(request),
+                headers.get("Access-Control-Request-Headers", ""),
+            )
+        except Forbidden as error:
+            return self._respond(request, self._refused(error))
+        return self._send(request, b"", 204, allowed)
 
     # ---- operations -----------------------------------------------------------------------------
 
@@ -245,53 +257,11 @@ class HttpTransport:
         healthy = reply.error is None and reply.data.status == "healthy"
         return self._send(request, orjson.dumps(reply.data), 200 if healthy else 503)
 
-    # ---- what operators ask ---------------------------------------------------------------------
-
-    async def _root(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del grant
-        body = {
-            "service": "mqtt-request-reply-bridge",
-            "version": __version__,
-            "status": "running" if self._is_ready() else "degraded",
-            "mqtt_connected": self._mqtt_connected(),
-        }
-        return self._send(request, orjson.dumps(body), 200)
-
-    async def _livez(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del grant
-        return self._send(request, b'{"status":"alive"}', 200)
-
-    async def _readyz(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del grant
-        if self._is_ready():
-            return self._send(request, b'{"status":"ready"}', 200)
-        return self._send(request, b'{"status":"not ready"}', 503)
-
-    async def _metrics_page(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del grant
-        return self._send(request, self._metrics.exposition(), content_type=_EXPOSITION)
-
     async def _not_found(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         del request, grant
         raise OperationNotFound(
             operations=", ".join(f"{row.method} {row.path}" for row in OPERATIONS.values())
         )
-
-    async def _preflight(self, request: web.Request) -> web.StreamResponse:
-        return self._send(request, b"", 204, _PREFLIGHT)
-
-    # ---- documents ------------------------------------------------------------------------------
-
-    def _document(self, document: Document) -> Guarded:
-        async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-            del grant
-            secure = request.secure or request.headers.get("X-Forwarded-Proto") == "https"
-            reached = Address.of(request.headers.get("Host"), self._settings, secure=secure)
-            # In a thread, since making one for the first time takes some milliseconds.
-            body = await asyncio.to_thread(document, self._keys.required, reached)
-            return self._send(request, body, 200)
-
-        return handle
 
     # ---- responses ------------------------------------------------------------------------------
 
@@ -307,7 +277,7 @@ class HttpTransport:
         """The answer to what failed before or after a handler; None: it could not be parsed."""
         failed = error if isinstance(error, Exception) else MalformedRequest(reason=NOT_HTTP)
         reply = self._refused(failed)
-        headers = (*self._cors(None), *((_RETRY_AFTER,) if reply.code == 429 else ()))
+        headers = (*self._browsers.cors(None), *((_RETRY_AFTER,) if reply.code == 429 else ()))
         return Answer(reply.code, JSON_UTF8, reply.encode(), headers, keep_alive=False)
 
     def _respond(
@@ -337,16 +307,8 @@ class HttpTransport:
         headers: Headers = (),
         content_type: str = JSON_UTF8,
     ) -> Answer:
-        cors = self._cors(request.headers.get("Origin"))
+        cors = self._browsers.cors(_origin(request))
         return Answer(status, content_type, body, (*cors, *headers))
-
-    def _cors(self, origin: str | None) -> Headers:
-        origins = self._settings.cors_origins
-        if "*" in origins:
-            return _ANY_ORIGIN
-        if origin is not None and origin in origins:
-            return (("Access-Control-Allow-Origin", origin), _VARY)
-        return (_VARY,) if origins else ()
 
 
 def _port_taken(settings: Settings, error: OSError) -> str:
@@ -356,6 +318,14 @@ def _port_taken(settings: Settings, error: OSError) -> str:
         f"can't listen on {settings.service_host}:{port}: {error.strerror or error}. "
         f"Is another program using the port{usual}? Stop it, or set SERVICE_PORT to a free port."
     )
+
+
+def _origin(request: web.Request) -> str | None:
+    """Whose page asks; several origins are nobody's."""
+    origins = request.headers.getall("Origin", ())
+    if not origins:
+        return None
+    return origins[0] if len(origins) == 1 else "null"
 
 
 def _unquoted(key: str) -> str:

@@ -4,7 +4,6 @@
   the request line is percent-encoded before the parser sees it.
 - What can't be parsed is answered with the contract's JSON, without a traceback per bad client, and
   a body that breaks off its encoding fails at once (aiohttp leaves its reader waiting).
-- A response is written in one piece: aiohttp's `web.Response` costs a third of a sensor query.
 - A response that leaves before its request's body was read closes the connection. Else what follows
   on it, which behind a pooling proxy are other people's requests, would be read as that body.
 - Connections are capped, and so is what clients have not read of their responses.
@@ -16,11 +15,7 @@ import asyncio
 import contextlib
 import socket
 import sys
-import time
-from collections.abc import Callable, Sequence
-from email.utils import formatdate
-from functools import lru_cache
-from http import HTTPStatus
+from collections.abc import Callable
 from typing import Any, cast
 from urllib.parse import quote_from_bytes
 
@@ -30,12 +25,12 @@ from aiohttp.web_protocol import _ErrInfo
 
 from ..core.deadlines import Limit
 from ..errors import MalformedRequest, PayloadTooLarge, RequestTimeout, Text
+from .answer import Answer
 from .unsent import UnsentReplies
 
 # The answer to what failed outside a handler; None if the request could not be parsed.
-OnError = Callable[[BaseException | None], "Answer"]
+OnError = Callable[[BaseException | None], Answer]
 
-JSON_UTF8 = "application/json; charset=utf-8"
 NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
 MOST_CONNECTIONS = 4096
 
@@ -49,121 +44,9 @@ _SURPLUS_SECONDS = 1.0
 _SURPLUS_SHARE = 8
 # The kernel ends a connection whose client acknowledges nothing for so long.
 _UNACKNOWLEDGED_SECONDS = 60
-# A response larger than this may have to wait for its client to read.
-_UNSENT_BYTES = 64 * 1024
-# How long a response counts as under way whose client does not read it.
-_READ_SECONDS = 1.0
-_CLOSE = "Connection: close\r\n"
-_BODILESS = frozenset({204, 304})
 _ASCII = bytes(range(128))
 # What a client did to its own request.
 _CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
-
-
-class Answer(web.StreamResponse):
-    """A whole response, written with its head in one piece."""
-
-    def __init__(
-        self,
-        status: int,
-        content_type: str,
-        body: bytes,
-        headers: Sequence[tuple[str, str]] = (),
-        *,
-        keep_alive: bool = True,
-    ) -> None:
-        # Not super().__init__(), which makes a multidict of headers and much else.
-        self._status = status
-        self._keep_alive = keep_alive
-        self._content = body
-        self._lines = _header_lines(content_type, tuple(headers))
-        self._written = False
-
-    def add_headers(self, headers: Sequence[tuple[str, str]]) -> None:
-        """Add headers before it is sent."""
-        self._lines += "".join(f"{name}: {value}\r\n" for name, value in headers)
-
-    @property
-    def keep_alive(self) -> bool | None:
-        """Whether the connection goes on after it."""
-        return self._keep_alive
-
-    async def send(self, request: web.BaseRequest) -> None:
-        """Write it, and wait a second at most until its client has read it."""
-        if self._write(request):
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(_READ_SECONDS):
-                    await request.writer.drain()
-
-    async def prepare(self, request: web.BaseRequest) -> None:
-        """Write it unless it was sent, and wait until its client has read it."""
-        if self._write(request):
-            await request.writer.drain()
-
-    async def write_eof(self, data: bytes = b"") -> None:
-        """Do nothing: it was written whole."""
-        del data
-
-    def encoded(self) -> bytes:
-        """All of it, as it goes to a client of HTTP/1.1."""
-        return self._head("" if self._keep_alive else _CLOSE) + self._content
-
-    def _write(self, request: web.BaseRequest) -> bool:
-        """Write it once; whether its client still has much to read."""
-        transport = request.transport
-        if transport is None:
-            raise ConnectionResetError("the client has gone")
-        if not self._written:
-            self._written = True
-            head = self._head(self._persistence(request))
-            body = b"" if request.method == hdrs.METH_HEAD else self._content
-            if len(body) < _UNSENT_BYTES:
-                transport.write(head + body)
-            else:
-                transport.writelines((head, body))
-        if transport.get_write_buffer_size() <= _UNSENT_BYTES:
-            return False
-        cast(Protocol, request.protocol).watch_reader()
-        return True
-
-    def _head(self, persistence: str) -> bytes:
-        length = f"Content-Length: {len(self._content)}\r\n"
-        if self._status in _BODILESS:
-            length = ""
-        return (
-            f"{_status_line(self._status)}{self._lines}{length}"
-            f"Date: {_date(int(time.time()))}\r\n{persistence}\r\n"
-        ).encode("latin-1", "replace")
-
-    def _persistence(self, request: web.BaseRequest) -> str:
-        self._keep_alive = self._keep_alive and request.keep_alive and _may_go_on(request)
-        if not self._keep_alive:
-            return _CLOSE
-        return "" if request.version >= (1, 1) else "Connection: keep-alive\r\n"
-
-
-def _may_go_on(request: web.BaseRequest) -> bool:
-    """Whether what follows on the connection is the next request, and may be served."""
-    return (
-        request.content.is_eof() and hdrs.UPGRADE not in request.headers and not is_surplus(request)
-    )
-
-
-@lru_cache(maxsize=64)
-def _header_lines(content_type: str, headers: tuple[tuple[str, str], ...]) -> str:
-    return f"Content-Type: {content_type}\r\n" + "".join(
-        f"{name}: {value}\r\n" for name, value in headers
-    )
-
-
-@lru_cache(maxsize=64)
-def _status_line(status: int) -> str:
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
-
-
-@lru_cache(maxsize=2)
-def _date(unix_seconds: int) -> str:
-    return formatdate(unix_seconds, usegmt=True)
 
 
 async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:

@@ -23,12 +23,11 @@ from ..core.envelope import open_fields, open_payload, traceparent_of
 from ..core.grant import Grant
 from ..core.request import Request
 from ..devices.models import JsonObject
+from ..http.answer import Answer
 from ..http.bodies import json_body
 from ..http.pages import Place
-from ..http.server import Answer
 from ..settings import Settings
 from . import check_installed
-from .visitors import Visitors
 
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
@@ -66,7 +65,6 @@ class Endpoint:
     def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
-        self._visitors = Visitors(settings)
         self._closing = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
@@ -84,8 +82,6 @@ class Endpoint:
         """
         received = time.monotonic()
         headers = request.headers
-        if grant is None:
-            self._visitors.check(headers.get("Host"), headers.get("Origin"))
         limit = self._settings.max_payload
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
         payload = await json_body(request, limit, in_time)
@@ -166,7 +162,7 @@ def _load(settings: Settings, ask: "Ask") -> "StreamableHTTPSessionManager":
         make_server(settings, ask),
         stateless=True,
         json_response=True,
-        # `visitors` has judged Host and Origin before a message comes here.
+        # `http.browsers` has judged Host and Origin before a message comes here.
         security_settings=TransportSecuritySettings(enable_dns_rebinding_protection=False),
     )
 

@@ -8,15 +8,13 @@ begun anew before any request of it is served.
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Callable
 
 import aiomqtt
 import orjson
 
 from .. import __version__
-from ..errors import MqttUnavailable, OutcomeUnknown
-from ..link import REFUSED_FROM, SESSION_TAKEN_OVER, BrokerAddress, Link, LinkError, NotSentError
+from ..link import REFUSED_FROM, SESSION_TAKEN_OVER, BrokerAddress, Link, LinkError
 from ..link.backoff import pauses
 from ..link.packets import Message
 from ..link.topics import Topics
@@ -335,41 +333,3 @@ class Session:
                 self._topics.presence,
                 reason,
             )
-
-    # ---- commands -------------------------------------------------------------------------------
-
-    def publish_command(
-        self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
-    ) -> "_Acknowledgement":
-        """See `Publisher.publish_command`."""
-        if self.link is None:
-            raise MqttUnavailable()
-        try:
-            acknowledged = self.link.publish(
-                topic, payload, qos=1, expires=expires, never_late=True, on_left=on_left
-            )
-        except LinkError:
-            raise MqttUnavailable() from None
-        assert acknowledged is not None
-        return _Acknowledgement(acknowledged)
-
-
-class _Acknowledgement:
-    """A command's PUBACK, to be awaited or not; one that does not come is told by our errors."""
-
-    __slots__ = ("_acknowledged",)
-
-    def __init__(self, acknowledged: "asyncio.Future[int]") -> None:
-        self._acknowledged = acknowledged
-
-    def __await__(self) -> Generator[Any, None, int]:
-        try:
-            return (yield from self._acknowledged.__await__())
-        except NotSentError:
-            raise MqttUnavailable() from None
-        except LinkError:
-            raise OutcomeUnknown() from None
-
-    def cancel(self) -> bool:
-        """See `context.Acknowledgement`."""
-        return self._acknowledged.cancel()

@@ -1,19 +1,22 @@
 """Counters and timings, in Prometheus' terms. No label that a caller can choose."""
 
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+import platform
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 from prometheus_client import (
     CollectorRegistry,
     Counter,
     Gauge,
     Histogram,
+    ProcessCollector,
     generate_latest,
     multiprocess,
     values,
 )
 
+from .. import __version__
 from .observations import CommandExecuted, RequestAnswered
 
 # The environment variable that tells a worker its number, from 1.
@@ -62,63 +65,94 @@ class Metrics:
     """All metrics of one process; over several workers they are summed when they are read."""
 
     def __init__(self, in_flight: Callable[[], int] = int) -> None:
-        self.registry = registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
+        self._count_requests()
+        self._count_rejections()
+        self._watch_connections()
+        self._describe_process()
+        # Asked when it is read: counting up and down would cost every request.
+        self._count_in_flight = in_flight
+        self._pool_size = 0
+        self._count_pool_in_use: Callable[[], int] = int
+        # Children are looked up once: labels() takes a lock and builds a key each time.
+        self._answered: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
+
+    def _count_requests(self) -> None:
         self._requests = Counter(
             "bridge_requests",
             "Requests answered, by outcome: ok, or the error of the reply",
             ("transport", "operation", "outcome"),
-            registry=registry,
+            registry=self.registry,
         )
         self._duration = Histogram(
             "bridge_request_duration_seconds",
             "From the request's arrival to its reply being ready",
             ("transport", "operation"),
             buckets=_SECONDS,
-            registry=registry,
+            registry=self.registry,
         )
-        # Asked when it is read: counting up and down would cost every request.
-        self._count_in_flight = in_flight
-        self._in_flight = Gauge(
-            "bridge_in_flight",
-            "Requests in flight",
-            multiprocess_mode="livesum",
-            registry=registry,
+        self._in_flight = self._gauge("bridge_in_flight", "Requests in flight", "livesum")
+        self.batch_size = Histogram(
+            "bridge_batch_size",
+            "Devices read by one statement",
+            buckets=_SIZES,
+            registry=self.registry,
         )
+
+    def _count_rejections(self) -> None:
         self._dropped = Counter(
             "bridge_dropped",
             "Requests that got no reply, by the rule that dropped them",
             ("reason",),
-            registry=registry,
+            registry=self.registry,
         )
         self._duplicates = Counter(
             "bridge_duplicates",
             "Requests answered from the outcome of an earlier one with the same id",
-            registry=registry,
+            registry=self.registry,
         )
-        self._connected = Gauge(
+        self._wrong_keys = Counter(
+            "bridge_wrong_keys",
+            "HTTP requests that showed an API key which is none of ours",
+            registry=self.registry,
+        )
+
+    def _watch_connections(self) -> None:
+        self._connected = self._gauge(
             "bridge_connected",
             "1 while connected; over several workers, the least of theirs",
+            "livemin",
             ("to",),
-            multiprocess_mode="livemin",
-            registry=registry,
         )
         self._reconnects = Counter(
             "bridge_reconnects",
             "Connections made anew after one was lost",
             ("to",),
-            registry=registry,
+            registry=self.registry,
         )
-        self.batch_size = Histogram(
-            "bridge_batch_size",
-            "Devices read by one statement",
-            buckets=_SIZES,
-            registry=registry,
-        )
-        # Children are looked up once: labels() takes a lock and builds a key each time.
-        self._answered: dict[tuple[str, str, str], tuple[Counter, Histogram]] = {}
         for peer in ("database", "mqtt"):
             self._connected.labels(peer).set(0)
             self._reconnects.labels(peer)
+        self._size = self._gauge("bridge_pool_size", "Database connections at most", "livesum")
+        self._in_use = self._gauge(
+            "bridge_pool_in_use", "Database connections that execute a statement", "livesum"
+        )
+
+    def _describe_process(self) -> None:
+        info = self._gauge(
+            "bridge_build_info", "1; the version is in the label", "livemax", ("version", "python")
+        )
+        info.labels(__version__, platform.python_version()).set(1)
+        ProcessCollector(registry=self.registry)
+
+    def _gauge(
+        self,
+        name: str,
+        words: str,
+        over_workers: Literal["livesum", "livemin", "livemax"],
+        labels: Sequence[str] = (),
+    ) -> Gauge:
+        return Gauge(name, words, labels, multiprocess_mode=over_workers, registry=self.registry)
 
     def request_answered(self, request: RequestAnswered) -> None:
         """Count a request that was answered."""
@@ -142,6 +176,15 @@ class Metrics:
         """One request was dropped; `reason` is one of our own words."""
         self._dropped.labels(reason).inc()
 
+    def wrong_key(self) -> None:
+        """A request showed a wrong API key."""
+        self._wrong_keys.inc()
+
+    def watch_pool(self, size: int, in_use: Callable[[], int]) -> None:
+        """Show the pool of database connections; `in_use` is asked when metrics are read."""
+        self._pool_size = size
+        self._count_pool_in_use = in_use
+
     def connected(self, to: str, connected: bool) -> None:
         """Whether we are connected to `database` or `mqtt`."""
         self._connected.labels(to).set(1 if connected else 0)
@@ -156,13 +199,25 @@ class Metrics:
         return "PROMETHEUS_MULTIPROC_DIR" in os.environ
 
     def exposition(self) -> bytes:
-        """All of it in Prometheus' text format, summed over the workers."""
+        """All of it in Prometheus' text format, summed over the workers.
+
+        The process's own are those of the worker that is asked.
+        """
+        self._tell_current()
+        if not self.shared:
+            return generate_latest(self.registry)
+        summed = _summed()
+        ProcessCollector(registry=summed)
+        return generate_latest(summed)
+
+    def _tell_current(self) -> None:
         self._in_flight.set(self._count_in_flight())
-        return generate_latest(_summed() if self.shared else self.registry)
+        self._size.set(self._pool_size)
+        self._in_use.set(self._count_pool_in_use())
 
     def all_workers(self) -> WorkersState:
         """The state of all workers together; tells them ours, so that it is to be called often."""
-        self._in_flight.set(self._count_in_flight())
+        self._tell_current()
         least = {"database": 0.0, "mqtt": 0.0}
         in_flight = 0.0
         for metric in _summed().collect():

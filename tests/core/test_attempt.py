@@ -13,8 +13,9 @@ from bridge.core.attempt import NO_MATCHING_SUBSCRIBERS, CommandAttempt
 from bridge.core.context import Drain, Services
 from bridge.core.deadlines import Deadlines
 from bridge.core.ordering import DeviceQueues
+from bridge.devices.errors import DeviceUnreachable
 from bridge.devices.models import DeviceProfile
-from bridge.errors import DeviceUnreachable, RequestTimeout
+from bridge.errors import RequestTimeout
 from bridge.settings import Settings
 
 DEVICE = DeviceProfile("d", "a device", True, None, None, None)

@@ -23,8 +23,9 @@ from bridge.core.idempotency import (
     key_of,
 )
 from bridge.core.replies import Reply
+from bridge.devices.errors import DeviceNotFound
 from bridge.devices.models import ControlFields, PresetFields
-from bridge.errors import Busy, DeviceNotFound, Draining, IdempotencyConflict, OutcomeUnknown
+from bridge.errors import Busy, Draining, IdempotencyConflict, OutcomeUnknown
 
 T = TypeVar("T")
 Ask = Callable[..., "Asked"]

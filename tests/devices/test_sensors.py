@@ -8,8 +8,8 @@ from datetime import datetime, timedelta
 import pytest
 
 from bridge.devices import sensors
+from bridge.devices.errors import SensorNotFound
 from bridge.devices.models import DeviceReadings, SensorRow
-from bridge.errors import SensorNotFound
 
 NOW = datetime.fromisoformat("2025-03-01T12:00:00")
 

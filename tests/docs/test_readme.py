@@ -34,7 +34,7 @@ _COMMENT = re.compile(r"^#.*\n", re.MULTILINE)
 
 NOT_RUN = {
     "tests": "it would run this test",
-    "systemd": "it changes the machine, and needs its init; tests/docs/test_deploy.py checks the unit",
+    "systemd": "it changes the machine; tests/docs/test_deploy.py checks the unit",
     "logs": "it needs systemd's journal, and does not end",
     "database": "it needs systemd, and asks for a password at the terminal",
     "port": "it looks at the machine's own ports",
@@ -43,8 +43,8 @@ NOT_RUN = {
 LEFT_OUT = {
     "configure": {"nano .env": "an editor; the test writes what a user would"},
     "docker": {
-        "docker compose -p plugin-backend up -d --build": "it needs an engine; tests/docs/test_deploy.py"
-        " checks the files"
+        "docker compose -p plugin-backend up -d --build": "it needs an engine;"
+        " tests/docs/test_deploy.py checks the files"
     },
     "broker": {"sudo systemctl status mosquitto": "it needs systemd"},
 }

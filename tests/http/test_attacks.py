@@ -21,7 +21,8 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from bridge.http.server import Answer, Server
+from bridge.http.answer import Answer
+from bridge.http.server import Server
 from bridge.http.unsent import UnsentReplies
 from tests.http.test_server import Connection, get, head_of, on_error, post
 from tests.lab.bridge import PROJECT, Bridge
@@ -512,51 +513,3 @@ async def test_body_behind_an_upgrade_is_never_taken_for_a_request(bridge):
             heard = await asyncio.wait_for(client.reader.read(), 5)
     assert heard.count(b"HTTP/1.1 ") == 1
     assert b"operations" not in heard
-
-
-# ---- pages at a trusted address -----------------------------------------------------------------
-
-KEY, PANEL = "open-5esame", "https://panel.school.example"
-
-
-@pytest.fixture(scope="module")
-def trusting(mosquitto: Mosquitto, mariadb: MariaDb) -> Iterator[Bridge]:
-    """A bridge with a key, which we don't need from where we are."""
-    with Bridge(
-        mosquitto,
-        mariadb,
-        MQTT_SHARE="trusting",
-        API_KEYS=f"admin:{KEY}",
-        API_TRUSTED="127.0.0.0/8",
-        CORS_ORIGINS=f"*,{PANEL}",
-    ) as process:
-        yield process
-
-
-ORIGINS: list[tuple[tuple[str, ...], bool]] = [
-    ((), True),
-    ((PANEL,), True),
-    (("https://evil.example",), False),
-    ((f"{PANEL}.evil.example",), False),
-    ((PANEL, "https://evil.example"), False),
-    (("null",), False),
-    (("*",), False),
-    (("",), False),
-    (("http://127.0.0.1:9001",), False),
-]
-
-
-@pytest.mark.parametrize(("origins", "trusted"), ORIGINS)
-@pytest.mark.parametrize("path", ["/api/control", "/mcp/"])
-async def test_page_at_a_trusted_address_needs_a_key_unless_it_is_listed(
-    trusting, path, origins, trusted
-):
-    headers = [f"Origin: {origin}" for origin in origins]
-    headers += ["Content-Type: application/json", "Accept: application/json, text/event-stream"]
-    async with Connection(trusting.port) as client:
-        for key in ([], ["X-API-Key: wrong"]):
-            await client.send(post(path, b"{}", *headers, *key))
-            status, _ = await client.response()
-            assert (status != 401) is trusted
-        await client.send(post(path, b"{}", *headers, f"X-API-Key: {KEY}"))
-        assert (await client.response())[0] != 401

@@ -23,8 +23,9 @@ import trustme
 from aiohttp import web
 
 from bridge.errors import Forbidden, Unauthorized
+from bridge.http.answer import Answer
 from bridge.http.authentication import Keys
-from bridge.http.server import Answer, Server
+from bridge.http.server import Server
 from bridge.settings import Settings, SettingsError
 from tests.lab.bridge import Bridge
 from tests.lab.certificates import Certificates
@@ -51,7 +52,7 @@ def keys_of(path: Path | None = None, **chosen: Any) -> Keys:
     """The keys of these settings, and of a file with this text."""
     if path is not None:
         chosen["api_keys_file"] = path
-    return Keys(Settings(**{"_env_file": None, **chosen}))
+    return Keys(Settings(**{"language": "en", **chosen}))
 
 
 @pytest.fixture
@@ -176,7 +177,9 @@ def test_what_is_no_regular_file_stops_the_start_instead_of_being_waited_for(tmp
         os.mkfifo(path)
     elif kind == "folder":
         path.mkdir()
-    with closing(Bridge(None, None, API_KEYS_FILE=str(path), API_KEYS="a:b")) as site:
+    with closing(
+        Bridge(None, None, API_KEYS_FILE=str(path), API_KEYS="a:b", LANGUAGE="en")
+    ) as site:
         site.spawn()
         assert site.wait(timeout=10) == 2
         (line,) = site.output.splitlines()
@@ -431,7 +434,7 @@ async def test_hangup_takes_new_keys_up_and_keeps_the_old_ones_over_a_bad_file(
     private_bridge, keys_file
 ):
     path = keys_file(KEYS_FILE)
-    site = private_bridge(API_KEYS_FILE=str(path))
+    site = private_bridge(API_KEYS_FILE=str(path), LANGUAGE="en")
 
     async def status(secret: str) -> int:
         async with (
@@ -455,7 +458,9 @@ async def test_hangup_takes_new_keys_up_and_keeps_the_old_ones_over_a_bad_file(
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_bad_file_stops_the_start_with_one_line(keys_file, workers):
     with closing(
-        Bridge(None, None, API_KEYS_FILE=str(keys_file("a:b\nbad\n")), WORKERS=workers)
+        Bridge(
+            None, None, API_KEYS_FILE=str(keys_file("a:b\nbad\n")), WORKERS=workers, LANGUAGE="en"
+        )
     ) as b:
         b.spawn()
         assert b.wait() == 2

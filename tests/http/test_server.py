@@ -22,7 +22,8 @@ from aiohttp.base_protocol import BaseProtocol
 
 from bridge.app.bridge import Bridge
 from bridge.core.operations import OPERATIONS
-from bridge.http.server import Answer, Protocol, Server
+from bridge.http.answer import Answer
+from bridge.http.server import Protocol, Server
 from bridge.settings import Settings
 from tests.lab.servers import LOOPBACK, free_port
 

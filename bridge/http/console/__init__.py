@@ -17,8 +17,8 @@ from ...devices.models import Health
 from ...errors import Forbidden
 from ...observability.activity import Activity, AnsweredRequest
 from ...settings import Settings
+from ..answer import JSON_UTF8, Answer
 from ..pages import Fixed, Place, fixed
-from ..server import JSON_UTF8, Answer
 
 _STATIC = files(__name__) / "static"
 _CONTENT_TYPES = {

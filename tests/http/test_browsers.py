@@ -1,0 +1,294 @@
+"""What a web page may do through somebody's browser: by header, and by a real browser."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+from aiohttp import web
+from playwright.async_api import Page, async_playwright
+
+from bridge.errors import Forbidden
+from bridge.http.browsers import Browsers
+from bridge.settings import Settings
+from tests.http.test_server import Connection, get, post
+from tests.lab.bridge import Bridge
+from tests.lab.browser import chromium
+from tests.lab.mariadb import MariaDb
+from tests.lab.mosquitto import Mosquitto
+from tests.lab.platform import BOARD_A
+from tests.lab.servers import LOOPBACK, free_port
+
+KEY, PANEL = "open-5esame", "https://panel.school.example"
+LIGHT = {"device_uuid": BOARD_A, "port_type": "led", "port_id": 1, "action": "on"}
+
+# ---- the rule -----------------------------------------------------------------------------------
+
+LET_IN: list[tuple[str | None, str | None]] = [
+    (None, None),
+    ("192.168.1.5:9001", None),
+    ("[fe80::1]:9001", "http://[fe80::1]:9001"),
+    ("localhost:9001", "http://localhost:9001"),
+    ("LOCALHOST.", None),
+    ("bridge:9001", None),
+    ("school.local", None),
+    ("school.lan:9001", None),
+    ("host.docker.internal:9001", None),
+    (socket.gethostname(), None),
+    ("10.0.0.1", "http://10.0.0.1"),
+    ("10.0.0.1", "https://10.0.0.1:443"),
+    ("10.0.0.1", PANEL),
+    ("allowed.school.example:9001", None),
+    ("public.school.example", "https://public.school.example"),
+    ("10.0.0.1", "https://public.school.example"),
+]
+REJECTED: list[tuple[str | None, str | None]] = [
+    ("evil.example", None),
+    ("evil.example:9001", "http://evil.example:9001"),
+    ("192.168.1.5.evil.example", None),
+    ("localhost.evil.example", None),
+    ("evil.example@192.168.1.5.example", None),
+    ("", None),
+    ("[half", None),
+    ("192.168.1.5", "http://evil.example"),
+    ("192.168.1.5", "null"),
+    ("192.168.1.5", ""),
+    ("192.168.1.5", "*"),
+    ("192.168.1.5", "chrome-extension://localhost"),
+    ("192.168.1.5:9001", "http://192.168.1.5:9002"),
+    ("192.168.1.5:9001", "http://localhost:9001"),
+    ("192.168.1.5", f"{PANEL}.evil.example"),
+    (None, "http://evil.example"),
+]
+
+
+@pytest.fixture(scope="module")
+def browsers() -> Browsers:
+    settings = Settings(
+        _env_file=None,
+        cors_origins=("*", PANEL),
+        allowed_hosts=("allowed.school.example",),
+        public_url="https://public.school.example",
+    )
+    return Browsers(settings)
+
+
+@pytest.mark.parametrize(("host", "origin"), LET_IN)
+def test_request_that_no_foreign_page_can_send_is_let_in(browsers, host, origin):
+    browsers.check(host, origin)
+
+
+@pytest.mark.parametrize(("host", "origin"), REJECTED)
+def test_request_that_a_foreign_page_can_send_is_rejected(browsers, host, origin):
+    with pytest.raises(Forbidden):
+        browsers.check(host, origin)
+
+
+# ---- by header, on every path -------------------------------------------------------------------
+
+PATHS = ["/", "/metrics", "/openapi.json", "/docs", "/console", "/console/snapshot", "/nowhere",
+         f"/api/devices/{BOARD_A}", "/api/operations"]  # fmt: skip
+STRANGE = [("Host: evil.example", "ALLOWED_HOSTS"), ("Origin: http://evil.example", "CORS_ORIGINS")]
+
+
+def asking(method: str, path: str, header: str, *more: str) -> bytes:
+    lines = [f"{method} {path} HTTP/1.1", header, *more]
+    if not header.startswith("Host"):
+        lines.insert(1, "Host: 127.0.0.1")
+    return "\r\n".join([*lines, "", ""]).encode()
+
+
+@pytest.mark.parametrize(("header", "setting"), STRANGE)
+@pytest.mark.parametrize("path", PATHS)
+async def test_strange_page_reads_nothing_of_an_open_bridge(bridge, path, header, setting):
+    async with Connection(bridge.port) as client:
+        await client.send(asking("GET", path, header))
+        status, headers, body = await client.answer()
+    assert (status, body["error"]) == (403, "forbidden")
+    assert setting in body["detail"]
+    assert "access-control-allow-origin" not in headers
+
+
+@pytest.mark.parametrize(("header", "setting"), STRANGE)
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
+async def test_health_is_told_to_everyone(bridge, path, header, setting):
+    del setting
+    async with Connection(bridge.port) as client:
+        await client.send(asking("GET", path, header))
+        assert (await client.answer())[0] == 200
+
+
+@pytest.fixture(scope="module")
+def trusting(mosquitto: Mosquitto, mariadb: MariaDb) -> Iterator[Bridge]:
+    """A bridge with a key, which is not needed from where we are."""
+    with Bridge(
+        mosquitto,
+        mariadb,
+        MQTT_SHARE="trusting",
+        API_KEYS=f"admin:{KEY}",
+        API_TRUSTED="127.0.0.0/8",
+        CORS_ORIGINS=f"*,{PANEL}",
+    ) as process:
+        yield process
+
+
+@pytest.fixture(scope="module")
+def guarded(mosquitto: Mosquitto, mariadb: MariaDb) -> Iterator[Bridge]:
+    with Bridge(mosquitto, mariadb, MQTT_SHARE="guarded", API_KEYS=f"admin:{KEY}") as process:
+        yield process
+
+
+@pytest.mark.parametrize(
+    ("origins", "allowed"),
+    [
+        ((), True),
+        ((PANEL,), True),
+        (("https://evil.example",), False),
+        ((PANEL, "https://evil.example"), False),
+        (("null",), False),
+        (("*",), False),
+        (("",), False),
+    ],
+)
+@pytest.mark.parametrize("path", ["/api/control", "/mcp/"])
+async def test_page_at_a_trusted_address_is_rejected_unless_listed(
+    trusting, path, origins, allowed
+):
+    headers = [f"Origin: {origin}" for origin in origins]
+    headers += ["Content-Type: application/json", "Accept: application/json, text/event-stream"]
+    async with Connection(trusting.port) as client:
+        for key in ([], ["X-API-Key: wrong"]):
+            await client.send(post(path, b"{}", *headers, *key))
+            status, _ = await client.response()
+            assert (status != 403) is allowed
+        await client.send(post(path, b"{}", *headers, f"X-API-Key: {KEY}"))
+        assert (await client.response())[0] not in (401, 403)
+
+
+async def test_with_keys_a_strange_page_gets_401_and_the_open_pages(guarded):
+    async with Connection(guarded.port) as client:
+        for header, _ in STRANGE:
+            await client.send(asking("GET", "/api/operations", header))
+            assert (await client.answer())[0] == 401
+            await client.send(asking("GET", "/", header))
+            assert (await client.answer())[0] == 200
+            await client.send(asking("GET", "/api/operations", header, f"X-API-Key: {KEY}"))
+            assert (await client.answer())[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("origin", "announced", "status"),
+    [
+        (PANEL, "content-type", 204),
+        ("http://evil.example", "content-type", 403),
+        ("http://evil.example", "content-type,x-api-key", 204),
+        ("http://evil.example", "Authorization", 204),
+    ],
+)
+async def test_preflight_is_answered_for_listed_pages_and_under_any_for_those_with_keys(
+    trusting, origin, announced, status
+):
+    request = asking(
+        "OPTIONS",
+        "/api/control",
+        f"Origin: {origin}",
+        "Access-Control-Request-Method: POST",
+        f"Access-Control-Request-Headers: {announced}",
+    )
+    async with Connection(trusting.port) as client:
+        await client.send(request)
+        head = await client.reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(f"HTTP/1.1 {status} ".encode())
+
+
+async def test_open_bridge_works_by_the_names_it_is_called(bridge):
+    async with Connection(bridge.port) as client:
+        for host in ("127.0.0.1", "localhost", "bridge", f"[::1]:{bridge.port}"):
+            await client.send(get("/api/operations").replace(b"Host: x", f"Host: {host}".encode()))
+            assert (await client.answer())[0] == 200
+
+
+# ---- by a real browser --------------------------------------------------------------------------
+
+COMMAND = """async ([url, body]) => {
+  const tried = [];
+  for (const headers of [{"Content-Type": "application/json"}, {"Content-Type": "text/plain"}]) {
+    try {
+      const answer = await fetch(url, {method: "POST", headers, body});
+      tried.push(answer.status);
+    } catch (error) { tried.push("failed"); }
+  }
+  return tried;
+}"""
+READ = """async (url) => {
+  try { return await (await fetch(url)).text(); } catch (error) { return "failed"; }
+}"""
+
+
+@asynccontextmanager
+async def page_of(host: str, port: int) -> AsyncIterator[Page]:
+    """A page in a browser for which a stranger's name means this machine."""
+
+    async def blank(_: web.Request) -> web.Response:
+        return web.Response(text="<title>a page</title>", content_type="text/html")
+
+    app = web.Application()
+    app.router.add_get("/", blank)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, LOOPBACK, port).start()
+    rule = f"--host-resolver-rules=MAP {host} {LOOPBACK}"
+    try:
+        async with async_playwright() as playwright:
+            browser = await playwright.chromium.launch(
+                executable_path=chromium(), chromium_sandbox=False, args=[rule, "--disable-gpu"]
+            )
+            page = await browser.new_page()
+            await page.goto(f"http://{host}:{port}/")
+            yield page
+            await browser.close()
+    finally:
+        await runner.cleanup()
+
+
+def commanded(bridge: Bridge) -> int:
+    return bridge.output.count("command who=")
+
+
+@pytest.mark.parametrize("which", ["bridge", "trusting", "guarded"])
+async def test_page_of_another_origin_commands_and_reads_nothing(request, which):
+    bridge: Any = request.getfixturevalue(which)
+    before = commanded(bridge)
+    async with page_of("evil.example", free_port()) as page:
+        for target in (f"http://127.0.0.1:{bridge.port}", f"http://evil.example:{bridge.port}"):
+            body = json.dumps(LIGHT)
+            tried = await page.evaluate(COMMAND, [f"{target}/api/control", body])
+            assert set(tried) <= {"failed", 401, 403}
+            told = await page.evaluate(READ, f"{target}/api/devices/{BOARD_A}")
+            assert BOARD_A not in told
+    assert commanded(bridge) == before
+
+
+async def test_page_under_a_rebound_name_reads_nothing(bridge):
+    """The page's own name means the bridge's address now: to the browser they are one site."""
+    async with async_playwright() as playwright:
+        browser = await playwright.chromium.launch(
+            executable_path=chromium(),
+            chromium_sandbox=False,
+            args=[f"--host-resolver-rules=MAP evil.example {LOOPBACK}", "--disable-gpu"],
+        )
+        page = await browser.new_page()
+        answer = await page.goto(f"http://evil.example:{bridge.port}/livez")
+        assert answer is not None
+        assert answer.status == 200
+        assert "forbidden" in await page.evaluate(READ, f"/api/devices/{BOARD_A}")
+        assert set(await page.evaluate(COMMAND, ["/api/control", json.dumps(LIGHT)])) == {403}
+        for name in ("127.0.0.1", "localhost"):
+            answer = await page.goto(f"http://{name}:{bridge.port}/console")
+            assert answer is not None
+            assert answer.status == 200
+        await browser.close()
