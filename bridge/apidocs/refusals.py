@@ -6,6 +6,7 @@ from typing import Literal
 from ..core.operations import Operation
 from ..core.replies import FAILURE
 from ..devices.errors import (
+    AmbiguousSensor,
     DeviceBusy,
     DeviceNotFound,
     DeviceOffline,
@@ -53,7 +54,7 @@ _COMMANDS: Errors = [
 # What an operation asks of the platform's tables shows in what it is given.
 _BY_FIELD: dict[str, Errors] = {
     "device_uuid": [DeviceNotFound, DatabaseUnavailable, DatabaseTimeout],
-    "sensor": [SensorNotFound],
+    "sensor": [SensorNotFound, AmbiguousSensor],
     "preset_key": [PresetNotFound, InvalidPreset, DeviceOffline, DeviceBusy],
 }
 

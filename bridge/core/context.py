@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..devices.models import DeviceProfile, DeviceReadings, Health, JsonObject
-from ..errors import OutcomeUnknown, RequestTimeout
+from ..errors import BridgeError, OutcomeUnknown, RequestTimeout
 from ..settings import Settings
 from .deadlines import Deadlines
 from .ordering import DeviceQueues
@@ -20,10 +20,13 @@ DRAIN_MARGIN = 1.0
 class Store(Protocol):
     """What we ask of the platform's tables. All raise the `Database…` errors."""
 
-    async def sensors(self, wanted: Sequence[tuple[str, str]]) -> list[DeviceReadings | None]:
-        """Devices, each with at least one sensor, if it has it: by uuid and stored name.
+    async def sensors(
+        self, wanted: Sequence[tuple[str, tuple[str, ...]]]
+    ) -> Sequence[DeviceReadings | BridgeError | None]:
+        """Devices, each with at least some sensors, if it has them: by uuid and stored names.
 
-        In the order of `wanted`; None where there is no such device.
+        In the order of `wanted`; None where there is no such device, an error where one alone
+        could not be read.
         """
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:

@@ -8,7 +8,8 @@ from datetime import datetime
 import aiosqlite
 import orjson
 
-from ..database.store import PROFILES, READINGS, profiles_of, readings_of
+from ..database.statements import PROFILES, READINGS
+from ..database.store import profiles_of, readings_of
 from ..devices.models import DeviceProfile, DeviceReadings
 from ..devices.names import device_key
 from .devices import Device
@@ -26,6 +27,7 @@ CREATE TABLE device_main (
     name                  TEXT NOT NULL,
     is_online             INTEGER NOT NULL DEFAULT 0,
     last_seen             TEXT,
+    device_sensor_config  TEXT,
     device_control_config TEXT,
     device_settings       TEXT
 );
@@ -76,7 +78,9 @@ class SqliteBackend:
 
     # ---- as a store -----------------------------------------------------------------------------
 
-    async def sensors(self, wanted: Sequence[tuple[str, str]]) -> list[DeviceReadings | None]:
+    async def sensors(
+        self, wanted: Sequence[tuple[str, tuple[str, ...]]]
+    ) -> list[DeviceReadings | None]:
         """See `Store.sensors`; all that a device has, which is as good and simpler."""
         return [await self.readings(device_uuid) for device_uuid, _ in wanted]
 
@@ -85,7 +89,7 @@ class SqliteBackend:
         key = device_key(device_uuid)
         keys = _json([key])
         rows = await self._connection.execute_fetchall(_READINGS, (keys, keys))
-        return readings_of(_with_times(row) for row in rows).get(key)
+        return readings_of(tuple(row) for row in rows).get(key)
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
         """See `Store.profile`."""
@@ -125,15 +129,6 @@ async def open_database(devices: Iterable[Device]) -> AsyncIterator[SqliteBacken
                 _ADD_DEVICE, (device.uuid, number, device.name, _json(config), _json(settings))
             )
         yield SqliteBackend(connection)
-
-
-def _with_times(row: Iterable[object]) -> tuple[object, ...]:
-    """A row of `READINGS` with its two times as such: SQLite has no type for them."""
-    columns = list(row)
-    for index in (3, 9):
-        text = columns[index]
-        columns[index] = datetime.fromisoformat(text) if isinstance(text, str) else None
-    return tuple(columns)
 
 
 def _json(value: object) -> str:
