@@ -72,13 +72,8 @@ def usable(settings: Settings) -> None:
 def test_documented_env_file_works_unchanged(surroundings):
     (surroundings / ".env").write_text(DOCUMENTED, encoding="utf-8")
     settings = load()
-    assert DatabaseAddress.of(settings)[:5] == (
-        "localhost",
-        3306,
-        "aiot",
-        "aiot_user",
-        "your_password",
-    )
+    address = ("localhost", 3306, "aiot", "aiot_user", "your_password")
+    assert DatabaseAddress.of(settings)[:5] == address
     assert (settings.mqtt_broker, settings.mqtt_port) == ("localhost", 1883)
     assert settings.mqtt_username == ""
     assert settings.mqtt_password.get_secret_value() == ""
