@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -136,7 +135,6 @@ def test_pure_room_knows_no_loop_and_no_driver(room):
     assert not used & IMPURE
 
 
-def test_wheel_holds_every_package():
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = {".".join(file.parent.relative_to(PACKAGE.parent).parts) for file in files()}
-    assert set(project["tool"]["setuptools"]["packages"]) == packages
+def test_every_folder_with_code_is_a_package():
+    """Setuptools finds packages by their `__init__.py`: the wheel would lack the others."""
+    assert not [file for file in files() if not (file.parent / "__init__.py").exists()]
