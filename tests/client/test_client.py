@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from bridge import errors
+from bridge.apidocs import refusals  # noqa: F401  every class of error is loaded
 from bridge.client import RETRIES, BridgeClient, CallError, NoReply, NotConnected, Refused, Unheard
 from bridge.devices import errors as device_errors
 from bridge.devices.models import ControlResult, PresetResult, Reading, SequenceResult
@@ -581,7 +582,7 @@ for package in ("asyncmy", "aiohttp", "cryptography", "prometheus_client", "aios
 
 def test_client_imports_no_server_package():
     program = f"""{WITHOUT_SERVER_PACKAGES}
-sys.modules["pydantic_settings"] = sys.modules["dotenv"] = sys.modules["mcp"] = None
+sys.modules["dotenv"] = sys.modules["mcp"] = None
 from bridge.client import BridgeClient
 from bridge.client.sync import BridgeClient
 """
