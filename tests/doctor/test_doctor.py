@@ -21,7 +21,7 @@ import pytest
 import trustme
 from iotcore import Broker as EmbeddedBroker
 
-from bridge.database.idempotency import CREATE_TABLE, TABLE
+from bridge.database.idempotency_table import CREATE_TABLE, TABLE
 from bridge.doctor import columns_read
 from tests.lab.bridge import PROJECT
 from tests.lab.certificates import Certificates, KeyPair
