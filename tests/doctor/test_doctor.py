@@ -453,6 +453,7 @@ def test_columns_are_those_that_the_statements_of_the_store_name():
     assert columns_read() == {
         "device_main": [
             "device_control_config",
+            "device_sensor_config",
             "device_settings",
             "is_online",
             "last_seen",
