@@ -21,7 +21,7 @@ import pytest
 import trustme
 from iotcore import Broker as EmbeddedBroker
 
-from bridge.database.idempotency import CREATE_TABLE, TABLE
+from bridge.database.idempotency_table import CREATE_TABLE, TABLE
 from bridge.doctor import columns_read
 from tests.lab.bridge import PROJECT
 from tests.lab.certificates import Certificates, KeyPair
@@ -453,6 +453,7 @@ def test_columns_are_those_that_the_statements_of_the_store_name():
     assert columns_read() == {
         "device_main": [
             "device_control_config",
+            "device_sensor_config",
             "device_settings",
             "is_online",
             "last_seen",
