@@ -15,6 +15,7 @@ from ..errors import PayloadTooLarge
 from . import loops, packets, paho_adapter
 from .address import BrokerAddress
 from .inbox import SLEPT_SECONDS, Inbox
+from .limits import BrokerLimits
 from .outbox import LinkError, Outbox, Outgoing, with_expiry
 from .stream import READ_MOST, WOULD_BLOCK, received
 
@@ -81,7 +82,7 @@ class Link:
         )
         self._last_heard = self._last_sent = self._last_ping = self._loop.time()
         self._watching: asyncio.Task[None] | None = None
-        self._maximum_packet: int | None = None
+        self.limits = BrokerLimits()
         self.session_present = False
         self.lost: asyncio.Future[LinkError] = self._loop.create_future()
         paho_adapter.take_over(
@@ -236,7 +237,7 @@ class Link:
             raise LinkError("not connected")
         encoded = topic.encode()
         props = properties if self.version5 else None
-        limit = self._maximum_packet
+        limit = self.limits.maximum_packet
         if limit is not None and len(encoded) + len(payload) + len(properties) + 21 > limit:
             raise PayloadTooLarge(limit=limit)
         if qos == 0:
@@ -359,10 +360,8 @@ class Link:
     def _on_connack(self, flags: Any, props: Any) -> None:
         self.session_present = bool(getattr(flags, "session_present", False))
         if props is not None:
-            self._outbox.quota = min(
-                paho_adapter.OUR_PACKET_IDS, getattr(props, "ReceiveMaximum", 65535)
-            )
-            self._maximum_packet = getattr(props, "MaximumPacketSize", None)
+            self.limits = BrokerLimits.of(props)
+            self._outbox.quota = min(paho_adapter.OUR_PACKET_IDS, self.limits.receive_maximum)
 
     def _on_disconnected(self, disconnected: "asyncio.Future[None]") -> None:
         error = None if disconnected.cancelled() else disconnected.exception()
