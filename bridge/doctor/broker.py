@@ -6,6 +6,8 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable
 
+import aiomqtt
+
 from ..errors import Text
 from ..link import BrokerAddress, Link, LinkError, packets, tls_context
 from ..settings import Settings
@@ -145,7 +147,9 @@ def reason_given(error: LinkError) -> str:
 
 @contextlib.asynccontextmanager
 async def connected(
-    examination: Examination, hear: Callable[[packets.Message], None] | None = None
+    examination: Examination,
+    hear: Callable[[packets.Message], None] | None = None,
+    will: aiomqtt.Will | None = None,
 ) -> AsyncIterator[Link]:
     """A connection of the doctor's own, each under another client id.
 
@@ -161,7 +165,7 @@ async def connected(
 
     identifier = f"{examination.settings.instance}-doctor-{secrets.token_hex(4)}"
     address = BrokerAddress.of(examination.settings)
-    link = Link(address, identifier=identifier, on_message=on_message)
+    link = Link(address, identifier=identifier, on_message=on_message, will=will)
     await link.open()
     try:
         yield link

@@ -6,6 +6,7 @@ import statistics
 import time
 from typing import Literal
 
+import aiomqtt
 import orjson
 
 from ..errors import Text
@@ -84,10 +85,25 @@ async def replies(examination: Examination) -> Finding:
 
 
 async def presence(examination: Examination) -> Finding:
-    """Not on the bridge's own topic: whoever watches that would believe what it reads."""
+    """Whether the broker takes our will and our presence.
+
+    The will is on the bridge's own topic, and never leaves. What is published is not: whoever
+    watches that topic would believe what it reads.
+    """
     settings = examination.settings
     prefix = settings.mqtt_topic_prefix
     rule = f"topic write {prefix}/status/+"
+    topic = f"{prefix}/status/{settings.instance}"
+    try:
+        async with connected(examination, will=aiomqtt.Will(topic, b"", qos=1)):
+            pass
+    except LinkError as error:
+        reason = reason_given(error)
+        return failed(
+            f"服务器拒绝带有遗嘱（{topic}）的登录：{reason}",
+            f"the broker refuses a login with our will on {topic}: {reason}",
+            *acl_rules(settings, rule),
+        )
     finding = await _may_publish(examination, _topic(examination, "status"), rule)
     if finding.level != "failed":
         return finding
