@@ -15,6 +15,7 @@ from . import loops, packets, paho_adapter
 from .address import BrokerAddress
 from .heartbeat import KEEPALIVE_SECONDS, SILENCE_BEFORE_PING, Heartbeat
 from .inbox import Inbox
+from .limits import BrokerLimits
 from .outbox import LinkError, Outbox, Outgoing, with_expiry
 from .stream import Stream
 
@@ -72,7 +73,7 @@ class Link:
             broker.largest_packet,
         )
         self._watching: asyncio.Task[None] | None = None
-        self._maximum_packet: int | None = None
+        self.limits = BrokerLimits()
         self.session_present = False
         self.lost: asyncio.Future[LinkError] = self._loop.create_future()
         paho_adapter.take_over(
@@ -230,7 +231,7 @@ class Link:
             raise LinkError("not connected")
         encoded = topic.encode()
         props = properties if self.version5 else None
-        limit = self._maximum_packet
+        limit = self.limits.maximum_packet
         if limit is not None and len(encoded) + len(payload) + len(properties) + 21 > limit:
             raise PayloadTooLarge(limit=limit)
         if qos == 0:
@@ -282,10 +283,8 @@ class Link:
     def _on_connack(self, flags: Any, props: Any) -> None:
         self.session_present = bool(getattr(flags, "session_present", False))
         if props is not None:
-            self._outbox.quota = min(
-                paho_adapter.OUR_PACKET_IDS, getattr(props, "ReceiveMaximum", 65535)
-            )
-            self._maximum_packet = getattr(props, "MaximumPacketSize", None)
+            self.limits = BrokerLimits.of(props)
+            self._outbox.quota = min(paho_adapter.OUR_PACKET_IDS, self.limits.receive_maximum)
 
     def _on_disconnected(self, disconnected: "asyncio.Future[None]") -> None:
         error = None if disconnected.cancelled() else disconnected.exception()

@@ -32,9 +32,10 @@ from bridge.link import (
     Link,
     LinkError,
     NotSentError,
+    heartbeat,
+    stream,
 )
 from bridge.link import connection as link_module
-from bridge.link import heartbeat, stream
 from bridge.link import packets as wire
 from bridge.settings import Settings
 from tests.lab.certificates import Certificates
@@ -198,7 +199,7 @@ async def test_aiomqtt_starts_no_loop_of_its_own_on_our_connection(links):
         link = await links.opened(broker)
         names = {task.get_name() for task in asyncio.all_tasks()}
         assert link._client._misc_task is None
-        assert "mqtt watch" in names
+        assert "mqtt heartbeat" in names
 
 
 async def test_aiomqtt_keeps_the_future_of_its_disconnection(links):
@@ -629,7 +630,7 @@ async def test_reading_pauses_while_the_broker_does_not_read_and_goes_on_when_it
     links, monkeypatch
 ):
     monkeypatch.setattr(stream, "_UNSENT_HIGH", 200_000)
-    monkeypatch.setattr(link_module, "_UNSENT_LOW", 50_000)
+    monkeypatch.setattr(stream, "_UNSENT_LOW", 50_000)
     async with Scripted(ACCEPTED) as broker:
         inbox = Inbox()
         link = await links.opened(broker, inbox)
