@@ -14,7 +14,7 @@ WAIT_SECONDS = 0.25
 # So many waiters are rejected in one turn of the event loop. An admitted request needs several
 # turns, and clients that send their next request at once would make each turn as long as all these
 # requests take (seen: of what was asked, at 1.5 times the capacity, 5 % was accepted).
-_REJECTED_IN_A_TURN = 8
+_REJECTED_IN_A_TURN = 2
 # Each waiter keeps its whole request.
 _MOST_WAITERS = 4096
 
