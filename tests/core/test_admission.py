@@ -92,3 +92,13 @@ async def test_overdue_waiters_are_rejected_over_several_turns_of_the_loop():
     assert {type(outcome) for outcome in outcomes} == {Busy}
     place.release()
     assert admission.in_flight == 0
+
+
+async def test_request_that_has_waited_before_does_not_wait_again():
+    admission = Admission(1, wait_seconds=0.25)
+    long_ago = asyncio.get_running_loop().time() - 1
+    place = await admission.enter(long_ago)
+    with pytest.raises(Busy):
+        await admission.enter(long_ago)
+    place.release()
+    await admission.enter(long_ago)
