@@ -99,11 +99,8 @@ class Session:
                 self._check_for_conflict(error, time.monotonic() - connected)
             except LinkError as refused:
                 error = refused
-                if error.reason == _RETAIN_NOT_SUPPORTED and self._retains:
-                    self._retains = False
-                    logger.warning(
-                        "the broker keeps no retained messages: presence is not announced"
-                    )
+                if error.reason == _RETAIN_NOT_SUPPORTED:
+                    self._presence.give_up()
             self._disconnected(error)
             if not is_done():
                 await asyncio.sleep(next(waits))
