@@ -63,12 +63,13 @@ def refusals(row: Operation, transport: Transport, *, guarded: bool = False) -> 
     errors = list(_ANY)
     for field in row.fields.model_fields:
         errors += _BY_FIELD.get(field, [])
+    errors += row.errors
     if row.commands:
         errors += _COMMANDS
     if not row.always:
         errors.append(Busy)
     errors += _over_mqtt() if transport == "mqtt" else _over_http(row, guarded)
-    return sorted(errors, key=lambda error: (error.code, error.error))
+    return sorted(set(errors), key=lambda error: (error.code, error.error))
 
 
 def by_code(errors: Errors) -> list[tuple[int, Errors]]:

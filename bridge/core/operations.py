@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 
 from ..devices import commands, presets, sensors
 from ..devices.errors import DeviceNotFound, DeviceOffline
+from ..devices.listing import DeviceList, DevicesFields, page_of
 from ..devices.models import (
     BatchFields,
     BatchResult,
@@ -36,9 +37,10 @@ from ..devices.models import (
     SequenceResult,
     json_object,
 )
-from ..errors import Text
+from ..errors import BridgeError, DatabaseTimeout, DatabaseUnavailable, Forbidden, Text
 from .attempt import control_topic
 from .context import Context
+from .device_list import listable_devices
 from .sequences import run_sequence
 
 Handler = Callable[[Any, Context], Awaitable[Any]]
@@ -76,6 +78,8 @@ class Operation:
     over_mqtt: bool = True
     # The operation that an API key must allow for it; its own name unless it says another.
     permission: str = ""
+    # What it may be answered beside the errors that follow from its fields.
+    errors: tuple[type[BridgeError], ...] = ()
 
 
 async def sensor_data(fields: SensorDataFields, context: Context) -> Reading:
@@ -155,6 +159,13 @@ async def device(fields: DeviceFields, context: Context) -> DeviceDescription:
         ports=commands.ports_of(profile),
         presets=presets.preset_summaries(profile),
     )
+
+
+async def devices(fields: DevicesFields, context: Context) -> DeviceList:
+    """A page of the active devices, in the order of name and UUID."""
+    services = context.services
+    only = listable_devices(services.settings, context.transport, context.grant)
+    return page_of(await services.store.devices(fields, only), fields.limit)
 
 
 async def config(fields: DeviceFields, context: Context) -> DeviceConfig:
@@ -289,6 +300,17 @@ _ROWS = (
         device,
         reads=True,
         in_batch=True,
+    ),
+    Operation(
+        "devices",
+        Text("列出设备：按名称、房间、分组查找", "List devices: find them by name, room or group"),
+        "GET",
+        "/api/devices",
+        DevicesFields,
+        DeviceList,
+        devices,
+        reads=True,
+        errors=(Forbidden, DatabaseUnavailable, DatabaseTimeout),
     ),
     Operation(
         "config",

@@ -6,14 +6,16 @@ answer is older than its question.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
 from typing import Generic, NamedTuple, TypeVar
 
 from ..core.deadlines import Deadlines
+from ..devices.listing import DevicesFields, ListedDevice
 from ..devices.models import DeviceProfile, DeviceReadings, SensorRow
 from ..devices.names import device_key
 from ..errors import DatabaseTimeout
 from ..observability.metrics import Metrics
+from .device_list import DeviceListReader
 from .pool import Database, Row
 
 Key = TypeVar("Key", bound=Hashable)
@@ -69,6 +71,7 @@ class MysqlStore:
         self._sensors = Together(self._load_sensors, timeout, database.deadlines)
         self._readings = Together(self._load_readings, timeout, database.deadlines)
         self._profiles = Together(self._load_profiles, timeout, database.deadlines)
+        self._device_list = DeviceListReader(database, timeout)
 
     async def sensors(self, wanted: Sequence[SensorKey]) -> list[DeviceReadings | None]:
         """Devices, each with the latest value of one sensor, by uuid and stored name.
@@ -94,6 +97,12 @@ class MysqlStore:
             DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
         """
         return await self._profiles.get(device_key(device_uuid))
+
+    async def devices(
+        self, fields: DevicesFields, only: Collection[str] | None
+    ) -> list[ListedDevice]:
+        """See `DeviceListReader.read`."""
+        return await self._device_list.read(fields, only)
 
     async def close(self) -> None:
         """End the reads that are under way."""
