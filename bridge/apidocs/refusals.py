@@ -6,6 +6,7 @@ from typing import Literal
 from ..core.operations import Operation
 from ..core.replies import FAILURE
 from ..devices.errors import (
+    AmbiguousSensor,
     DeviceBusy,
     DeviceNotFound,
     DeviceOffline,
@@ -53,7 +54,7 @@ _COMMANDS: Errors = [
 # What an operation asks of the platform's tables shows in what it is given.
 _BY_FIELD: dict[str, Errors] = {
     "device_uuid": [DeviceNotFound, DatabaseUnavailable, DatabaseTimeout],
-    "sensor": [SensorNotFound],
+    "sensor": [SensorNotFound, AmbiguousSensor],
     "preset_key": [PresetNotFound, InvalidPreset, DeviceOffline, DeviceBusy],
 }
 
@@ -63,7 +64,8 @@ def refusals(row: Operation, transport: Transport, *, guarded: bool = False) -> 
     errors = list(_ANY)
     for field in row.fields.model_fields:
         errors += _BY_FIELD.get(field, [])
-    errors += row.errors
+    if row.reads:
+        errors += [DatabaseUnavailable, DatabaseTimeout]
     if row.commands:
         errors += _COMMANDS
     if not row.always:
@@ -100,7 +102,8 @@ def example_of(error: type[BridgeError], language: Language) -> JsonObject:
 
 
 def _over_http(row: Operation, guarded: bool) -> Errors:
-    errors: Errors = []
+    # Of another site's page too, where no key was shown (`http/browsers.py`).
+    errors: Errors = [Forbidden]
     if row.method == "POST":
         errors += [PayloadTooLarge, UnsupportedMediaType]
     if "{" in row.path:
@@ -109,7 +112,7 @@ def _over_http(row: Operation, guarded: bool) -> Errors:
     if not row.always:
         errors.append(Draining)
     if guarded:
-        errors += [Unauthorized, Forbidden]
+        errors.append(Unauthorized)
     return errors
 
 

@@ -15,7 +15,7 @@ import socket
 import sys
 
 from .. import link
-from ..database import pool as database
+from ..database import connections as database
 from ..http.authentication import read_keys
 from ..http.routes import PortTakenError
 from ..http.server import raise_descriptor_limit

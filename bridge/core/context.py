@@ -9,12 +9,11 @@ from typing import Any, Protocol
 
 from ..devices.listing import DevicesFields, ListedDevice
 from ..devices.models import DeviceProfile, DeviceReadings, Health, JsonObject
-from ..errors import OutcomeUnknown, RequestTimeout
+from ..errors import BridgeError, OutcomeUnknown, RequestTimeout
 from ..settings import Settings
 from .deadlines import Deadlines
-from .grant import Grant
 from .ordering import DeviceQueues
-from .request import Transport
+from .request import Request
 
 # What a drain keeps for the replies of what it cuts short, in seconds.
 DRAIN_MARGIN = 1.0
@@ -23,10 +22,13 @@ DRAIN_MARGIN = 1.0
 class Store(Protocol):
     """What we ask of the platform's tables. All raise the `Database…` errors."""
 
-    async def sensors(self, wanted: Sequence[tuple[str, str]]) -> list[DeviceReadings | None]:
-        """Devices, each with at least one sensor, if it has it: by uuid and stored name.
+    async def sensors(
+        self, wanted: Sequence[tuple[str, tuple[str, ...]]]
+    ) -> Sequence[DeviceReadings | BridgeError | None]:
+        """Devices, each with at least some sensors, if it has them: by uuid and stored names.
 
-        In the order of `wanted`; None where there is no such device.
+        In the order of `wanted`; None where there is no such device, an error where one alone
+        could not be read.
         """
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:
@@ -138,9 +140,8 @@ class Context:
 
     services: Services
     deadline: float
-    transport: Transport
-    # What the requester's API key may do; None if it showed none.
-    grant: Grant | None
+    # Who asks, and how; handlers get its fields validated.
+    request: Request
     # Commands of operations that send none are nobody's to send.
     commands: Sender
 

@@ -1,7 +1,9 @@
-"""Who may list devices: `DEVICE_LIST`, and the limits of an API key."""
+"""The list of devices, for those who may see it: `DEVICE_LIST`, and the limits of an API key."""
 
+from ..devices.listing import DeviceList, DevicesFields, page_of
 from ..errors import Forbidden, Text
 from ..settings import Settings
+from .context import Context
 from .grant import Grant
 from .request import Transport
 
@@ -20,6 +22,13 @@ _KEY_NEEDED = Text(
     "listing devices takes an API key, which the administrator sets with API_KEYS or "
     "API_KEYS_FILE; or let the administrator set DEVICE_LIST=open, which opens the list to all",
 )
+
+
+async def devices(fields: DevicesFields, context: Context) -> DeviceList:
+    """A page of the active devices, in the order of name and UUID."""
+    services, request = context.services, context.request
+    only = listable_devices(services.settings, request.transport, request.grant)
+    return page_of(await services.store.devices(fields, only), fields.limit)
 
 
 def listable_devices(

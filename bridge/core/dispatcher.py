@@ -185,14 +185,11 @@ class Dispatcher:
         self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
     ) -> Reply:
         """Run the handler until the deadline."""
-        context = self._context(request, attempt)
+        context = Context(self._services, attempt.deadline, request, attempt)
         if row.keeps_time or (row.reads and self._is_long(attempt)):
             return Reply(200, await row.handle(fields, context))
         with context.in_time():
             return Reply(200, await row.handle(fields, context))
-
-    def _context(self, request: Request, attempt: CommandAttempt) -> Context:
-        return Context(self._services, attempt.deadline, request.transport, request.grant, attempt)
 
     def _is_long(self, attempt: CommandAttempt) -> bool:
         """Whether the deadline is farther away than any read can take."""
@@ -293,7 +290,7 @@ class Dispatcher:
         row = items[0].row
         assert row is not None
         assert row.handle_many is not None
-        context = self._context(items[0].request, batch)
+        context = Context(self._services, batch.deadline, items[0].request, batch)
         outcomes: Sequence[Any]
         try:
             with context.in_time():

@@ -8,6 +8,7 @@ from typing import Any
 import orjson
 
 from ..devices.models import JsonObject
+from ..devices.stored import DEEPEST, is_too_deep
 from ..errors import (
     BridgeError,
     FieldError,
@@ -18,8 +19,10 @@ from ..errors import (
     fault_text,
 )
 
-# Nothing that we take is nested so deep, and what writes it again has limits of its own.
-_DEEPEST = 64
+# Byte order marks, of UTF-8 and of both kinds of UTF-16.
+_BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+# No time in seconds is so large for the next three thousand years; in milliseconds, all are.
+_NO_SECONDS = 1e11
 
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
@@ -31,7 +34,16 @@ TRACE_SHAPES = {
 
 _NOT_JSON = Text("内容不是有效的 UTF-8 JSON", "the payload is not valid JSON in UTF-8")
 _TOO_DEEP = Text(
-    f"内容嵌套超过 {_DEEPEST} 层", f"the payload is nested more than {_DEEPEST} levels deep"
+    f"内容嵌套超过 {DEEPEST} 层", f"the payload is nested more than {DEEPEST} levels deep"
+)
+_BYTE_ORDER_MARK = Text(
+    "内容以字节顺序标记（BOM）开头；请以不带 BOM 的 UTF-8 发送",
+    "the payload begins with a byte order mark (BOM); send UTF-8 without one",
+)
+_MILLISECONDS = Text(
+    "expires_at 必须是 Unix 秒，收到的像是毫秒；请除以 1000",
+    "expires_at must be in Unix seconds, and what was sent looks like milliseconds; "
+    "divide it by 1000",
 )
 _NOT_AN_OBJECT = Text("内容必须是 JSON 对象", "the payload must be a JSON object")
 _BAD_ID = Text(
@@ -63,26 +75,13 @@ def open_payload(payload: bytes, limit: int, *, may_be_empty: bool = False) -> E
         # orjson takes neither NaN nor infinities, lone surrogates, bad UTF-8 or endless nesting.
         fields = orjson.loads(payload)
     except orjson.JSONDecodeError:
-        return Envelope(refusal=MalformedRequest(reason=_NOT_JSON))
+        marked = payload.startswith(_BYTE_ORDER_MARKS)
+        return Envelope(refusal=MalformedRequest(reason=_BYTE_ORDER_MARK if marked else _NOT_JSON))
     if not isinstance(fields, dict):
         return Envelope(refusal=MalformedRequest(reason=_NOT_AN_OBJECT))
-    if payload.count(b"{") + payload.count(b"[") > _DEEPEST and _is_too_deep(fields):
+    if payload.count(b"{") + payload.count(b"[") > DEEPEST and is_too_deep(fields):
         return Envelope(refusal=MalformedRequest(reason=_TOO_DEEP))
     return open_fields(fields)
-
-
-def _is_too_deep(value: JsonObject) -> bool:
-    layer: list[Any] = [value]
-    for _ in range(_DEEPEST):
-        layer = [
-            child
-            for node in layer
-            for child in (node.values() if isinstance(node, dict) else node)
-            if isinstance(child, dict | list)
-        ]
-        if not layer:
-            return False
-    return True
 
 
 def open_fields(fields: JsonObject) -> Envelope:
@@ -94,13 +93,29 @@ def open_fields(fields: JsonObject) -> Envelope:
             envelope.request_id = checked_id(request_id)
         except MalformedRequest as refusal:
             envelope.refusal = refusal
-    expires_at = fields.get("expires_at")
-    if expires_at is not None:
-        envelope.expires_at = _seconds(expires_at)
-        if envelope.expires_at is None and envelope.refusal is None:
-            fault = FieldError(("expires_at",), fault_text("float_type"), "float_type")
-            envelope.refusal = ValidationFailed([fault], expires_at)
+    try:
+        envelope.expires_at = _checked_expiry(fields.get("expires_at"))
+    except (MalformedRequest, ValidationFailed) as refusal:
+        envelope.refusal = envelope.refusal or refusal
     return envelope
+
+
+def _checked_expiry(expires_at: object) -> float | None:
+    """Unix seconds, or None if none were sent.
+
+    Raises:
+        ValidationFailed: it is no number.
+        MalformedRequest: it can't be seconds.
+    """
+    if expires_at is None or (isinstance(expires_at, str) and not expires_at.strip()):
+        return None
+    seconds = _seconds(expires_at)
+    if seconds is None:
+        fault = FieldError(("expires_at",), fault_text("float_type"), "float_type")
+        raise ValidationFailed([fault], expires_at)
+    if abs(seconds) >= _NO_SECONDS:
+        raise MalformedRequest(reason=_MILLISECONDS).about("expires_at", expires_at)
+    return seconds
 
 
 def checked_id(request_id: object) -> str:

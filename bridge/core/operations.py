@@ -11,9 +11,9 @@ from datetime import datetime
 from functools import cache
 from typing import Any, Literal, NoReturn
 
-from ..devices import commands, presets, sensors
+from ..devices import commands, configuration, ports, presets, sensors
 from ..devices.errors import DeviceNotFound, DeviceOffline
-from ..devices.listing import DeviceList, DevicesFields, page_of
+from ..devices.listing import DeviceList, DevicesFields
 from ..devices.models import (
     BatchFields,
     BatchResult,
@@ -35,12 +35,11 @@ from ..devices.models import (
     Reading,
     SensorDataFields,
     SequenceResult,
-    json_object,
 )
-from ..errors import BridgeError, DatabaseTimeout, DatabaseUnavailable, Forbidden, Text
+from ..errors import BridgeError, Text
 from .attempt import control_topic
 from .context import Context
-from .device_list import listable_devices
+from .device_list import devices
 from .sequences import run_sequence
 
 Handler = Callable[[Any, Context], Awaitable[Any]]
@@ -78,16 +77,14 @@ class Operation:
     over_mqtt: bool = True
     # The operation that an API key must allow for it; its own name unless it says another.
     permission: str = ""
-    # What it may be answered beside the errors that follow from its fields.
-    errors: tuple[type[BridgeError], ...] = ()
 
 
 async def sensor_data(fields: SensorDataFields, context: Context) -> Reading:
     """One sensor's latest value."""
-    name = sensors.stored_name(fields.sensor)
-    if name is not None:
-        (device,) = await context.services.store.sensors([(fields.device_uuid, name)])
-        reading = _stored_reading(device, name, _now(context))
+    names = sensors.candidates(fields.sensor)
+    if names:
+        (device,) = await context.services.store.sensors([(fields.device_uuid, names)])
+        reading = _direct_reading(device, fields.sensor, _now(context))
         if reading is not None:
             return reading
     return await _named_reading(fields, context)
@@ -96,20 +93,20 @@ async def sensor_data(fields: SensorDataFields, context: Context) -> Reading:
 async def sensor_data_of_many(
     many: Sequence[SensorDataFields], context: Context
 ) -> list[Reading | BaseException]:
-    """The latest values of many sensors, by one statement where they are named as stored."""
-    names = [sensors.stored_name(fields.sensor) for fields in many]
+    """The latest values of many sensors, by one statement where their names allow it."""
+    names = [sensors.candidates(fields.sensor) for fields in many]
     wanted = [
-        (fields.device_uuid, name)
-        for fields, name in zip(many, names, strict=True)
-        if name is not None
+        (fields.device_uuid, candidates)
+        for fields, candidates in zip(many, names, strict=True)
+        if candidates
     ]
     devices = iter(await context.services.store.sensors(wanted) if wanted else ())
     now = _now(context)
     found: list[Reading | BaseException | None] = []
-    for name in names:
+    for fields, candidates in zip(many, names, strict=True):
         try:
-            found.append(None if name is None else _stored_reading(next(devices), name, now))
-        except DeviceNotFound as error:
+            found.append(_direct_reading(next(devices), fields.sensor, now) if candidates else None)
+        except BridgeError as error:
             found.append(error)
     rest = [number for number, reading in enumerate(found) if reading is None]
     named = await asyncio.gather(
@@ -156,25 +153,14 @@ async def device(fields: DeviceFields, context: Context) -> DeviceDescription:
         online=readings.online,
         last_seen=readings.last_seen,
         sensors=sensors.all_readings(readings, _now(context)),
-        ports=commands.ports_of(profile),
+        ports=ports.ports_of(profile),
         presets=presets.preset_summaries(profile),
     )
 
 
-async def devices(fields: DevicesFields, context: Context) -> DeviceList:
-    """A page of the active devices, in the order of name and UUID."""
-    services = context.services
-    only = listable_devices(services.settings, context.transport, context.grant)
-    return page_of(await services.store.devices(fields, only), fields.limit)
-
-
 async def config(fields: DeviceFields, context: Context) -> DeviceConfig:
     """The two keys that plugin-service reads, from the device's own row."""
-    profile = await _profile(fields.device_uuid, context)
-    return DeviceConfig(
-        device_control_config=dict(json_object(profile.control_config_json)),
-        device_preset_commands=[dict(preset) for preset in presets.presets_of(profile)],
-    )
+    return configuration.device_config(await _profile(fields.device_uuid, context))
 
 
 async def health(fields: NoFields, context: Context) -> Health:
@@ -216,10 +202,14 @@ def _schema_of(fields: type[Fields]) -> JsonObject:
 _PRESET_SENT = Text("预设「{preset}」已发送", "The preset '{preset}' was sent")
 
 
-def _stored_reading(device: DeviceReadings | None, name: str, now: datetime) -> Reading | None:
+def _direct_reading(
+    device: DeviceReadings | BridgeError | None, sensor: str, now: datetime
+) -> Reading | None:
+    if isinstance(device, BridgeError):
+        raise device
     if device is None:
         raise DeviceNotFound()
-    row = sensors.stored(device, name)
+    row = sensors.find_among(device, sensor)
     return None if row is None else sensors.reading(device, row, now)
 
 
@@ -249,8 +239,8 @@ async def _send(device: DeviceProfile, command: JsonObject, context: Context) ->
 
 
 def _now(context: Context) -> datetime:
-    """The time as the database's naive columns tell it."""
-    return datetime.now(context.services.settings.timezone).replace(tzinfo=None)
+    """The time in the zone of the database's naive columns."""
+    return datetime.now(context.services.settings.timezone)
 
 
 _ROWS = (
@@ -310,7 +300,6 @@ _ROWS = (
         DeviceList,
         devices,
         reads=True,
-        errors=(Forbidden, DatabaseUnavailable, DatabaseTimeout),
     ),
     Operation(
         "config",

@@ -1,7 +1,9 @@
 """Where the database is: `DATABASE_URL`, else the single `DB_` settings."""
 
+import os
+import re
 from typing import NamedTuple, NoReturn, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ..errors import Text
 from ..settings import Settings, SettingsError
@@ -12,7 +14,21 @@ _UNREADABLE = Text(
     "is no URL that can be read; its port is a number from 1 to 65535, and special characters of "
     "user and password are percent-encoded: @ is %40, / is %2F, : is %3A, [ is %5B, # is %23",
 )
+_CHARSET = re.compile(r"[A-Za-z0-9_]{1,32}")
+_HOST_SWITCHES = ("ssl_verify_identity", "ssl_check_hostname")
+_SWITCHES = ("ssl", "ssl_disabled", "ssl_verify_cert", *_HOST_SWITCHES)
+_TLS_PARAMETERS = ("ssl_ca", "ssl_cert", "ssl_key", "ssl_mode", *_SWITCHES)
 _SCHEMES = ("mysql", "mysql+pymysql", "mysql+asyncmy")
+
+
+class DatabaseTls(NamedTuple):
+    """The TLS that `DATABASE_URL` asks for; without `ca` that of `DB_TLS_CA`, else the system's."""
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+    verify: bool = True
+    verify_host: bool = True
 
 
 class DatabaseAddress(NamedTuple):
@@ -23,9 +39,15 @@ class DatabaseAddress(NamedTuple):
     name: str
     user: str
     password: str
+    unix_socket: str | None = None
+    charset: str = "utf8mb4"
+    tls: DatabaseTls | None = None
+    # Parameters of `DATABASE_URL` that are not understood, by name.
+    ignored: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"mysql://{self.user}:***@{self.host}:{self.port}/{self.name}"
+        place = self.unix_socket or f"{self.host}:{self.port}"
+        return f"mysql://{self.user}:***@{place}/{self.name}"
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
@@ -62,8 +84,91 @@ class DatabaseAddress(NamedTuple):
         if "@" in name or "/" in name:
             # What follows a slash in the password would be told as the database's name.
             refuse(_UNREADABLE)
-        if not host or not name:
+        asked = {
+            key.strip().lower().replace("-", "_"): value.strip()
+            for key, value in parse_qsl(parts.query, keep_blank_values=True)
+        }
+        unix_socket = asked.pop("unix_socket", "") or None
+        if not (host or unix_socket) or not name:
             shape = "mysql://user:password@host:3306/aiot"
             refuse(Text(f"须写明主机和库名：{shape}", f"must name a host and a database: {shape}"))
         user, password = unquote(parts.username or ""), unquote(parts.password or "")
-        return cls(host, port or 3306, unquote(name), user, password)
+        charset = asked.pop("charset", "") or "utf8mb4"
+        try:
+            tls = _tls_asked(asked, charset)
+        except _UnusableParameter as unusable:
+            refuse(unusable.text)
+        ignored = tuple(sorted(asked))
+        return cls(
+            host or "localhost",
+            port or 3306,
+            unquote(name),
+            user,
+            password,
+            unix_socket,
+            charset,
+            tls,
+            ignored,
+        )
+
+
+class _UnusableParameter(Exception):
+    """A parameter of the URL that can't be used."""
+
+    def __init__(self, zh: str, en: str) -> None:
+        super().__init__(en)
+        self.text = Text(zh, en)
+
+
+def _tls_asked(asked: dict[str, str], charset: str) -> DatabaseTls | None:
+    """The TLS that parameters of a URL ask for; those that do are taken out of `asked`.
+
+    The names are those of PyMySQL and of MySQL's own clients (`ssl_mode`).
+
+    Raises:
+        _UnusableParameter: a value can't be used.
+    """
+    if not _CHARSET.fullmatch(charset):
+        raise _UnusableParameter(
+            "charset 不是字符集的名称，例如 utf8mb4",
+            "charset is no name of a character set, such as utf8mb4",
+        )
+    found = {name: asked.pop(name) for name in _TLS_PARAMETERS if name in asked}
+    if not found:
+        return None
+    files = {name: found[name] for name in ("ssl_ca", "ssl_cert", "ssl_key") if found.get(name)}
+    for name, path in files.items():
+        if not os.access(path, os.R_OK):
+            raise _UnusableParameter(f"{name}：无法读取该文件", f"{name}: the file can't be read")
+    if "ssl_key" in files and "ssl_cert" not in files:
+        raise _UnusableParameter(
+            "ssl_key 必须与 ssl_cert 一起使用", "ssl_key is of no use without ssl_cert"
+        )
+    switches = {name: _switch(name, value) for name, value in found.items() if name in _SWITCHES}
+    mode = found.get("ssl_mode", "").upper()
+    if mode not in ("", "DISABLED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"):
+        raise _UnusableParameter(
+            "ssl_mode 必须是 DISABLED、REQUIRED、VERIFY_CA 或 VERIFY_IDENTITY",
+            "ssl_mode must be DISABLED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY",
+        )
+    off = mode == "DISABLED" or switches.get("ssl") is False or switches.get("ssl_disabled", False)
+    if off:
+        return None
+    verify_host = all(switches.get(name, True) for name in _HOST_SWITCHES)
+    return DatabaseTls(
+        files.get("ssl_ca"),
+        files.get("ssl_cert"),
+        files.get("ssl_key"),
+        # As MySQL's clients read it: REQUIRED encrypts, and verifies where there is a CA.
+        verify=switches.get("ssl_verify_cert", mode != "REQUIRED" or "ssl_ca" in files),
+        verify_host=verify_host and mode not in ("VERIFY_CA", "REQUIRED"),
+    )
+
+
+def _switch(name: str, value: str) -> bool:
+    match value.lower():
+        case "true" | "1" | "yes" | "on":
+            return True
+        case "false" | "0" | "no" | "off":
+            return False
+    raise _UnusableParameter(f"{name} 必须是 true 或 false", f"{name} must be true or false")

@@ -7,11 +7,11 @@ flood of them leaves the pool's other connections to what is read by key.
 
 import asyncio
 from collections.abc import Collection, Iterable, Sequence
-from datetime import datetime
 from typing import Any
 
 from ..devices.listing import DevicesFields, ListedDevice
 from ..errors import DatabaseTimeout
+from .columns import flag, text, time
 from .pool import Database, Row
 
 # The page is found first, by the few columns that say which and in which order; the rest is read
@@ -34,15 +34,15 @@ _ESCAPE = "|"
 
 
 def statement(
-    fields: DevicesFields, only: Collection[str] | None, text: str = _IN_UNICODE
+    fields: DevicesFields, only: Collection[str] | None, column: str = _IN_UNICODE
 ) -> tuple[str, tuple[Any, ...]]:
     """The statement of one page, and its arguments.
 
     Args:
         only: the keys of the devices that may be listed; None for all of them.
-        text: how a text column is written where it is compared or sorted.
+        column: how a text column is written where it is compared or sorted.
     """
-    name, uuid = text.format("d.name"), text.format("d.uuid")
+    name, uuid = column.format("d.name"), column.format("d.uuid")
     conditions: list[tuple[str, tuple[Any, ...]]] = [("d.is_active <> 0", ())]
     if only is not None:
         conditions.append(("d.uuid IN %s", (tuple(only),)))
@@ -52,26 +52,28 @@ def statement(
             (f"({name} LIKE %s ESCAPE '|' OR {uuid} LIKE %s ESCAPE '|')", (pattern, pattern))
         )
     if fields.room is not None:
-        conditions.append((f"{text.format('d.room')} = %s", (fields.room,)))
+        conditions.append((f"{column.format('d.room')} = %s", (fields.room,)))
     if fields.group is not None:
-        conditions.append((f"{text.format('d.group_name')} = %s", (fields.group,)))
+        conditions.append((f"{column.format('d.group_name')} = %s", (fields.group,)))
     if fields.online is not None:
         conditions.append((f"COALESCE(d.is_online, 0) {'<>' if fields.online else '='} 0", ()))
     if fields.after is not None:
         after = fields.after
         conditions.append((f"({name} > %s OR ({name} = %s AND {uuid} > %s))", (after.name, *after)))
-    sql = _PAGE.format(
-        name=name, uuid=uuid, conditions="\n           AND ".join(sql for sql, _ in conditions)
-    )
+    where = "\n           AND ".join(condition for condition, _ in conditions)
+    arguments = [argument for _, some in conditions for argument in some]
     # One more than the page holds tells whether another follows.
-    return sql, (*(arg for _, args in conditions for arg in args), fields.limit + 1)
+    arguments.append(fields.limit + 1)
+    return _PAGE.format(name=name, uuid=uuid, conditions=where), tuple(arguments)
 
 
 def devices_of(rows: Iterable[Sequence[Any]]) -> list[ListedDevice]:
     """The rows of `statement`."""
     return [
-        ListedDevice(uuid, name, bool(online), _time(seen), room, group, floor, product)
-        for uuid, name, online, seen, room, group, floor, product in rows
+        ListedDevice(
+            text(uuid) or "", text(name) or "", flag(online), time(seen), *map(text, labels)
+        )
+        for uuid, name, online, seen, *labels in rows
     ]
 
 
@@ -108,13 +110,3 @@ def _containing(text: str) -> str:
     for special in (_ESCAPE, "%", "_"):
         text = text.replace(special, _ESCAPE + special)
     return f"%{text}%"
-
-
-def _time(stored: object) -> datetime | None:
-    """A stored time; None if it is none, such as 0000-00-00. SQLite stores times as text."""
-    if isinstance(stored, str):
-        try:
-            return datetime.fromisoformat(stored)
-        except ValueError:
-            return None
-    return stored if isinstance(stored, datetime) else None

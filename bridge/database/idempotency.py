@@ -33,9 +33,9 @@ from ..errors import (
     RequestTimeout,
 )
 from ..settings import Settings
+from .batch_loader import BatchLoader
 from .idempotency_table import ANSWERED, GONE, INTEND, LOOK, NOT_SENT, SWEEP, OutcomeRow
 from .pool import Database
-from .store import Together
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ class MysqlIdempotency:
         # a row of ours means nothing is known from here alone; any other may have been sent.
         self._unsent: dict[bytes, bytes] = {}
         # Looked up together: a flood of commands that are rejected is to cost few statements.
-        self._rows = Together(self._load, self._timeout, database.deadlines)
+        self._rows = BatchLoader(self._load, self._timeout, database.deadlines)
 
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
         """See `Idempotency.execute`.

@@ -11,7 +11,7 @@ from ..observability.metrics import Metrics
 from ..settings import Settings
 from .address import DatabaseAddress
 from .idempotency_table import CREATE_TABLE, TABLE
-from .pool import Database
+from .pool import Database, StatementRefused
 
 _MADE = Text(
     "表 {table} 已就绪。桥接服务的账号需要以下权限：",
@@ -20,6 +20,14 @@ _MADE = Text(
 _NOT_MADE = Text(
     "无法建表。请让数据库管理员执行：", "The table could not be made. Let an administrator run:"
 )
+
+
+_MAY_NOT = Text(
+    "数据库可用，但账号 {user} 无权在 {name} 中建表",
+    "The database is there, but the user {user} has no right to create tables in {name}",
+)
+# ER_DBACCESS_DENIED_ERROR, ER_TABLEACCESS_DENIED_ERROR, ER_SPECIFIC_ACCESS_DENIED_ERROR
+_NO_RIGHT = frozenset({1044, 1142, 1227})
 
 
 async def make_table(settings: Settings, *, print_only: bool) -> int:
@@ -32,7 +40,12 @@ async def make_table(settings: Settings, *, print_only: bool) -> int:
     try:
         await database.execute(CREATE_TABLE, deadline=deadline)
     except BridgeError as error:
-        print(error.detail(settings.language), file=sys.stderr)
+        words = error.detail(settings.language)
+        if isinstance(error, StatementRefused) and error.errno in _NO_RIGHT:
+            address = DatabaseAddress.of(settings)
+            user, name = address.user, address.name
+            words = _MAY_NOT.in_(settings.language).format(user=user, name=name)
+        print(words, file=sys.stderr)
         if database.last_trouble is not None:
             print(database.last_trouble, file=sys.stderr)
         print(_NOT_MADE.in_(settings.language), _statements(settings), sep="\n", file=sys.stderr)

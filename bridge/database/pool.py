@@ -18,12 +18,9 @@ What is guarded against was found by running asyncmy 0.2.18; each guard has a te
 
 import asyncio
 import logging
-import ssl
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-import asyncmy
 from asyncmy.errors import MySQLError
 
 from ..core.deadlines import Deadlines
@@ -31,6 +28,7 @@ from ..errors import BridgeError, DatabaseTimeout, DatabaseUnavailable
 from ..observability.metrics import Metrics
 from ..settings import Settings
 from .address import DatabaseAddress
+from .connections import Connections
 
 logger = logging.getLogger(__name__)
 
@@ -42,14 +40,31 @@ _OUT_OF_TIME = frozenset({1317, 1969, 3024})
 # The server's word on a statement, not on itself: what it names is not there (1146, 1054) or not
 # ours to touch (1142, 1143), the server may only be read (1290, 1792, 1836), others hold the rows
 # (1205, 1213), or it is no SQL to that server (1064).
-_REFUSED = frozenset({1054, 1064, 1142, 1143, 1146, 1205, 1213, 1290, 1792, 1836})
-# Below any server's wait_timeout that one meets, so that idle connections are ours to close.
-_RECYCLE_SECONDS = 240
+_REFUSED = frozenset({1044, 1054, 1064, 1142, 1143, 1146, 1176, 1205, 1213, 1227, 1290, 1792, 1836})
+# The server's word on what a statement compares, or on a row that it reads: collations that don't
+# mix (1253, 1267, 1270, 1271, 3988), text that is none in a character set (1300, 1366, 3854),
+# values that are none of a type (1292, 1411, 1525), or too long or too large (1264, 1406, 1690),
+# JSON that can't be read (3140, 3141, 4038).
+_COLLATIONS = frozenset({1253, 1267, 1270, 1271, 3988})
+_OVER_CONTENT = _COLLATIONS | frozenset(
+    {1264, 1292, 1300, 1366, 1406, 1411, 1525, 1690, 3140, 3141, 3854, 4038}
+)
 _PROBE_SECONDS = 1.0
 # What says that the database is in trouble; anything else is a mistake of ours, or a packet that
 # was mangled on its way. RuntimeError is asyncmy's word for a login that it has not the means for.
 _TROUBLE = (MySQLError, OSError, EOFError, RuntimeError)
 _SILENT = "no answer in time"
+
+
+class StatementRefused(DatabaseUnavailable):
+    """One statement can't be run, or its rows can't be read; the database itself is well."""
+
+    def __init__(self, errno: int | None, *, over_content: bool) -> None:
+        super().__init__()
+        # The server's number for it; None if the rows could not be read.
+        self.errno = errno
+        # Whether a value in it, or in a row, is at fault: without that the others can be read.
+        self.over_content = over_content
 
 
 class Database:
@@ -63,14 +78,24 @@ class Database:
         self._metrics = metrics
         # First come, first served; whoever has a slot has a connection, or makes one.
         self._slots = asyncio.Semaphore(settings.db_pool_size)
-        self._connections = _Connections(settings)
+        self._connections = Connections(settings)
         metrics.watch_pool(settings.db_pool_size, self._connections.in_use)
+        self._address = DatabaseAddress.of(settings)
+        if self._address.ignored:
+            logger.warning(
+                "DATABASE_URL: parameters that are not understood and have no effect: %s",
+                ", ".join(self._address.ignored),
+            )
         self.deadlines = deadlines or Deadlines()
         # The words for what is wrong, for logs and for administrators at a terminal.
         self.last_trouble: str | None = None
+        # What the driver raised last; None once a statement has succeeded.
+        self.last_error: Exception | None = None
         # What was told of an outage, and of each statement that fails: once per change.
         self._outage: str | None = None
         self._told: dict[str, str] = {}
+        # What kinds of content were told of: the words differ with each value.
+        self._told_contents: set[object] = set()
         self._last_success = float("-inf")
         self._was_available = False
         self.available = False
@@ -84,6 +109,7 @@ class Database:
         Raises:
             DatabaseTimeout: no answer came in time.
             DatabaseUnavailable: the database can't be reached, refuses us, or makes no sense.
+            StatementRefused: it refuses this statement (a `DatabaseUnavailable` too).
         """
         rows, _ = await self._ask(sql, args, deadline)
         return rows
@@ -167,6 +193,7 @@ class Database:
 
     def _succeeded(self, sql: str) -> None:
         self._last_success = asyncio.get_running_loop().time()
+        self.last_error = None
         if self._told:
             self._told.pop(sql, None)
         if not self.available:
@@ -184,24 +211,42 @@ class Database:
         Args:
             began: when the database's part began, on the loop's clock; before, it waited for us.
         """
-        if isinstance(error, TimeoutError) or _errno(error) in _OUT_OF_TIME:
+        self.last_error = error
+        errno = _errno(error)
+        if isinstance(error, TimeoutError) or errno in _OUT_OF_TIME:
             # With less time, it was our own queue or the caller's haste; the probe will see.
             had = asyncio.get_running_loop().time() - began
             if had >= self._settings.db_timeout / 2:
                 self._lost(_SILENT)
             return DatabaseTimeout()
         trouble = f"{type(error).__name__}: {error}"
+        if errno in _OVER_CONTENT or isinstance(error, UnicodeError):
+            kind = _COLLATIONS if errno in _COLLATIONS else errno or type(error)
+            self._tell_of_content(kind, trouble)
+            return StatementRefused(errno, over_content=True)
         if not isinstance(error, _TROUBLE):
             if self._is_news(sql, trouble):
                 logger.error(
                     "a statement failed unexpectedly", exc_info=error, extra={"statement": sql}
                 )
-        elif _errno(error) in _REFUSED:
+            # Of a row that the driver can't convert, or of a packet that was mangled on its way.
+            return StatementRefused(None, over_content=True)
+        if errno in _REFUSED:
             if self._is_news(sql, trouble):
                 logger.warning("the database refuses a statement: %s", trouble)
-        else:
-            self._lost(trouble)
+            return StatementRefused(errno, over_content=False)
+        self._lost(trouble)
         return DatabaseUnavailable()
+
+    def _tell_of_content(self, kind: object, trouble: str) -> None:
+        """Log a statement that fails over its content: the first of its kind as a warning."""
+        first = kind not in self._told_contents
+        self._told_contents.add(kind)
+        logger.log(
+            logging.WARNING if first else logging.DEBUG,
+            "a statement fails over a value in it and is tried again without: %s",
+            trouble,
+        )
 
     def _lost(self, trouble: str) -> None:
         """The database is in trouble, by its own doing; told once per change."""
@@ -223,87 +268,6 @@ class Database:
         return told != trouble
 
 
-class _Connections:
-    """Those that are open: in use, or at rest until the next statement."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._address = DatabaseAddress.of(settings)
-        self._open: set[Any] = set()
-        self._at_rest: deque[Any] = deque()
-        self._closed = False
-
-    def in_use(self) -> int:
-        """How many execute a statement."""
-        return len(self._open) - len(self._at_rest)
-
-    async def take(self) -> Any:
-        """The one that has rested longest, so that all stay fresh; or a new one."""
-        if self._closed:
-            raise ConnectionError("closed by us")
-        now = asyncio.get_running_loop().time()
-        while self._at_rest:
-            connection = self._at_rest.popleft()
-            if now - connection.last_usage < _RECYCLE_SECONDS:
-                return connection
-            self.cut(connection)
-        connection = await self._connect()
-        self._open.add(connection)
-        return connection
-
-    def give_back(self, connection: Any) -> None:
-        """Let it rest."""
-        if self._closed:
-            self.cut(connection)
-        else:
-            self._at_rest.append(connection)
-
-    def cut(self, connection: Any) -> None:
-        """End it without a word to the server."""
-        self._open.discard(connection)
-        connection.close()
-
-    def cut_those_at_rest(self) -> None:
-        """End all that nobody uses."""
-        while self._at_rest:
-            self.cut(self._at_rest.popleft())
-
-    async def close(self, within: float) -> None:
-        """Take leave of the server on those at rest, within so many seconds; then end all."""
-        self._closed = True
-        leaving = [connection.ensure_closed() for connection in self._at_rest]
-        try:
-            async with asyncio.timeout(within):
-                await asyncio.gather(*leaving, return_exceptions=True)
-        except TimeoutError:
-            logger.debug("the database did not let us go in time")
-        self._at_rest.clear()
-        for connection in list(self._open):
-            self.cut(connection)
-        # Their sockets are closed in the next turn of the loop, which may be its last.
-        await asyncio.sleep(0)
-
-    async def _connect(self) -> Any:
-        address = self._address
-        timeout = self._settings.db_timeout
-        # On Python 3.11 the statement's own deadline may be lost just as TCP connects (its
-        # `wait_for` swallows the cancellation): then this ends a handshake that hangs.
-        async with asyncio.timeout(timeout):
-            return await asyncmy.connect(
-                host=address.host,
-                port=address.port,
-                user=address.user,
-                password=address.password,
-                database=address.name,
-                charset="utf8mb4",
-                autocommit=True,
-                connect_timeout=timeout,
-                init_command=_statement_limit(timeout),
-                # Read anew each time, so that a renewed certificate is taken up.
-                ssl=tls_context(self._settings),
-            )
-
-
 def _errno(error: BaseException) -> int | None:
     if isinstance(error, MySQLError) and error.args and isinstance(error.args[0], int):
         return error.args[0]
@@ -312,26 +276,3 @@ def _errno(error: BaseException) -> int | None:
 
 def _is_servers_own(errno: int | None) -> bool:
     return errno is not None and (1000 <= errno < 2000 or errno >= 3000)
-
-
-def _statement_limit(seconds: float) -> str:
-    # Executable comments: only MariaDB reads the first, only MySQL from 5.7.8 on the second.
-    # A mode of our own: under NO_BACKSLASH_ESCAPES a list that asyncmy escaped can break out.
-    return (
-        "SET SESSION sql_mode = 'STRICT_ALL_TABLES'"
-        f" /*M!100101 , SESSION max_statement_time = {seconds:.3f} */"
-        f" /*!50708 , SESSION max_execution_time = {int(seconds * 1000)} */"
-    )
-
-
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """The context for `DB_TLS_CA`, which always verifies; None for plain TCP.
-
-    Raises:
-        OSError: the file can't be used.
-    """
-    # Always a context of our own: asyncmy takes an empty mapping for plaintext, and True for
-    # encryption without verification.
-    if settings.db_tls_ca is None:
-        return None
-    return ssl.create_default_context(cafile=str(settings.db_tls_ca))

@@ -1,65 +1,32 @@
-"""What we read of the platform's tables: every SQL statement, rows to models, reads together.
+"""What we read of the platform's tables: rows to models, reads batched."""
 
-Reads batch by what is waiting, never by a timer: the first goes at once, those that arrive while
-it is under way go together in the next. A batch begins after its requests arrived, so that no
-answer is older than its question.
-"""
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, NamedTuple
 
-import asyncio
-from collections.abc import Awaitable, Callable, Collection, Hashable, Iterable, Mapping, Sequence
-from typing import Generic, NamedTuple, TypeVar
-
-from ..core.deadlines import Deadlines
 from ..devices.listing import DevicesFields, ListedDevice
 from ..devices.models import DeviceProfile, DeviceReadings, SensorRow
 from ..devices.names import device_key
-from ..errors import DatabaseTimeout
+from ..errors import BridgeError
 from ..observability.metrics import Metrics
+from .batch_loader import BatchLoader
+from .columns import flag, text, time
 from .device_list import DeviceListReader
-from .pool import Database, Row
+from .pool import Database, Row, StatementRefused
+from .statements import COLUMNS_THERE, INDEXES_THERE, Statements, fitted, unfitted
 
-Key = TypeVar("Key", bound=Hashable)
-Model = TypeVar("Model")
-Load = Callable[[Sequence[Key], float], Awaitable[Mapping[Key, Model]]]
+# A device's key, and sensors' stored names.
+SensorKey = tuple[str, tuple[str, ...]]
 
-# A device's key, and a sensor's stored name.
-SensorKey = tuple[str, str]
+# ER_BAD_FIELD_ERROR, ER_KEY_DOES_NOT_EXITS: the tables are not those that we fitted to.
+_TABLES_CHANGED = frozenset({1054, 1176})
 
-# The path of most requests: one sensor by its stored name, and no more.
-SENSORS = """
-SELECT d.uuid, d.name, d.is_online, d.last_seen,
-       s.sensor_name, s.sensor_value, s.sensor_unit, s.sensor_type, s.timestamp
-  FROM device_main d
-  LEFT JOIN device_sensors s ON s.device_uuid = d.uuid AND s.sensor_name IN %s
- WHERE d.uuid IN %s
-"""
 
-# Devices first, then their sensors: each device's own columns are sent once, not once a sensor.
-READINGS = """
-SELECT d.uuid, d.name, d.is_online, d.last_seen, p.sensor_types, NULL, NULL, NULL, NULL, NULL
-  FROM device_main d LEFT JOIN device_products p ON p.id = d.product_id
- WHERE d.uuid IN %s
- UNION ALL
-SELECT s.device_uuid, NULL, NULL, NULL, NULL,
-       s.sensor_name, s.sensor_value, s.sensor_unit, s.sensor_type, s.timestamp
-  FROM device_sensors s
- WHERE s.device_uuid IN %s
-"""
+class _Loaders(NamedTuple):
+    """One for each kind of read."""
 
-PROFILES = """
-SELECT d.uuid, d.name, d.is_online, p.control_ports, d.device_control_config, d.device_settings
-  FROM device_main d LEFT JOIN device_products p ON p.id = d.product_id
- WHERE d.uuid IN %s
-"""
-
-# Two statements under way keep the database busy while the rows of another are turned to models.
-LANES = 2
-# What is read by one statement, and handed out in one turn of the loop: batches of a hundred
-# readings would else keep the loop from hearing, and refusing, anything new.
-_KEYS_A_STATEMENT = 1024
-_MODELS_A_TURN = 128
-# What a batch whose oldest request has waited long may still take, in seconds.
-_LEAST_TIME = 0.5
+    sensors: BatchLoader[SensorKey, DeviceReadings]
+    readings: BatchLoader[str, DeviceReadings]
+    profiles: BatchLoader[str, DeviceProfile]
 
 
 class MysqlStore:
@@ -68,19 +35,33 @@ class MysqlStore:
     def __init__(self, database: Database, timeout: float, metrics: Metrics) -> None:
         self._database = database
         self._metrics = metrics
-        self._sensors = Together(self._load_sensors, timeout, database.deadlines)
-        self._readings = Together(self._load_readings, timeout, database.deadlines)
-        self._profiles = Together(self._load_profiles, timeout, database.deadlines)
+        self._timeout = timeout
+        self._statements: Statements | None = None
+        self._loaders = self._new_loaders()
+        # Of what a column in an older character set may not compare with: such a key makes its
+        # statement fail, and those who ask for what there is are not to wait for the next.
+        self._odd_loaders = self._new_loaders()
         self._device_list = DeviceListReader(database, timeout)
 
-    async def sensors(self, wanted: Sequence[SensorKey]) -> list[DeviceReadings | None]:
-        """Devices, each with the latest value of one sensor, by uuid and stored name.
+    def _new_loaders(self) -> _Loaders:
+        deadlines = self._database.deadlines
+        return _Loaders(
+            BatchLoader(self._load_sensors, self._timeout, deadlines),
+            BatchLoader(self._load_readings, self._timeout, deadlines),
+            BatchLoader(self._load_profiles, self._timeout, deadlines),
+        )
+
+    async def sensors(
+        self, wanted: Sequence[SensorKey]
+    ) -> Sequence[DeviceReadings | BridgeError | None]:
+        """Devices, each with at least the sensors asked for, by uuid and stored names.
 
         Raises:
             DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
         """
-        keys = [(device_key(device_uuid), name) for device_uuid, name in wanted]
-        return await self._sensors.get_all(keys)
+        keys = [(device_key(device_uuid), names) for device_uuid, names in wanted]
+        plain = all(device_uuid.isascii() for device_uuid, _ in keys)
+        return await (self._loaders if plain else self._odd_loaders).sensors.get_all(keys)
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:
         """A device with the latest value of each sensor; None when there is no such device.
@@ -88,7 +69,8 @@ class MysqlStore:
         Raises:
             DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
         """
-        return await self._readings.get(device_key(device_uuid))
+        key = device_key(device_uuid)
+        return await (self._loaders if key.isascii() else self._odd_loaders).readings.get(key)
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
         """A device with its ports and presets; None when there is no such device.
@@ -96,7 +78,8 @@ class MysqlStore:
         Raises:
             DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
         """
-        return await self._profiles.get(device_key(device_uuid))
+        key = device_key(device_uuid)
+        return await (self._loaders if key.isascii() else self._odd_loaders).profiles.get(key)
 
     async def devices(
         self, fields: DevicesFields, only: Collection[str] | None
@@ -106,208 +89,105 @@ class MysqlStore:
 
     async def close(self) -> None:
         """End the reads that are under way."""
-        await self._sensors.close()
-        await self._readings.close()
-        await self._profiles.close()
+        for loader in (*self._loaders, *self._odd_loaders):
+            await loader.close()
 
     async def _load_sensors(
         self, keys: Sequence[SensorKey], deadline: float
     ) -> dict[SensorKey, DeviceReadings]:
-        self._metrics.batch_size.observe(len(keys))
         uuids = tuple({uuid for uuid, _ in keys})
-        names = tuple({name for _, name in keys})
-        return sensors_of(
-            await self._database.fetch(SENSORS, (names, uuids), deadline=deadline), keys
-        )
+        names = tuple({name for _, wanted in keys for name in wanted})
+
+        def statement(these: Statements) -> tuple[str, Sequence[Any]]:
+            return these.sensors, (uuids, uuids, names) if these.apart else (names, uuids)
+
+        devices = readings_of(await self._rows(statement, uuids, len(keys), deadline))
+        return {key: devices[key[0]] for key in keys if key[0] in devices}
 
     async def _load_readings(
         self, uuids: Sequence[str], deadline: float
     ) -> dict[str, DeviceReadings]:
-        self._metrics.batch_size.observe(len(uuids))
-        return readings_of(await self._database.fetch(READINGS, (uuids, uuids), deadline=deadline))
+        return readings_of(
+            await self._rows(lambda these: (these.readings, (uuids, uuids)), uuids, 0, deadline)
+        )
 
     async def _load_profiles(
         self, uuids: Sequence[str], deadline: float
     ) -> dict[str, DeviceProfile]:
-        self._metrics.batch_size.observe(len(uuids))
-        return profiles_of(await self._database.fetch(PROFILES, (uuids,), deadline=deadline))
+        return profiles_of(
+            await self._rows(lambda these: (these.profiles, (uuids,)), uuids, 0, deadline)
+        )
 
+    async def _rows(
+        self,
+        statement: Callable[[Statements], tuple[str, Sequence[Any]]],
+        uuids: Sequence[str],
+        keys: int,
+        deadline: float,
+    ) -> list[Row]:
+        """The rows of a statement; none where its only uuid is no value of the column."""
+        self._metrics.batch_size.observe(keys or len(uuids))
+        try:
+            return await self._fetch(statement, deadline)
+        except StatementRefused as refused:
+            if refused.over_content and len(uuids) == 1 and not uuids[0].isascii():
+                return []
+            raise
 
-def sensors_of(rows: Iterable[Row], keys: Iterable[SensorKey]) -> dict[SensorKey, DeviceReadings]:
-    """The rows of `SENSORS` by key; a device without that sensor is there without a row."""
-    devices: dict[str, Row] = {}
-    found: dict[SensorKey, SensorRow] = {}
-    for row in rows:
-        uuid = device_key(row[0])
-        devices[uuid] = row
-        if row[4] is not None:
-            found[uuid, row[4].casefold()] = SensorRow(*row[4:])
-    models: dict[SensorKey, DeviceReadings] = {}
-    for key in keys:
-        device = devices.get(key[0])
-        if device is not None:
-            sensor = found.get(key)
-            uuid, name, online, last_seen = device[:4]
-            models[key] = DeviceReadings(
-                uuid, name, bool(online), last_seen, None, [] if sensor is None else [sensor]
-            )
-    return models
+    async def _fetch(
+        self, statement: Callable[[Statements], tuple[str, Sequence[Any]]], deadline: float
+    ) -> list[Row]:
+        statements = self._statements or await self._fit(deadline)
+        sql, args = statement(statements)
+        try:
+            return await self._database.fetch(sql, args, deadline=deadline)
+        except StatementRefused as refused:
+            if refused.errno not in _TABLES_CHANGED or self._statements is not statements:
+                raise
+        sql, args = statement(await self._fit(deadline))
+        return await self._database.fetch(sql, args, deadline=deadline)
+
+    async def _fit(self, deadline: float) -> Statements:
+        """Look at the tables, and fit the statements to them."""
+        try:
+            columns = await self._database.fetch(COLUMNS_THERE, deadline=deadline)
+            indexes = await self._database.fetch(INDEXES_THERE, deadline=deadline)
+        except StatementRefused:
+            self._statements = unfitted()
+        else:
+            self._statements = fitted(columns, indexes)
+        return self._statements
 
 
 def readings_of(rows: Iterable[Row]) -> dict[str, DeviceReadings]:
-    """The rows of `READINGS` by `device_key` their device."""
+    """The rows of `SENSORS` or `READINGS` by `device_key` of their device."""
     devices: dict[str, DeviceReadings] = {}
-    sensors: list[Row] = []
-    for row in rows:
-        if row[5] is None:
-            uuid, name, online, last_seen, sensor_types = row[:5]
-            devices[device_key(uuid)] = DeviceReadings(
-                uuid, name, bool(online), last_seen, sensor_types
+    sensors: list[tuple[str, SensorRow]] = []
+    for is_device, uuid, name, online, seen, types, config, sensor, *latest in rows:
+        uuid = text(uuid) or ""  # noqa: PLW2901
+        key = device_key(uuid)
+        if is_device and key not in devices:
+            devices[key] = DeviceReadings(
+                uuid, text(name) or "", flag(online), time(seen), text(types), text(config)
             )
-        else:
-            sensors.append(row)
-    for row in sensors:
-        device = devices.get(device_key(row[0]))
-        if device is not None:
-            device.rows.append(SensorRow(*row[5:]))
+        if sensor is not None:
+            value, unit, sensor_type, measured = latest
+            row = SensorRow(
+                text(sensor) or "", text(value), text(unit), text(sensor_type), time(measured)
+            )
+            sensors.append((key, row))
+    for key, row in sensors:
+        if key in devices:
+            devices[key].rows.append(row)
     return devices
 
 
 def profiles_of(rows: Iterable[Row]) -> dict[str, DeviceProfile]:
-    """The rows of `PROFILES` by `device_key` their device."""
-    return {
-        device_key(uuid): DeviceProfile(uuid, name, bool(online), *json_columns)
-        for uuid, name, online, *json_columns in rows
-    }
-
-
-class _Asker(NamedTuple, Generic[Key, Model]):
-    """Who waits for the models of which keys, and since when on the loop's clock."""
-
-    keys: Sequence[Key]
-    answer: "asyncio.Future[list[Model | None]]"
-    arrived: float
-
-
-class Together(Generic[Key, Model]):
-    """Loads models by key, many keys in one statement.
-
-    `load` gets the keys and a deadline on the loop's clock. Each request is answered, or fails,
-    within `timeout` seconds of its arrival (half a second more behind a slow statement).
-    """
-
-    def __init__(self, load: Load[Key, Model], timeout: float, deadlines: Deadlines) -> None:
-        self._load = load
-        self._deadlines = deadlines
-        self._timeout = timeout
-        # Those who wait for a statement to come, in the order of their arrival.
-        self._waiting: list[_Asker[Key, Model]] = []
-        self._overdue: int | None = None
-        self._under_way: set[asyncio.Task[None]] = set()
-
-    async def get(self, key: Key) -> Model | None:
-        """The model of `key`, read after this call; None when there is none."""
-        (model,) = await self.get_all((key,))
-        return model
-
-    def get_all(self, keys: Sequence[Key]) -> "asyncio.Future[list[Model | None]]":
-        """The models of `keys`, in their order, read by one statement after this call."""
-        loop = asyncio.get_running_loop()
-        asker: _Asker[Key, Model] = _Asker(keys, loop.create_future(), loop.time())
-        self._waiting.append(asker)
-        if len(self._waiting) == 1:
-            if len(self._under_way) < LANES:
-                self._begin()
-            else:
-                self._watch_the_first()
-        return asker.answer
-
-    async def close(self) -> None:
-        """Give up those who wait, cancel what is under way, and wait until it has ended."""
-        for asker in self._take(len(self._waiting)):
-            asker.answer.cancel()
-        under_way = list(self._under_way)
-        for task in under_way:
-            task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
-
-    def _begin(self) -> None:
-        # It begins in the next turn of the loop: what arrived in the same turn goes along.
-        task = asyncio.get_running_loop().create_task(self._fill(), name="read together")
-        self._under_way.add(task)
-        task.add_done_callback(self._ended)
-
-    async def _fill(self) -> None:
-        askers = self._next_askers()
-        if self._waiting and len(self._under_way) < LANES:
-            self._begin()
-        if not askers:
-            # They were given up in this very turn of the loop.
-            return
-        now = asyncio.get_running_loop().time()
-        oldest = askers[0].arrived
-        deadline = max(oldest + self._timeout, now + min(_LEAST_TIME, self._timeout))
-        wanted = dict.fromkeys(key for asker in askers for key in asker.keys)
-        try:
-            await _hand_out(await self._load(tuple(wanted), deadline), askers)
-        except BaseException as error:
-            _fail(askers, error)
-            if not isinstance(error, Exception):
-                raise
-
-    def _next_askers(self) -> "list[_Asker[Key, Model]]":
-        """Who goes along in the next statement: all who wait, or as many as it shall hold."""
-        keys = count = 0
-        while count < len(self._waiting) and keys < _KEYS_A_STATEMENT:
-            keys += len(self._waiting[count].keys)
-            count += 1
-        return self._take(count)
-
-    def _take(self, count: int) -> "list[_Asker[Key, Model]]":
-        """The first so many of those who wait, who wait no more."""
-        askers, self._waiting = self._waiting[:count], self._waiting[count:]
-        self._watch_the_first()
-        return askers
-
-    def _watch_the_first(self) -> None:
-        """See to it that whoever has waited longest is given up in time."""
-        if self._overdue is not None:
-            self._deadlines.cancel(self._overdue)
-            self._overdue = None
-        if self._waiting:
-            overdue = self._waiting[0].arrived + self._timeout
-            self._overdue = self._deadlines.call_at(overdue, self._give_up)
-
-    def _give_up(self) -> None:
-        """Fail those who have waited too long, and nobody else."""
-        count = sum(
-            self._deadlines.has_passed(asker.arrived + self._timeout) for asker in self._waiting
+    """The rows of `PROFILES` by `device_key` of their device."""
+    profiles = {}
+    for uuid, name, online, *columns in rows:
+        told = text(uuid) or ""
+        profiles[device_key(told)] = DeviceProfile(
+            told, text(name) or "", flag(online), *map(text, columns)
         )
-        _fail(self._take(count), DatabaseTimeout())
-
-    def _ended(self, task: asyncio.Task[None]) -> None:
-        self._under_way.discard(task)
-        if self._waiting:
-            self._begin()
-
-
-async def _hand_out(models: Mapping[Key, Model], askers: "Iterable[_Asker[Key, Model]]") -> None:
-    handed_out = 0
-    for keys, answer, _ in askers:
-        if not answer.done():
-            answer.set_result([models.get(key) for key in keys])
-        handed_out += len(keys)
-        if handed_out > _MODELS_A_TURN:
-            # Whoever got them works on them in the next turn, in which nobody else is heard.
-            handed_out = 0
-            await asyncio.sleep(0)
-
-
-def _fail(askers: "Iterable[_Asker[Key, Model]]", error: BaseException) -> None:
-    for _, answer, _ in askers:
-        if answer.done():
-            continue
-        if isinstance(error, Exception):
-            answer.set_exception(error)
-        else:
-            answer.cancel()
+    return profiles

@@ -4,95 +4,29 @@ The firmware's table (led and relay: `action`; servo: `angle`; pwm: `channel`, `
 `duty_cycle`) is in docs/contract.md. Pure: nothing here waits or asks.
 """
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ..errors import FieldError, ValidationFailed
 from .errors import (
     AmbiguousPort,
+    SomeDisabled,
     UnknownAction,
     UnknownPort,
     UnknownPortName,
     UnknownPortType,
+    UnreadablePorts,
     ValueMissing,
 )
-from .models import ControlFields, DeviceProfile, JsonObject, Port, json_object
+from .models import ControlFields, DeviceProfile, JsonObject, Port
 from .names import plain_name
+from .ports import PORT_TYPES, SWITCHES, NamedPort, PortTable, listed, port_table
+from .stored import is_blank, number_of, text_of, whole_of
 
 DEFAULT_FREQUENCY = 5000
-# From here on readers of JSON disagree on whole numbers, and at 2**64 writers give up.
-TOO_LARGE = 2**53
-
-_SWITCHES = ("led", "relay")
 _MOST = {"servo": 180, "pwm": 100}
-_PORT_TYPES = (*_SWITCHES, *_MOST)
-# Of a device that names no ports of its own.
-_DEFAULT_PORTS = [
-    Port(port_type, port_id, None, None)
-    for port_type, count in (("led", 4), ("relay", 4), ("servo", 4), ("pwm", 2))
-    for port_id in range(1, count + 1)
-]
-_DIGITS = re.compile(r"[0-9]{1,20}")
-_PORT_KEY = re.compile(r"(led|relay|servo|pwm)_?(\d{1,3})")
 
-
-# ---- ports --------------------------------------------------------------------------------------
-
-
-def ports_of(device: DeviceProfile) -> list[Port]:
-    """The ports that can be controlled, sorted by type and number.
-
-    The product's `control_ports`, overlaid key by key by the device's own config; `type` and
-    `device_id` make an entry a port. A device without such entries has the default ports, and
-    entries that merely name one (`{"led_1": {"alias": …}}`) name it there.
-    """
-    entries = _overlaid(
-        json_object(device.product_ports_json), json_object(device.control_config_json)
-    )
-    named = [port for entry in entries.values() if (port := _port(entry)) is not None]
-    if named:
-        return sorted(named, key=lambda port: (_PORT_TYPES.index(port.port_type), port.port_id))
-    labels = {
-        (match[1], int(match[2])): entry
-        for key, entry in entries.items()
-        if (match := _PORT_KEY.fullmatch(plain_name(key)))
-    }
-    return [_labelled(port, labels.get((port.port_type, port.port_id))) for port in _DEFAULT_PORTS]
-
-
-def _overlaid(
-    product: Mapping[str, Any], device: Mapping[str, Any]
-) -> dict[str, Mapping[str, Any]]:
-    merged: dict[str, Mapping[str, Any]] = {}
-    for config in (product, device):
-        for key, entry in config.items():
-            if isinstance(entry, Mapping):
-                merged[key] = {**merged.get(key, {}), **entry}
-    return merged
-
-
-def _port(entry: Mapping[str, Any]) -> Port | None:
-    port_type = str(entry.get("type") or "").casefold()
-    port_id = _whole(entry.get("device_id"))
-    if port_type not in _PORT_TYPES or port_id is None or entry.get("enabled") is False:
-        return None
-    return _labelled(Port(port_type, port_id, None, None), entry)
-
-
-def _labelled(port: Port, entry: Mapping[str, Any] | None) -> Port:
-    if entry is None:
-        return port
-    name, alias = (str(entry.get(label) or "") or None for label in ("name", "alias"))
-    return Port(port.port_type, port.port_id, name, alias)
-
-
-def _whole(value: object) -> int | None:
-    if isinstance(value, str) and _DIGITS.fullmatch(value.strip()):
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        return None
-    return value if abs(value) < TOO_LARGE else None
+_WHICH_PORT = "Field required: name the port by port_type and port_id, or by port (its name)"
 
 
 # ---- control ------------------------------------------------------------------------------------
@@ -108,7 +42,7 @@ def check_control(fields: ControlFields) -> None:
     if fields.port is not None:
         return
     missing = [
-        FieldError((name,), "Field required", "missing")
+        FieldError((name,), _WHICH_PORT, "missing")
         for name in ("port_type", "port_id")
         if getattr(fields, name) is None
     ]
@@ -125,18 +59,20 @@ def control_command(fields: ControlFields, device: DeviceProfile) -> JsonObject:
         InvalidControl: unknown or ambiguous port, unknown type or action, missing value.
         ValidationFailed: the value is out of the port's range.
     """
-    ports = ports_of(device)
+    table = port_table(device)
+    if table.unreadable:
+        raise UnreadablePorts()
     if fields.port is not None:
-        port = _port_called(fields.port, ports, fields.port_type)
+        port = _port_called(fields.port, table.ports, fields.port_type)
         port_type, port_id = port.port_type, port.port_id
         _check_action(port_type, fields)
     else:
         assert fields.port_type is not None
         assert fields.port_id is not None
         port_type, port_id = _known_type(fields.port_type), fields.port_id
-        _check_port_exists(port_type, port_id, ports)
-    if port_type in _SWITCHES:
-        return {"cmd": port_type, "device_id": port_id, "action": fields.action.casefold()}
+    _check_port_exists(port_type, port_id, table)
+    if port_type in SWITCHES:
+        return {"cmd": port_type, "device_id": port_id, "action": fields.action}
     if port_type == "servo":
         return {"cmd": "servo", "device_id": port_id, "angle": fields.value}
     frequency = DEFAULT_FREQUENCY if fields.frequency is None else fields.frequency
@@ -155,17 +91,16 @@ def _pwm(port_id: Any, frequency: Any, duty_cycle: Any) -> JsonObject:
 
 
 def _known_type(port_type: str) -> str:
-    known = port_type.strip().casefold()
-    if known not in _PORT_TYPES:
+    if port_type not in PORT_TYPES:
         raise UnknownPortType(port_type=port_type)
-    return known
+    return port_type
 
 
 def _check_action(port_type: str, fields: ControlFields) -> None:
-    actions = ("on", "off") if port_type in _SWITCHES else ("set",)
-    if fields.action.casefold() not in actions:
+    actions = ("on", "off") if port_type in SWITCHES else ("set",)
+    if fields.action not in actions:
         raise UnknownAction(port_type=port_type, action=fields.action, actions=" / ".join(actions))
-    if port_type in _SWITCHES:
+    if port_type in SWITCHES:
         return
     most = _MOST[port_type]
     if fields.value is None:
@@ -178,36 +113,28 @@ def _check_action(port_type: str, fields: ControlFields) -> None:
         raise ValidationFailed([FieldError(("value",), words, kind)], fields.value)
 
 
-def _check_port_exists(port_type: str, port_id: int, ports: Sequence[Port]) -> None:
-    ids = {port.port_id for port in ports if port.port_type == port_type}
-    if port_id in ids or (port_id == 0 and ids and port_type in _SWITCHES):
+def _check_port_exists(port_type: str, port_id: int, table: PortTable) -> None:
+    ids = {named.port.port_id for named in table.ports if named.port.port_type == port_type}
+    if port_id == 0 and port_type in SWITCHES and table.commands_disabled(port_type, 0):
+        raise SomeDisabled(port_type=port_type, ports=listed(table.ports))
+    if port_id in ids or (port_id == 0 and ids and port_type in SWITCHES):
         return
-    raise UnknownPort(port=f"{port_type} {port_id}", ports=_ports_listed(ports))
+    raise UnknownPort(port=f"{port_type} {port_id}", ports=listed(table.ports))
 
 
-def _port_called(name: str, ports: Sequence[Port], port_type: str | None) -> Port:
+def _port_called(name: str, ports: Sequence[NamedPort], port_type: str | None) -> Port:
     wanted = plain_name(name)
     wanted_type = None if port_type is None else _known_type(port_type)
     matches = [
-        port
-        for port in ports
-        if wanted in {plain_name(label) for label in (port.alias, port.name) if label}
-        and wanted_type in (None, port.port_type)
+        named
+        for named in ports
+        if wanted in named.names and wanted_type in (None, named.port.port_type)
     ]
     if len(matches) == 1:
-        return matches[0]
+        return matches[0].port
     if matches:
-        raise AmbiguousPort(port=name, ports=_ports_listed(matches))
-    raise UnknownPortName(port=name, ports=_ports_listed(ports))
-
-
-def _ports_listed(ports: Iterable[Port]) -> str:
-    shown = []
-    for port in ports:
-        labels = [label for label in (port.alias, port.name) if label]
-        suffix = f" ({', '.join(labels)})" if labels else ""
-        shown.append(f"{port.port_type} {port.port_id}{suffix}")
-    return ", ".join(shown) or "-"
+        raise AmbiguousPort(port=name, ports=listed(matches))
+    raise UnknownPortName(port=name, ports=listed(ports))
 
 
 # ---- stored commands ----------------------------------------------------------------------------
@@ -217,36 +144,91 @@ def as_firmware_takes_it(stored: Mapping[str, Any]) -> JsonObject | None:
     """A stored command in the firmware's own words; None when it is no command at all.
 
     Stored led and relay steps carry `value` 1/0 for `action`, servo steps may carry `value` for
-    `angle`, and pwm steps `device_id` and `duty` for `channel` and `duty_cycle`.
+    `angle`, and pwm steps `device_id` and `duty` for `channel` and `duty_cycle`. The first usable
+    of the alternatives counts: null hides nothing.
     """
-    cmd = stored.get("cmd")
-    if not isinstance(cmd, str) or not cmd:
+    cmd = text_of(stored.get("cmd"))
+    if cmd is None or not isinstance(stored["cmd"], str):
         return None
     kind = cmd.casefold()
-    if kind in _SWITCHES:
+    if kind in SWITCHES:
         return _stored_switch(kind, stored)
     if kind == "servo":
-        angle = stored.get("angle", stored.get("value"))
-        return (
-            None
-            if angle is None
-            else {"cmd": "servo", "device_id": stored.get("device_id", 1), "angle": angle}
-        )
+        device_id, angle = _id(stored, 1, "device_id"), _first(stored, "angle", "value")
+        if device_id is None or angle is None:
+            return None
+        return {"cmd": "servo", "device_id": device_id, "angle": angle}
     if kind == "pwm":
-        duty = stored.get("duty_cycle", stored.get("duty", stored.get("value")))
-        channel = stored.get("channel", stored.get("device_id", 1))
-        frequency = stored.get("frequency", DEFAULT_FREQUENCY)
-        return None if duty is None else _pwm(channel, frequency, duty)
-    return dict(stored)
+        return _stored_pwm(stored)
+    kept = {name: value for name, value in stored.items() if value is not None}
+    return {**kept, "cmd": cmd}
+
+
+def _stored_pwm(stored: Mapping[str, Any]) -> JsonObject | None:
+    channel = _id(stored, 1, "channel", "device_id")
+    duty = _first(stored, "duty_cycle", "duty", "value")
+    frequency = _first(stored, "frequency") or DEFAULT_FREQUENCY
+    return None if channel is None or duty is None else _pwm(channel, frequency, duty)
 
 
 def _stored_switch(kind: str, stored: Mapping[str, Any]) -> JsonObject | None:
+    device_id = _id(stored, 0, "device_id")
     action = stored.get("action")
-    if action is None and "value" in stored:
-        value = stored["value"]
-        action = (
-            "on" if value in (1, True, "1", "on") else "off" if value in (0, "0", "off") else None
-        )
-    if not isinstance(action, str) or action.casefold() not in ("on", "off"):
+    said = stored.get("value") if is_blank(action) else action
+    if isinstance(said, str):
+        said = said.strip().casefold()
+    # True and 1.0 equal 1.
+    if said in (1, "1", "on", "true"):
+        action = "on"
+    elif said in (0, "0", "off", "false"):
+        action = "off"
+    else:
         return None
-    return {"cmd": kind, "device_id": stored.get("device_id", 0), "action": action.casefold()}
+    return None if device_id is None else {"cmd": kind, "device_id": device_id, "action": action}
+
+
+def _first(stored: Mapping[str, Any], *names: str) -> int | float | None:
+    """The first of the values under `names` that is a number."""
+    numbers = (number_of(stored.get(name)) for name in names)
+    return next((number for number in numbers if number is not None), None)
+
+
+def _id(stored: Mapping[str, Any], default: int, *names: str) -> int | None:
+    """The first of the values that can be a port's number, `default` if there is none at all."""
+    values = [stored[name] for name in names if not is_blank(stored.get(name))]
+    if not values:
+        return default
+    return next((number for value in values if (number := whole_of(value)) is not None), None)
+
+
+def disabled_by(command: JsonObject, table: PortTable) -> str | None:
+    """The disabled port that a command would reach, named; None if it reaches none."""
+    for part in _parts(command):
+        kinds = {
+            kind.casefold()
+            for name in ("cmd", "device_type")
+            if (kind := text_of(part.get(name))) is not None
+        }
+        for port_type in sorted(kinds.intersection(table.disabled_types)):
+            for port_id in _ids(part):
+                if table.commands_disabled(port_type, port_id):
+                    return f"{port_type} {port_id}"
+    return None
+
+
+def _parts(value: Any) -> Iterator[Mapping[str, Any]]:
+    """Every object in a command: some carry others."""
+    if isinstance(value, Mapping):
+        yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for child in value:
+            yield from _parts(child)
+
+
+def _ids(part: Mapping[str, Any]) -> list[int]:
+    """The numbers that a command may mean by its port; 0, all, where that can't be told."""
+    values = [part[name] for name in ("device_id", "channel", "port_id") if name in part]
+    flat = [one for value in values for one in (value if isinstance(value, list) else [value])]
+    numbers = [whole_of(value) for value in flat]
+    return [0 if number is None else number for number in numbers] or [0]

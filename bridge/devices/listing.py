@@ -77,7 +77,7 @@ class DevicesFields(Fields):
     cursor: Annotated[str, Field(max_length=_LONGEST_CURSOR), AfterValidator(_our_own)] | None = (
         Field(
             None,
-            description="上一页的 next_cursor，原样填写 / next_cursor of the page before, as it was",
+            description="上一页的 next_cursor / next_cursor of the page before, as it was",
         )
     )
 

@@ -1,13 +1,18 @@
 """What requests carry, what replies hold, and what the database knows of a device."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple
 
-import orjson
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import PydanticCustomError
 
 JsonObject = dict[str, Any]
@@ -37,10 +42,34 @@ Name = Annotated[str, Field(min_length=1, max_length=100)]
 # ---- requests -----------------------------------------------------------------------------------
 
 
+def _fold(value: object) -> object:
+    return value.casefold() if isinstance(value, str) else value
+
+
+# Of a fixed set of words, which may come in any case.
+Word = Annotated[str, Field(min_length=1, max_length=100), BeforeValidator(_fold)]
+
+
 class Fields(BaseModel):
-    """The fields of one operation. Unknown ones are ignored; numbers may come as text."""
+    """The fields of one operation. Unknown ones are ignored; numbers may come as text.
+
+    Text loses leading and trailing white space. What is then empty counts as not sent, and so
+    does null.
+    """
 
     model_config = ConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _trimmed(cls, sent: Any) -> Any:
+        if not isinstance(sent, dict):
+            return sent
+        trimmed = {}
+        for name, value in sent.items():
+            kept = value.strip() if isinstance(value, str) else value
+            if kept is not None and kept != "":
+                trimmed[name] = kept
+        return trimmed
 
 
 class NoFields(Fields):
@@ -58,7 +87,7 @@ class SensorDataFields(Fields):
 
 class ControlFields(Fields):
     device_uuid: DeviceUuid
-    port_type: Name | None = Field(
+    port_type: Word | None = Field(
         None, description="led、relay、servo、pwm", examples=["led", "relay", "servo", "pwm"]
     )
     port_id: WholeNumber | None = Field(
@@ -73,7 +102,7 @@ class ControlFields(Fields):
         "the port's name or alias, in place of port_type and port_id",
         examples=["客厅灯"],
     )
-    action: Name = Field(
+    action: Word = Field(
         description="led、relay：on / off；servo、pwm：set", examples=["on", "off", "set"]
     )
     value: WholeNumber | None = Field(
@@ -84,6 +113,13 @@ class ControlFields(Fields):
     frequency: Annotated[int, Field(ge=1, le=40_000_000), BeforeValidator(_no_boolean)] | None = (
         Field(None, description="pwm 频率 Hz，默认 5000 / pwm frequency in Hz, default 5000")
     )
+
+    @field_validator("frequency", mode="before")
+    @classmethod
+    def _no_frequency(cls, value: object) -> object:
+        # Forms and tools that have no empty value send 0.
+        is_zero = not isinstance(value, bool) and value in (0, "0")
+        return None if is_zero else value
 
 
 class PresetFields(Fields):
@@ -117,23 +153,6 @@ class SensorRow(NamedTuple):
     timestamp: datetime | None
 
 
-@lru_cache(maxsize=2048)
-def _parsed(text: str) -> JsonObject:
-    # A pure function of the text, so that remembering it never serves anything stale.
-    try:
-        parsed = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return {}
-    return parsed if isinstance(parsed, dict) else {}
-
-
-def json_object(text: str | bytes | None) -> Mapping[str, Any]:
-    """A JSON column as an object; empty when it is null or not an object. Not to be changed."""
-    if not text:
-        return {}
-    return _parsed(text if isinstance(text, str) else text.decode("utf-8", "replace"))
-
-
 @dataclass(slots=True)
 class DeviceReadings:
     """A device and the latest value of each of its sensors."""
@@ -142,7 +161,9 @@ class DeviceReadings:
     name: str
     online: bool
     last_seen: datetime | None
+    # The product's sensors and the device's own configuration of them, as stored.
     sensor_types_json: str | None
+    sensor_config_json: str | None
     rows: list[SensorRow] = field(default_factory=list)
 
 
@@ -254,7 +275,7 @@ class DeviceDescription:
 
 @dataclass(slots=True)
 class DeviceConfig:
-    """What plugin-service reads of a device's configuration, as the platform stored it."""
+    """What plugin-service reads of a device's configuration, with the names that it looks for."""
 
     device_control_config: JsonObject
     device_preset_commands: list[JsonObject]

@@ -11,5 +11,14 @@ def device_key(device_uuid: str) -> str:
 
 @lru_cache(maxsize=4096)
 def plain_name(text: str) -> str:
-    """How names are compared: Unicode NFKC, case folded, without white space."""
-    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+    """How names are compared: Unicode NFKC, case folded, without white space and invisible marks.
+
+    Empty for a name that shows nothing; such a name matches nothing.
+    """
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return "".join(
+        character
+        for character in folded
+        # Cf: zero-width spaces and joiners, direction marks, the byte order mark.
+        if not character.isspace() and unicodedata.category(character) not in ("Cf", "Cc")
+    )

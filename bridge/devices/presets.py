@@ -9,10 +9,19 @@ from functools import lru_cache
 from typing import Any
 
 from ..errors import FieldError, Text, ValidationFailed
-from .commands import TOO_LARGE, as_firmware_takes_it
-from .errors import AmbiguousPreset, InvalidPreset, PresetNotFound, PresetTooLong, UnknownParameter
-from .models import DeviceProfile, JsonObject, PresetSummary, json_object
+from .commands import as_firmware_takes_it, disabled_by
+from .errors import (
+    AmbiguousPreset,
+    DisabledPort,
+    InvalidPreset,
+    PresetNotFound,
+    PresetTooLong,
+    UnknownParameter,
+)
+from .models import DeviceProfile, JsonObject, PresetSummary
 from .names import plain_name
+from .ports import PORT_TYPES, port_table
+from .stored import first_text, is_blank, number_of, stored_object, text_of, texts_of, whole_of
 
 MOST_STEPS = 1000
 
@@ -25,6 +34,13 @@ _BAD_DELAY = Text("有步骤的 delay 不是非负数", "the delay of one of its
 _NO_COMMAND = Text(
     "既没有 command，也没有 preset_type 和 device_type",
     "it has neither a command nor a preset_type with a device_type",
+)
+_UNREADABLE = Text(
+    "设备的预设（device_settings）无法读取", "the device's presets (device_settings) can't be read"
+)
+_PORTS_UNREADABLE = Text(
+    "设备的端口配置无法读取，不知道哪些端口已停用",
+    "the device's port configuration can't be read, so disabled ports are not known",
 )
 
 
@@ -52,10 +68,22 @@ def preset_plan(
 
     Raises:
         PresetNotFound: no preset has that key or name; it lists the presets there are.
-        InvalidPreset: it is ambiguous, malformed, too long, or has no such parameter.
+        InvalidPreset: it is ambiguous, malformed, too long, has no such parameter, or would command
+            a disabled port.
         ValidationFailed: a parameter is of another type than the stored one.
     """
-    preset = _preset_called(wanted, presets_of(device))
+    presets = _stored_presets(device.settings_json)
+    if presets is None:
+        raise InvalidPreset(preset=wanted, reason=_UNREADABLE)
+    preset = _preset_called(wanted, presets)
+    plan = _plan(preset, parameters, limit)
+    _check_ports(plan, device)
+    return plan
+
+
+def _plan(
+    preset: Mapping[str, Any], parameters: Mapping[str, Any] | None, limit: float
+) -> PresetPlan:
     name = _preset_name(preset)
     _check_parameters(preset, name, parameters or {})
     if _is_sequence(preset):
@@ -68,14 +96,32 @@ def preset_plan(
     return PresetPlan(name, sequence=False, steps=(Step(command, 0.0),))
 
 
+def _check_ports(plan: PresetPlan, device: DeviceProfile) -> None:
+    """Refuse the whole preset if one of its commands would reach a disabled port."""
+    table = port_table(device)
+    if table.unreadable:
+        raise InvalidPreset(preset=plan.name, reason=_PORTS_UNREADABLE)
+    if not table.disabled_types:
+        return
+    for step in plan.steps:
+        port = disabled_by(step.command, table)
+        if port is not None:
+            raise DisabledPort(preset=plan.name, port=port)
+
+
 def preset_summaries(device: DeviceProfile) -> list[PresetSummary]:
     """The device's presets, as `device` tells them."""
     return list(_summaries(device.settings_json))
 
 
 def presets_of(device: DeviceProfile) -> list[Mapping[str, Any]]:
-    """The device's presets, as stored."""
-    return _stored_presets(device.settings_json)
+    """The device's presets, as stored; none where they can't be read."""
+    return _stored_presets(device.settings_json) or []
+
+
+def preset_key_of(preset: Mapping[str, Any]) -> str:
+    """The key by which a preset is asked for; its name if it has none."""
+    return first_text(preset, "preset_key") or _preset_name(preset)
 
 
 # All steps of all sequences are looked at, and a batch may ask a hundred times. A pure function of
@@ -84,46 +130,60 @@ def presets_of(device: DeviceProfile) -> list[Mapping[str, Any]]:
 def _summaries(settings_json: str | None) -> tuple[PresetSummary, ...]:
     return tuple(
         PresetSummary(
-            preset_key=str(preset.get("preset_key") or ""),
+            preset_key=preset_key_of(preset),
             name=_preset_name(preset),
-            type=_SEQUENCE if _is_sequence(preset) else str(preset.get("preset_type") or "command"),
+            type=_SEQUENCE
+            if _is_sequence(preset)
+            else first_text(preset, "preset_type") or "command",
             total_seconds=_total_seconds(preset),
         )
-        for preset in _stored_presets(settings_json)
+        for preset in _stored_presets(settings_json) or []
     )
 
 
-def _stored_presets(settings_json: str | None) -> list[Mapping[str, Any]]:
-    stored = json_object(settings_json).get("preset_commands")
-    listed = stored if isinstance(stored, list) else []
-    return [preset for preset in listed if isinstance(preset, Mapping)]
+def _stored_presets(settings_json: str | None) -> list[Mapping[str, Any]] | None:
+    """The presets in `device_settings`; None if they can't be read."""
+    settings = stored_object(settings_json)
+    if settings is None:
+        return None
+    stored = settings.get("preset_commands")
+    if not stored:
+        return []
+    if not isinstance(stored, list):
+        return None
+    return [preset for preset in stored if isinstance(preset, Mapping)]
 
 
 def _preset_called(wanted: str, presets: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    plain = plain_name(wanted)
     for labels in (("preset_key",), ("name", "preset_name", "alias")):
-        exact = [
+        matches = [
             preset
             for preset in presets
-            if plain_name(wanted) in {plain_name(str(preset.get(label) or "")) for label in labels}
+            if plain in {plain_name(text) for text in texts_of(preset, *labels)}
         ]
-        if len(exact) == 1:
-            return exact[0]
-        if exact:
-            raise AmbiguousPreset(
-                preset=wanted, presets=", ".join(str(preset.get("preset_key")) for preset in exact)
-            )
-    listed = [f"{preset.get('preset_key')} ({_preset_name(preset)})" for preset in presets]
-    raise PresetNotFound(preset=wanted, presets=", ".join(listed) or "-")
+        if len(matches) == 1:
+            return matches[0]
+        if matches:
+            raise AmbiguousPreset(preset=wanted, presets=_presets_listed(matches))
+    raise PresetNotFound(preset=wanted, presets=_presets_listed(presets) or "-")
+
+
+def _presets_listed(presets: Sequence[Mapping[str, Any]]) -> str:
+    shown = []
+    for preset in presets:
+        key, name = preset_key_of(preset), _preset_name(preset)
+        shown.append(key if key == name else f"{key} ({name})")
+    return ", ".join(shown)
 
 
 def _preset_name(preset: Mapping[str, Any]) -> str:
-    labels = ("name", "preset_name", "preset_key")
-    return next((str(preset[label]) for label in labels if preset.get(label)), "?")
+    return first_text(preset, "name", "preset_name", "alias", "preset_key") or "?"
 
 
 def _is_sequence(preset: Mapping[str, Any]) -> bool:
-    kinds = (preset.get("type"), preset.get("preset_type"))
-    return _SEQUENCE in kinds or (not any(kinds) and "steps" in preset)
+    kinds = {kind.casefold() for kind in texts_of(preset, "type", "preset_type")}
+    return _SEQUENCE in kinds or (not kinds and "steps" in preset)
 
 
 def _total_seconds(preset: Mapping[str, Any]) -> float:
@@ -137,6 +197,9 @@ def _total_seconds(preset: Mapping[str, Any]) -> float:
 
 def _check_parameters(preset: Mapping[str, Any], name: str, parameters: Mapping[str, Any]) -> None:
     stored = _stored_parameters(preset)
+    if not stored:
+        # A sequence, a ready command: there is nothing to override.
+        return
     for parameter, value in parameters.items():
         if parameter not in stored:
             unknown = UnknownParameter(
@@ -159,25 +222,8 @@ def _same_kind(stored: Any, given: Any) -> bool:
     if isinstance(stored, bool) or isinstance(given, bool):
         return isinstance(stored, bool) and isinstance(given, bool)
     if isinstance(stored, int | float):
-        return _number(given) is not None
+        return number_of(given) is not None
     return isinstance(given, type(stored))
-
-
-def _number(value: Any) -> int | float | None:
-    """A number, or the one that a text holds; None if it is none, or too large for JSON."""
-    if isinstance(value, str):
-        value = _read_number(value)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return value if abs(value) < TOO_LARGE else None
-
-
-def _read_number(text: str) -> int | float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return int(number) if number.is_integer() else number
 
 
 def _stored_parameters(preset: Mapping[str, Any]) -> dict[str, Any]:
@@ -192,8 +238,8 @@ def _stored_parameters(preset: Mapping[str, Any]) -> dict[str, Any]:
 
 def _overridden(stored: Mapping[str, Any], given: Mapping[str, Any]) -> JsonObject:
     values = dict(stored)
-    for name, value in given.items():
-        number = _number(value) if isinstance(stored[name], int | float) else None
+    for name, value in given.items() if stored else ():
+        number = number_of(value) if isinstance(stored[name], int | float) else None
         values[name] = value if number is None else number
     return values
 
@@ -208,14 +254,16 @@ def _preset_command(
         if command is None:
             raise InvalidPreset(preset=name, reason=_BAD_STEP)
         return {**command, "parameters": merged} if merged else command
-    preset_type, device_type = preset.get("preset_type"), preset.get("device_type")
-    if not (isinstance(preset_type, str) and preset_type and device_type):
+    preset_type, device_type = first_text(preset, "preset_type"), text_of(preset.get("device_type"))
+    device_id = 0 if is_blank(preset.get("device_id")) else whole_of(preset["device_id"])
+    if preset_type is None or device_type is None or device_id is None:
         raise InvalidPreset(preset=name, reason=_NO_COMMAND)
+    known = device_type.casefold()
     return {
         "cmd": "preset",
         "preset_type": preset_type,
-        "device_type": device_type,
-        "device_id": preset.get("device_id", 0),
+        "device_type": known if known in PORT_TYPES else device_type,
+        "device_id": device_id,
         "parameters": merged,
     }
 
@@ -234,7 +282,7 @@ def _step(stored: Any, name: str) -> Step:
     taken = as_firmware_takes_it(command) if isinstance(command, Mapping) else None
     if taken is None:
         raise InvalidPreset(preset=name, reason=_BAD_STEP)
-    delay = _number(stored.get("delay") or 0)
+    delay = 0 if is_blank(stored.get("delay")) else number_of(stored["delay"])
     if delay is None or delay < 0:
         raise InvalidPreset(preset=name, reason=_BAD_DELAY)
     return Step(taken, float(delay))

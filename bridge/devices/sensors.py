@@ -1,141 +1,110 @@
 """Sensor names, units and values: which row a caller means, and what its text says."""
 
 import re
-from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 
-from .errors import SensorNotFound
-from .models import DeviceReadings, Reading, SensorRow, json_object
+from .errors import AmbiguousSensor, SensorNotFound
+from .models import DeviceReadings, Reading, SensorRow
 from .names import plain_name
+from .sensor_names import COMMON_NAMES, TIERS, Kind, kinds_of
 
 _NUMBER = re.compile(r"[+-]?(\d+)(\.\d*)?([eE][+-]?\d+)?|[+-]?\.\d+([eE][+-]?\d+)?")
 _STORED_NAME = re.compile(r"[a-z_][a-z0-9_]*")
 _WHOLE = re.compile(r"[+-]?\d{1,18}")
 
 
-@dataclass(frozen=True, slots=True)
-class _Meaning:
-    """The rows that a common name may stand for: stored names first, then by sensor type."""
-
-    stored: tuple[str, ...]
-    # Where boards of these types write the value under a general name.
-    of_types: tuple[str, ...] = ()
-    general: tuple[str, ...] = ()
-
-
-_TEMPERATURE = _Meaning(("temperature", "dht11_temperature", "ds18b20_temperature", "ds18b20"))
-_HUMIDITY = _Meaning(("humidity", "dht11_humidity"))
-_RAIN = _Meaning(("rain", "rain_sensor", "is_raining"), ("rain_sensor",), ("value", "raining"))
-_RAIN_LEVEL = _Meaning(("rain_level", "rain_sensor_level"), ("rain_sensor",), ("level",))
-_DS18B20 = _Meaning(("ds18b20", "ds18b20_temperature"), ("ds18b20",), ("temperature",))
-_DHT11_TEMPERATURE = _Meaning(("dht11_temperature",), ("dht11", "dht22", ""), ("temperature",))
-_DHT11_HUMIDITY = _Meaning(("dht11_humidity",), ("dht11", "dht22", ""), ("humidity",))
-
-# The names that the platform offers to people and to language models.
-COMMON_NAMES: dict[str, _Meaning] = {
-    "温度": _TEMPERATURE,
-    "temperature": _TEMPERATURE,
-    "湿度": _HUMIDITY,
-    "humidity": _HUMIDITY,
-    "雨水": _RAIN,
-    "雨滴": _RAIN,
-    "雨水传感器": _RAIN,
-    "是否下雨": _RAIN,
-    "rain": _RAIN,
-    "rain_sensor": _RAIN,
-    "雨水级别": _RAIN_LEVEL,
-    "rain_level": _RAIN_LEVEL,
-    "rain_sensor_level": _RAIN_LEVEL,
-    "ds18b20": _DS18B20,
-    "ds18b20温度": _DS18B20,
-    "ds18b20_temperature": _DS18B20,
-    "dht11_temperature": _DHT11_TEMPERATURE,
-    "dht11_humidity": _DHT11_HUMIDITY,
+_USUAL_UNITS = {
+    "temperature": "°C",
+    "ds18b20": "°C",
+    "humidity": "%",
+    "soil_moisture": "%",
+    "rain_level": "级",
+    "rain_sensor_level": "级",
+    "light": "lx",
+    "pressure": "Pa",
+    "altitude": "m",
+    "distance": "cm",
+    "gas": "ppm",
+    "voltage": "V",
+    "current": "A",
+    "power": "W",
 }
-
-_USUAL_UNITS = (("temperature", "°C"), ("ds18b20", "°C"), ("humidity", "%"))
-
-
-@dataclass(frozen=True, slots=True)
-class _Kind:
-    """An entry of a product's `sensor_types`, its names made comparable."""
-
-    shown: str
-    name: str
-    key: str
-    data_field: str
-    sensor_type: str
-
-    def describes(self, row: SensorRow) -> bool:
-        """Whether the entry tells of this row."""
-        stored = row.sensor_name.casefold()
-        if self.key == stored:
-            return True
-        if self.data_field != stored:
-            return False
-        of_row = (row.sensor_type or "").casefold()
-        return not self.sensor_type or not of_row or self.sensor_type == of_row
+_NUMBERED = re.compile(r"_?\d+$")
 
 
-@lru_cache(maxsize=2048)
-def _kinds(sensor_types_json: str | None) -> tuple[_Kind, ...]:
-    return tuple(
-        _Kind(
-            shown=str(kind["name"]),
-            name=plain_name(str(kind["name"])),
-            key=plain_name(key),
-            data_field=plain_name(str(kind.get("data_field") or "")),
-            sensor_type=plain_name(str(kind.get("type") or "")),
-        )
-        for key, kind in json_object(sensor_types_json).items()
-        if isinstance(kind, dict) and kind.get("name") and kind.get("enabled") is not False
-    )
+@lru_cache(maxsize=4096)
+def candidates(sensor: str) -> tuple[str, ...]:
+    """The stored names that a name may stand for as such; none if it can only be a given name."""
+    wanted = plain_name(sensor)
+    meaning = COMMON_NAMES.get(wanted)
+    if meaning is not None:
+        return tuple(dict.fromkeys((wanted, *meaning.stored, *meaning.general)))
+    return (wanted,) if _STORED_NAME.fullmatch(wanted) else ()
 
 
-def stored_name(sensor: str) -> str | None:
-    """The name under which a sensor would be stored, if `sensor` can be one at all."""
-    folded = sensor.casefold()
-    return folded if _STORED_NAME.fullmatch(folded) else None
-
-
-def stored(device: DeviceReadings, name: str) -> SensorRow | None:
-    """The row with that stored name and a value, if the device has it."""
-    for row in device.rows:
-        if row.sensor_value is not None and row.sensor_name.casefold() == name:
-            return row
-    return None
+def find_among(device: DeviceReadings, sensor: str) -> SensorRow | None:
+    """The row that `sensor` means, if the rows of its `candidates` are enough to tell."""
+    try:
+        return _meant(device, plain_name(sensor), frozenset(candidates(sensor)))
+    except AmbiguousSensor:
+        # All rows are needed to tell the names.
+        return None
 
 
 def find(device: DeviceReadings, sensor: str) -> SensorRow:
-    """The row that `sensor` means: a stored name, a display name of the product, a common name.
+    """The row that `sensor` means, of a device with all its rows.
+
+    A stored name goes first; then the names that people gave, the product's display names, its
+    keys, and the common names.
 
     Raises:
-        SensorNotFound: none, or more than one display name, fits; it lists the sensors there are.
+        SensorNotFound: none; it lists the sensors there are.
+        AmbiguousSensor: several bear that name; it lists them.
     """
-    wanted = plain_name(sensor)
-    row = stored(device, wanted)
-    if row is not None:
-        return row
-    rows = [row for row in device.rows if row.sensor_value is not None]
-    kinds = _kinds(device.sensor_types_json)
-    displayed = {
-        row for kind in kinds if kind.name == wanted for row in rows if kind.describes(row)
-    }
-    if len(displayed) == 1:
-        return displayed.pop()
-    meant = _by_common_name(rows, wanted)
-    if meant is None:
-        raise SensorNotFound(sensor=sensor, sensors=_listed(rows, kinds))
-    return meant
+    row = _meant(device, plain_name(sensor), None)
+    if row is None:
+        raise SensorNotFound(sensor=sensor, sensors=_listed(_valued(device), _kinds_of(device)))
+    return row
+
+
+def _meant(device: DeviceReadings, wanted: str, fetched: frozenset[str] | None) -> SensorRow | None:
+    """The row meant, or None; `fetched`: the stored names that were read, None for all."""
+    if not wanted:
+        return None
+    rows = _valued(device)
+    for row in rows:
+        if plain_name(row.sensor_name) == wanted:
+            return row
+    kinds = _kinds_of(device)
+    for tier in range(TIERS):
+        named = [kind for kind in kinds if wanted in kind.tiers[tier]]
+        if fetched is not None and not all(fetched.issuperset(kind.stored) for kind in named):
+            return None
+        found = {row for kind in named for row in rows if kind.describes(row)}
+        if len(found) > 1:
+            raise AmbiguousSensor(
+                sensor=wanted, sensors=_listed([row for row in rows if row in found], kinds)
+            )
+        if found:
+            return found.pop()
+    return _by_common_name(rows, wanted)
+
+
+def _valued(device: DeviceReadings) -> list[SensorRow]:
+    return [row for row in device.rows if row.sensor_value is not None]
+
+
+def _kinds_of(device: DeviceReadings) -> tuple[Kind, ...]:
+    return kinds_of(device.sensor_types_json, device.sensor_config_json)
 
 
 def reading(device: DeviceReadings, row: SensorRow, now: datetime) -> Reading:
-    """What a row says; `now` is naive and in the database's zone, as the row's time is."""
+    """What a row says; `now` has the database's zone, in which the row's naive time is meant."""
     raw = row.sensor_value or ""
     return Reading(
         value=value_of(raw),
-        unit=row.sensor_unit or usual_unit(row.sensor_name),
+        unit=_unit(device, row),
         sensor_name=row.sensor_name,
         sensor_type=row.sensor_type,
         timestamp=row.timestamp,
@@ -169,11 +138,28 @@ def value_of(raw: str) -> float | int | str:
     return raw
 
 
+def _unit(device: DeviceReadings, row: SensorRow) -> str:
+    """The stored unit, else the product's, else the usual one."""
+    if row.sensor_unit and not row.sensor_unit.isspace():
+        return row.sensor_unit
+    for kind in _kinds_of(device):
+        if kind.unit and kind.describes(row):
+            return kind.unit
+    return usual_unit(row.sensor_name)
+
+
 @lru_cache(maxsize=1024)
 def usual_unit(sensor_name: str) -> str:
-    """The unit that such a sensor has when none is stored; empty when there is none."""
+    """The unit that such a sensor has when none is stored; empty when there is none.
+
+    `dht11_temperature` and `temperature_2` are temperatures too.
+    """
     name = sensor_name.casefold()
-    return next((unit for part, unit in _USUAL_UNITS if part in name), "")
+    for one in (name, _NUMBERED.sub("", name)):
+        for usual, unit in _USUAL_UNITS.items():
+            if one == usual or one.endswith(f"_{usual}"):
+                return unit
+    return ""
 
 
 def _by_common_name(rows: list[SensorRow], wanted: str) -> SensorRow | None:
@@ -191,10 +177,10 @@ def _by_common_name(rows: list[SensorRow], wanted: str) -> SensorRow | None:
     return None
 
 
-def _listed(rows: list[SensorRow], kinds: tuple[_Kind, ...]) -> str:
+def _listed(rows: list[SensorRow], kinds: tuple[Kind, ...]) -> str:
     shown = []
     for row in rows:
-        names = [kind.shown for kind in kinds if kind.describes(row)]
+        names = dict.fromkeys(kind.shown for kind in kinds if kind.shown and kind.describes(row))
         shown.append(f"{row.sensor_name} ({', '.join(names)})" if names else row.sensor_name)
     return ", ".join(shown) or "-"
 
@@ -202,5 +188,10 @@ def _listed(rows: list[SensorRow], kinds: tuple[_Kind, ...]) -> str:
 def _age(timestamp: datetime | None, now: datetime) -> float | None:
     if timestamp is None:
         return None
+    # Of the two moments that one time means at the end of summer time, the later that has passed.
+    ages = sorted(
+        (now - timestamp.replace(tzinfo=now.tzinfo, fold=fold).astimezone(UTC)).total_seconds()
+        for fold in (0, 1)
+    )
     # A board's clock may run ahead of the database's; no reading comes from the future.
-    return round(max(0.0, (now - timestamp).total_seconds()), 3)
+    return round(next((age for age in ages if age >= 0), 0.0), 3)

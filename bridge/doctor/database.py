@@ -9,7 +9,7 @@ from datetime import datetime, timedelta
 from ..database.address import DatabaseAddress
 from ..database.idempotency_table import CREATE_TABLE, TABLE
 from ..database.pool import Row
-from ..database.store import PROFILES, READINGS
+from ..database.statements import PROFILES, READINGS
 from ..errors import BridgeError, Text
 from ..settings import Settings
 from .findings import ANSWER_SECONDS, Advice, Examination, Finding, failed, note, ok
@@ -42,12 +42,12 @@ async def _ask(examination: Examination, sql: str, *args: object) -> list[Row]:
     deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
     try:
         return await examination.database.fetch(sql, args, deadline=deadline)
-    except BridgeError as error:
+    except BridgeError:
         # Callers of the bridge never see the driver's words; here they are what helps.
-        raise _told_by_driver(error.__context__) from None
+        raise _told_by_driver(examination.database.last_error) from None
 
 
-def _told_by_driver(error: BaseException | None) -> Exception:
+def _told_by_driver(error: Exception | None) -> Exception:
     if error is not None and isinstance(error.__cause__, OSError):
         return error.__cause__
     if isinstance(error, Exception) and not isinstance(error, OSError):
@@ -55,7 +55,7 @@ def _told_by_driver(error: BaseException | None) -> Exception:
             case (int(number), words):
                 # Its own numbers for a connection that fell silent or was cut.
                 return TimeoutError() if number in (0, 2013) else _ServerError(number, str(words))
-    return error if isinstance(error, Exception) else TimeoutError()
+    return error or TimeoutError()
 
 
 async def reached(examination: Examination) -> Finding:

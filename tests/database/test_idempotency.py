@@ -19,10 +19,10 @@ from bridge.core.context import Drain
 from bridge.core.deadlines import Deadlines
 from bridge.core.idempotency import MemoryIdempotency
 from bridge.core.replies import Reply
+from bridge.database.batch_loader import LANES
 from bridge.database.idempotency import MysqlIdempotency
 from bridge.database.idempotency_table import CREATE_TABLE, TABLE
 from bridge.database.pool import Database, Row
-from bridge.database.store import LANES
 from bridge.errors import DatabaseUnavailable, Draining, OutcomeUnknown, RequestTimeout
 from bridge.observability.metrics import Metrics
 from tests.core.test_idempotency import AnyStore, Ask, Asked, asking, said

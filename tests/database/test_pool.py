@@ -1,6 +1,6 @@
 """The guards around asyncmy, each against a real server that is made to misbehave.
 
-What is guarded against stands at the top of `bridge/database/pool.py`. Then `Together`: one
+What is guarded against stands at the top of `bridge/database/pool.py`. Then `BatchLoader`: one
 statement for many reads, against a `load` of our own that answers when the test says so.
 """
 
@@ -19,8 +19,9 @@ from asyncmy import converters
 from asyncmy.constants import FIELD_TYPE
 
 from bridge.core.deadlines import Deadlines
+from bridge.database.batch_loader import LANES, BatchLoader
 from bridge.database.pool import Database
-from bridge.database.store import LANES, MysqlStore, Together
+from bridge.database.store import MysqlStore
 from bridge.errors import DatabaseTimeout, DatabaseUnavailable
 from bridge.observability.metrics import Metrics
 from bridge.settings import Settings
@@ -736,9 +737,10 @@ async def test_hostile_uuids_find_nothing_and_disturb_nobody(private_mariadb, st
     names = [device and device.name for device in found]
     assert names == ([None] * len(HOSTILE) + [NAMES[BOARD_A]]) * 2
     by_sensor = await store.sensors(
-        [(uuid, name) for uuid in [*HOSTILE, BOARD_A] for name in [*HOSTILE, "temperature"]]
+        [(uuid, (name,)) for uuid in [*HOSTILE, BOARD_A] for name in [*HOSTILE, "temperature"]]
     )
-    assert [len(device.rows) for device in by_sensor if device] == [0] * len(HOSTILE) + [1]
+    found = [[row.sensor_name for row in device.rows] for device in by_sensor if device]
+    assert found == [["temperature"]] * (len(HOSTILE) + 1)
 
 
 async def test_reads_behind_a_hung_server_fail_in_time_and_work_when_it_goes_on(
@@ -761,7 +763,7 @@ async def test_reads_behind_a_hung_server_fail_in_time_and_work_when_it_goes_on(
         assert await store.readings(BOARD_A)
 
 
-# Together
+# BatchLoader
 
 
 class Loads:
@@ -792,8 +794,8 @@ def loads() -> Loads:
 
 
 @pytest.fixture
-async def together(loads: Loads) -> AsyncIterator[Together[str, str]]:
-    together = Together[str, str](loads, 5.0, Deadlines())
+async def together(loads: Loads) -> AsyncIterator[BatchLoader[str, str]]:
+    together = BatchLoader[str, str](loads, 5.0, Deadlines())
     yield together
     await together.close()
 
@@ -804,7 +806,7 @@ async def settled() -> None:
         await asyncio.sleep(0)
 
 
-async def all_lanes_taken(together: Together[str, str]) -> list[asyncio.Task[str | None]]:
+async def all_lanes_taken(together: BatchLoader[str, str]) -> list[asyncio.Task[str | None]]:
     """Start as many statements as may be under way at once."""
     tasks = []
     for lane in range(LANES):
@@ -813,7 +815,7 @@ async def all_lanes_taken(together: Together[str, str]) -> list[asyncio.Task[str
     return tasks
 
 
-async def ask(together: Together[str, str], *keys: str) -> list[asyncio.Task[str | None]]:
+async def ask(together: BatchLoader[str, str], *keys: str) -> list[asyncio.Task[str | None]]:
     tasks = [asyncio.create_task(together.get(key)) for key in keys]
     await settled()
     return tasks
@@ -914,7 +916,7 @@ async def test_one_who_went_away_makes_no_noise_when_the_statement_fails(togethe
 
 
 async def test_those_behind_statements_that_hang_are_answered_in_time(loads):
-    together = Together[str, str](loads, 0.2, Deadlines())
+    together = BatchLoader[str, str](loads, 0.2, Deadlines())
     hung = await all_lanes_taken(together)
     behind = await ask(together, "a", "b")
     with at_most(1):
@@ -931,7 +933,7 @@ async def test_those_behind_statements_that_hang_are_answered_in_time(loads):
 
 async def test_no_statement_is_sent_for_those_who_were_given_up_in_that_very_turn(loads):
     # Overdue at once, though `Deadlines` looks only from time to time.
-    together = Together[str, str](loads, 0.0, Deadlines())
+    together = BatchLoader[str, str](loads, 0.0, Deadlines())
     await all_lanes_taken(together)
     (waiting,) = await ask(together, "a")
     lane = next(iter(together._under_way))
@@ -947,7 +949,7 @@ async def test_no_statement_is_sent_for_those_who_were_given_up_in_that_very_tur
 
 
 async def test_only_those_who_waited_too_long_are_given_up(loads):
-    together = Together[str, str](loads, 0.4, Deadlines())
+    together = BatchLoader[str, str](loads, 0.4, Deadlines())
     hung = await all_lanes_taken(together)
     (early,) = await ask(together, "a")
     await asyncio.sleep(0.2)
@@ -966,7 +968,7 @@ async def test_only_those_who_waited_too_long_are_given_up(loads):
 
 async def test_queue_that_never_empties_fails_nobody_who_waits_shortly(loads):
     """The keys of two are more than one statement holds, so that one is always left over."""
-    together = Together[tuple[str, int], str](loads, 0.3, Deadlines())
+    together = BatchLoader[tuple[str, int], str](loads, 0.3, Deadlines())
     keys = 1024
 
     async def ask_again_and_again(name: str) -> None:
@@ -997,7 +999,7 @@ async def test_many_keys_of_one_request_are_answered_in_their_order(together, lo
 
 
 async def test_statement_has_what_is_left_of_its_oldest_requests_time(loads):
-    together = Together[str, str](loads, 2.0, Deadlines())
+    together = BatchLoader[str, str](loads, 2.0, Deadlines())
     now = asyncio.get_running_loop().time()
     await all_lanes_taken(together)
     await ask(together, "a")
@@ -1012,7 +1014,7 @@ async def test_statement_has_what_is_left_of_its_oldest_requests_time(loads):
 
 
 async def test_statement_does_not_pay_for_the_age_of_those_who_go_before(loads):
-    together = Together[Any, str](loads, 2.0, Deadlines())
+    together = BatchLoader[Any, str](loads, 2.0, Deadlines())
     await all_lanes_taken(together)
     # As many keys as one statement holds.
     together.get_all([f"a{number}" for number in range(1024)])

@@ -13,9 +13,9 @@ from bridge.devices.presets import preset_plan, preset_summaries
 from bridge.errors import BridgeError
 
 
-def device(presets):
+def device(presets, ports=None):
     settings = json.dumps({"preset_commands": presets}, ensure_ascii=False)
-    return DeviceProfile("uuid", "板", True, None, None, settings)
+    return DeviceProfile("uuid", "板", True, ports and json.dumps(ports), None, settings)
 
 
 def led(port_id, action="on"):
@@ -255,3 +255,101 @@ def test_many_presets_are_told_again_and_again_at_no_cost():
 
     first = seconds_to_tell(1)
     assert seconds_to_tell(100) < 20 * first
+
+
+# ---- what is stored -----------------------------------------------------------------------------
+
+ALTERNATIVES = [
+    ({"cmd": "pwm", "channel": None, "device_id": 2, "duty": 40}, pwm(2, 40)),
+    ({"cmd": "pwm", "channel": 2, "duty_cycle": None, "duty": 40, "frequency": None}, pwm(2, 40)),
+    ({"cmd": "servo", "device_id": 1, "angle": None, "value": 90}, servo(1, 90)),
+    ({"cmd": "servo", "device_id": None, "angle": "", "value": "90"}, servo(1, 90)),
+    ({"cmd": "led", "device_id": 1, "action": None, "value": 1}, led(1)),
+    ({"cmd": "LED", "device_id": 1.0, "action": " OFF "}, led(1, "off")),
+    ({"cmd": "x", "a": None, "b": 1}, {"cmd": "x", "b": 1}),
+]
+
+
+@pytest.mark.parametrize(("stored", "payload"), ALTERNATIVES)
+def test_null_hides_nothing_and_the_first_usable_value_counts(stored, payload):
+    (only,) = plan(sequence(step(**stored))).steps
+    assert only.command == payload
+
+
+@pytest.mark.parametrize("preset", [READY, sequence(step(cmd="led", device_id=1, value=1)),
+                                    {**BLINK, "parameters": {}}])  # fmt: skip
+def test_parameters_of_a_preset_that_has_none_are_ignored(preset):
+    assert plan(preset, parameters={"speed": 3}).steps == plan(preset).steps
+
+
+PORTS = {
+    "led_1": {"type": "LED", "device_id": 1},
+    "relay_1": {"type": "RELAY", "device_id": 1, "enabled": "False"},
+    "relay_2": {"type": "RELAY", "device_id": 2},
+}
+COMMANDS_IT = [
+    {"preset_key": "p", "command": {"cmd": "relay", "device_id": 1, "action": "on"}},
+    {"preset_key": "p", "command": {"cmd": "relay", "action": "on"}},
+    {"preset_key": "p", "command": {"cmd": "relay", "device_id": 0, "action": "off"}},
+    {"preset_key": "p", "command": {"cmd": "other", "device_type": "RELAY", "device_id": "1"}},
+    {"preset_key": "p", "command": {"cmd": "all", "of": [{"cmd": "relay", "device_id": [2, 1]}]}},
+    {"preset_key": "p", "preset_type": "blink", "device_type": "Relay", "device_id": 1},
+    {"preset_key": "p", "preset_type": "blink", "device_type": "relay", "device_id": None},
+    {**sequence(step(cmd="led", device_id=1, value=1), step(cmd="relay", device_id=1, value=1)),
+     "preset_key": "p"},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("preset", COMMANDS_IT, ids=range(len(COMMANDS_IT)))
+def test_preset_that_would_command_a_disabled_port_is_refused_whole(preset):
+    with pytest.raises(BridgeError) as refusal:
+        preset_plan(device([preset], PORTS), "p", None, 110.0)
+    assert refusal.value.error == "invalid_preset"
+    assert "relay" in refusal.value.detail("zh")
+
+
+def test_preset_that_commands_other_ports_is_run():
+    preset = {"preset_key": "p", "command": {"cmd": "relay", "device_id": 2, "action": "on"}}
+    (only,) = preset_plan(device([preset], PORTS), "p", None, 110.0).steps
+    assert only.command == relay(2)
+
+
+@pytest.mark.parametrize("column", [1, 2])
+def test_preset_is_not_run_where_disabled_ports_are_not_known(column):
+    columns = [None, None]
+    columns[column - 1] = "[]"
+    settings = json.dumps({"preset_commands": [READY]})
+    with pytest.raises(BridgeError) as refusal:
+        preset_plan(DeviceProfile("uuid", "板", True, *columns, settings), "off", None, 110.0)
+    assert refusal.value.error == "invalid_preset"
+
+
+@pytest.mark.parametrize("settings", ["[]", '"{}"', '{"x":1e999}', '{"preset_commands":"[]"}', "{"])
+def test_presets_that_cannot_be_read_are_refused_with_a_reason(settings):
+    broken = DeviceProfile("uuid", "板", True, None, None, settings)
+    assert preset_summaries(broken) == []
+    with pytest.raises(BridgeError) as refusal:
+        preset_plan(broken, "off", None, 110.0)
+    assert refusal.value.error == "invalid_preset"
+    assert "device_settings" in refusal.value.detail("zh")
+
+
+NAMELESS = {"preset_key": None, "name": "闪", "command": {"cmd": "led", "action": "on"}}
+
+
+@pytest.mark.parametrize("wanted", [" ", "", "\u3000", "\u200b"])
+def test_blank_key_matches_no_preset(wanted):
+    blank = {"preset_key": " ", "name": "", "alias": "\u200b", "command": {"cmd": "led"}}
+    with pytest.raises(BridgeError) as refusal:
+        preset_plan(device([blank, {"command": {"cmd": "led"}}]), wanted, None, 110.0)
+    assert refusal.value.error == "preset_not_found"
+
+
+def test_preset_without_a_key_is_listed_by_its_name():
+    listed = preset_summaries(device([NAMELESS]))
+    assert [(one.preset_key, one.name) for one in listed] == [("闪", "闪")]
+    with pytest.raises(BridgeError) as refusal:
+        preset_plan(device([NAMELESS]), "nope", None, 110.0)
+    assert "闪" in refusal.value.detail("zh")
+    assert "None" not in refusal.value.detail("zh")
+    assert preset_plan(device([NAMELESS]), "闪\u200b", None, 110.0).name == "闪"
