@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Annotated, NamedTuple
 
 import orjson
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from .models import Fields, Name, WholeNumber
+from .models import Fields, Name, no_boolean
 
 _LONGEST_CURSOR = 1024
 
@@ -71,8 +71,8 @@ class DevicesFields(Fields):
         description="只列出在线（true）或离线（false）的设备 / only devices that are online (true) "
         "or offline (false)",
     )
-    limit: Annotated[WholeNumber, Field(ge=1, le=100)] = Field(
-        50, description="每页的设备数 / how many devices a page holds"
+    limit: Annotated[int, Field(ge=1, le=100), BeforeValidator(no_boolean)] = Field(
+        50, description="每页的设备数，默认 50 / how many devices a page holds, default 50"
     )
     cursor: Annotated[str, Field(max_length=_LONGEST_CURSOR), AfterValidator(_our_own)] | None = (
         Field(
