@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -134,9 +133,3 @@ def test_pure_room_knows_no_loop_and_no_driver(room):
         for name in foreign_in(file)
     }
     assert not used & IMPURE
-
-
-def test_wheel_holds_every_package():
-    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    packages = {".".join(file.parent.relative_to(PACKAGE.parent).parts) for file in files()}
-    assert set(project["tool"]["setuptools"]["packages"]) == packages

@@ -54,6 +54,7 @@ _REPLY_HEADERS: JsonObject = {
     "properties": {
         "correlationData": _CORRELATION,
         "__stat": {"type": "string", "description": "code，文本形式 / the code, as text"},
+        "__protVer": {"type": "string", "description": "协议版本 / the protocol version"},
         **_TRACE,
     },
 }

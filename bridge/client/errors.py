@@ -20,11 +20,12 @@ Retry = Literal["automatic", "same id", "new id", "look first", "no"]
 # For each error of the bridge, whether asking once more makes sense, and under which id:
 #   automatic   the client itself does, under the same id, until the timeout has passed
 #   same id     once the cause is gone; nothing was executed, or it will not be executed again
-#   new id      the answer stays with the old id; nothing was executed under it
+#   new id      the old id keeps this answer; nothing was executed under it
 #   look first  the command may have reached the device: look at it, then decide on a new id
 #   no          the request itself has to change
 RETRIES: Mapping[str, Retry] = {
     "malformed_request": "no",
+    "ambiguous_sensor": "no",
     "invalid_control": "no",
     "invalid_preset": "no",
     "device_offline": "same id",
@@ -39,7 +40,7 @@ RETRIES: Mapping[str, Retry] = {
     "payload_too_large": "no",
     "unsupported_media_type": "no",
     "expired": "same id",
-    "device_unreachable": "new id",
+    "device_unreachable": "same id",
     "device_busy": "same id",
     "idempotency_conflict": "new id",
     "validation_error": "no",

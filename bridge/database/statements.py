@@ -89,6 +89,7 @@ def fitted(columns: Iterable[tuple[Any, ...]], indexes: Iterable[tuple[Any, ...]
     }
     for table, wanted in (
         ("device_main", ("uuid",)),
+        ("device_products", ("id",)),
         ("device_sensors", ("device_uuid", "sensor_name")),
     ):
         index = _index_on(table, wanted, indexes)

@@ -39,7 +39,9 @@ def candidates(sensor: str) -> tuple[str, ...]:
     wanted = plain_name(sensor)
     meaning = COMMON_NAMES.get(wanted)
     if meaning is not None:
-        return tuple(dict.fromkeys((wanted, *meaning.stored, *meaning.general)))
+        names = dict.fromkeys((wanted, *meaning.stored, *meaning.general))
+        # No row is stored as 温度, and a column in latin1 could not compare with it.
+        return tuple(name for name in names if name.isascii())
     return (wanted,) if _STORED_NAME.fullmatch(wanted) else ()
 
 

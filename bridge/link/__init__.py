@@ -16,12 +16,13 @@ aiomqtt 3 (pure asyncio, manual acknowledgements) will replace this file.
 
 from .address import BrokerAddress, tls_context
 from .connection import REFUSED_FROM, SESSION_TAKEN_OVER, Link
-from .outbox import LinkError, NotSentError
+from .outbox import ExpiredBeforeSentError, LinkError, NotSentError
 
 __all__ = [
     "REFUSED_FROM",
     "SESSION_TAKEN_OVER",
     "BrokerAddress",
+    "ExpiredBeforeSentError",
     "Link",
     "LinkError",
     "NotSentError",

@@ -75,7 +75,7 @@ class Link:
         self._unsent = bytearray()
         self._fresh: list[bytes] = []
         self._reading = self._writing = self._flush_due = False
-        self._outbox = Outbox(self._write)
+        self._outbox = Outbox(self._fresh.append, self._flush_soon)
         self._inbox = Inbox(
             self._take, self._outbox.acknowledged, self._malformed, self._watch_socket
         )
@@ -312,12 +312,17 @@ class Link:
 
     def _write(self, packet: bytes) -> None:
         self._fresh.append(packet)
+        self._flush_soon()
+
+    def _flush_soon(self) -> None:
         if not self._flush_due:
             self._flush_due = True
             self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
         self._flush_due = False
+        if self._socket is not None:
+            self._outbox.send()
         if self._fresh:
             self._unsent += b"".join(self._fresh)
             self._fresh.clear()

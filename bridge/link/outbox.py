@@ -25,12 +25,16 @@ class LinkError(Exception):
 
 
 class NotSentError(LinkError):
-    """There was no connection any more, or no time, before a message left; it never did."""
+    """A message never left: the connection was lost before, or it was cancelled."""
+
+
+class ExpiredBeforeSentError(NotSentError):
+    """A message never left: its time was over before."""
 
 
 @dataclass(slots=True, eq=False)
 class Outgoing:
-    """A message at QoS 1 that is to leave; for as long as the broker's send quota is used up."""
+    """A message at QoS 1 that is to leave, and is kept until its PUBACK."""
 
     topic: bytes
     payload: bytes
@@ -56,20 +60,26 @@ class Outgoing:
 
 
 class Outbox:
-    """Sends by `write`, and hears of each PUBACK.
+    """Keeps what is to leave until the connection writes, and hears of each PUBACK.
 
-    Of what waits, what must not be late goes first: commands do not wait for the replies to a flood
-    that is being refused. But a few replies always go, since requests are acknowledged in order,
-    and one reply that stays behind holds up all that came after it. And where very many of them
-    wait, the broker is so slow, or so stingy, that it is the commands of which only a few go.
+    Commands go before replies, so that they do not wait for the replies to a flood of requests.
+    But one in four is a reply, since requests are acknowledged in order, and one reply that stays
+    behind holds up all acknowledgements after it. Where very many replies wait, the broker takes
+    few messages at a time: then one in eight is a command.
+
+    Args:
+        write: takes a packet that goes to the socket immediately after `send`.
+        wake: has `send` called in the next turn of the event loop.
     """
 
-    def __init__(self, write: Callable[[bytes], None]) -> None:
+    def __init__(self, write: Callable[[bytes], None], wake: Callable[[], None]) -> None:
         self._write = write
+        self._wake = wake
         # How many the broker takes unacknowledged (its Receive Maximum).
         self.quota = RECEIVE_MAXIMUM
         self.last_packet_id = 0
         self._pending: dict[int, Outgoing] = {}
+        # Messages that must not leave late, and all others.
         self._hurried: deque[Outgoing] = deque()
         self._held: deque[Outgoing] = deque()
 
@@ -79,21 +89,26 @@ class Outbox:
         return next(iter(self._pending.values()), None)
 
     def put(self, outgoing: Outgoing) -> None:
-        """Send it, or keep it until the broker takes more."""
-        if len(self._pending) < self.quota:
-            self._send(outgoing)
-        elif outgoing.never_late:
-            self._hurried.append(outgoing)
-        else:
-            self._held.append(outgoing)
+        """Keep it until `send`."""
+        (self._hurried if outgoing.never_late else self._held).append(outgoing)
+        self._wake()
 
     def acknowledged(self, packet_id: int, reason: int) -> None:
-        """Note a PUBACK, and send what waited for it."""
+        """Note a PUBACK, which makes room for what waits."""
         outgoing = self._pending.pop(packet_id, None)
         if outgoing is not None:
             outgoing.settle(reason)
+        if self._hurried or self._held:
+            self._wake()
+
+    def send(self) -> None:
+        """Write what the broker takes; called immediately before bytes go to the socket.
+
+        A deadline is checked here and no earlier: a turn of the event loop may take 100 ms when
+        thousands of requests arrive.
+        """
         while (waiting := self._next_to_go()) and len(self._pending) < self.quota:
-            self._send_held(waiting.popleft())
+            self._send_unless_expired(waiting.popleft())
 
     def fail(self) -> None:
         """The connection was lost: tell all who wait."""
@@ -115,14 +130,14 @@ class Outbox:
             hurries = self.last_packet_id % _ONE_REPLY_IN != 0
         return self._hurried if hurries else self._held
 
-    def _send_held(self, outgoing: Outgoing) -> None:
+    def _send_unless_expired(self, outgoing: Outgoing) -> None:
         if outgoing.acknowledged.done():
             # Nobody waits any more for what was cancelled here: it need not leave late.
             outgoing.fail(NotSentError("cancelled before it left"))
             return
         expires = outgoing.expires
         if outgoing.never_late and expires is not None and expires <= time.monotonic():
-            outgoing.fail(NotSentError("there was no time left"))
+            outgoing.fail(ExpiredBeforeSentError("its time was over before it left"))
         else:
             self._send(outgoing)
 

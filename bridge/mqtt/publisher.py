@@ -4,8 +4,8 @@ import asyncio
 from collections.abc import Callable, Generator
 from typing import Any
 
-from ..errors import MqttUnavailable, OutcomeUnknown
-from ..link import LinkError, NotSentError
+from ..errors import MqttUnavailable, OutcomeUnknown, RequestTimeout
+from ..link import ExpiredBeforeSentError, LinkError, NotSentError
 from .session import Session
 
 
@@ -43,6 +43,8 @@ class _Acknowledgement:
     def __await__(self) -> Generator[Any, None, int]:
         try:
             return (yield from self._acknowledged.__await__())
+        except ExpiredBeforeSentError:
+            raise RequestTimeout() from None
         except NotSentError:
             raise MqttUnavailable() from None
         except LinkError:

@@ -16,7 +16,9 @@ from typing import Any
 import pytest
 
 from bridge import errors
+from bridge.apidocs import refusals  # noqa: F401  every class of error is loaded
 from bridge.client import RETRIES, BridgeClient, CallError, NoReply, NotConnected, Refused, Unheard
+from bridge.devices import errors as device_errors
 from bridge.devices.models import ControlResult, PresetResult, Reading, SequenceResult
 from bridge.link import packets as wire
 from tests.lab.bridge import PROJECT, Bridge
@@ -193,7 +195,7 @@ async def test_what_others_send_to_the_reply_topic_is_no_reply(client, requester
             {"device_uuid": BOARD_D, "port": "前门", "action": "on"},
             409,
             "device_unreachable",
-            "new id",
+            "same id",
         ),
     ],
 )
@@ -215,6 +217,8 @@ async def test_validation_error_lists_the_fields(client):
 
 
 def test_every_error_of_the_bridge_says_whether_it_may_be_retried():
+    assert device_errors
+
     def names(kind: type[errors.BridgeError]) -> set[str]:
         return {kind.error}.union(*map(names, kind.__subclasses__()))
 
@@ -521,7 +525,9 @@ async def test_leaving_ends_calls_that_still_wait(respond):
 PINNED = """
 user bridge
 topic readwrite #
-pattern write plugin/request/+/%u
+user lamps
+topic write plugin/request/health/lamps
+topic write plugin/request/sensor-data/lamps
 pattern read plugin/reply/%u/#
 """
 

@@ -43,7 +43,7 @@ def _sensors() -> list[SensorCase]:
     temperature = ("temperature", 29.1, "°C")
     humidity = ("humidity", 61, "%")
     rain = ("rain", 0, "")
-    rain_level = ("rain_level", 3, "")
+    rain_level = ("rain_level", 3, "级")
     water = ("temperature", 23.8, "°C")
     meant = [
         (BOARD_A, temperature, "温度 temperature TEMPERATURE DHT11_temperature 室内温度"),
@@ -121,6 +121,15 @@ CONTROLS = [
         pwm(2, 5, 800),
     ),
     ControlCase("value null", on_port("led", 1, value=None), switch("led", 1)),
+    ControlCase("value empty", on_port("led", 1, value="", port=""), switch("led", 1)),
+    ControlCase(
+        "frequency 0", on_port("pwm", 2, "set", value=5, frequency=0, port=None), pwm(2, 5)
+    ),
+    ControlCase("white space", on_port(" led ", " 1 ", "\tON "), switch("led", 1)),
+    ControlCase("white space alone", on_port("led", 1, value=" ", port="\u3000"), switch("led", 1)),
+    ControlCase(
+        "port by zero-width name", {"port": f"{ALIAS}\u200b", "action": "ON"}, switch("led", 1)
+    ),
     ControlCase("unknown fields", on_port("led", 1, user="kim", deep={"a": [1]}), switch("led", 1)),
     ControlCase("port by alias", {"port": ALIAS, "action": "off"}, switch("led", 1, "off")),
     ControlCase("port by name", {"port": "LED2", "action": "on"}, switch("led", 2)),
@@ -220,9 +229,6 @@ INVALID = [
     Refusal("unknown parameter", "preset",
             _of(BOARD_A, preset_key=ORDINARY_PRESET, parameters={"volume": 3}), 400,
             "invalid_preset", ("volume", "count", "on_time", "off_time"), "parameters"),
-    Refusal("parameter of a sequence that has none", "preset",
-            _of(BOARD_A, preset_key=SEQUENCE, parameters={"speed": 3}), 400, "invalid_preset",
-            ("speed",), "parameters"),
     Refusal("offline device, ordinary", "preset", _of(BOARD_C, preset_key=ORDINARY_PRESET), 400,
             "device_offline"),
     Refusal("offline device, sequence", "preset", _of(BOARD_C, preset_key=SEQUENCE), 400,
@@ -242,6 +248,12 @@ WRONG_FIELDS = [
             "validation_error", at_fault="device_uuid", json_only=True),
     Refusal("no sensor", "sensor-data", _of(BOARD_A), 422, "validation_error", at_fault="sensor"),
     Refusal("no fields", "control", {}, 422, "validation_error", at_fault="device_uuid"),
+    Refusal("no port at all", "control", _control(action="on", port=" "), 422,
+            "validation_error", ("port_type", "or by port"), "port_type"),
+    Refusal("blank sensor", "sensor-data", _of(BOARD_A, sensor=" "), 422,
+            "validation_error", at_fault="sensor"),
+    Refusal("blank preset_key", "preset", _of(BOARD_A, preset_key=" "), 422,
+            "validation_error", at_fault="preset_key"),
     Refusal("no port_type", "control", _control(port_id=1, action="on"), 422, "validation_error",
             at_fault="port_type"),
     Refusal("no port_id", "control", _control(port_type="led", action="on"), 422,
@@ -260,7 +272,7 @@ WRONG_FIELDS = [
             "validation_error", at_fault="value"),
     Refusal("value a list", "control", _control(**on_port("pwm", 1, "set", value=[1])), 422,
             "validation_error", at_fault="value"),
-    Refusal("frequency 0", "control", _control(**on_port("pwm", 1, "set", value=1, frequency=0)),
+    Refusal("frequency -1", "control", _control(**on_port("pwm", 1, "set", value=1, frequency=-1)),
             422, "validation_error", at_fault="frequency"),
     Refusal("no preset_key", "preset", _of(BOARD_A), 422, "validation_error",
             at_fault="preset_key"),
@@ -286,6 +298,9 @@ PASSED = [
             "expired", at_fault="expires_at"),
     Refusal("expires_at passed", "preset", _of(BOARD_A, preset_key=SEQUENCE, expires_at=0), 408,
             "expired", at_fault="expires_at"),
+    Refusal("expires_at in milliseconds", "control",
+            _control(**on_port("led", 1), expires_at=4102444800000), 400, "malformed_request",
+            ("expires_at",), "expires_at"),
     Refusal("expires_at no number", "control", _control(**on_port("led", 1), expires_at="soon"),
             422, "validation_error", at_fault="expires_at"),
 ]  # fmt: skip
@@ -299,6 +314,7 @@ BAD_IDS = [
 REFUSALS = [*NOT_FOUND, *INVALID, *WRONG_FIELDS, *PASSED, *BAD_IDS]
 
 MALFORMED_PAYLOADS = {
+    "a BOM": b'\xef\xbb\xbf{"device_uuid":"x"}',
     "empty": b"",
     "no JSON": b"turn it on",
     "cut off": b'{"device_uuid":',

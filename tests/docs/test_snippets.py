@@ -19,6 +19,7 @@ import pytest
 from bridge import errors
 from bridge.client import RETRIES
 from bridge.core.operations import OPERATIONS
+from bridge.devices import errors as device_errors
 from tests.lab.bridge import PROJECT
 from tests.lab.platform import BOARD_A
 from tests.lab.servers import program
@@ -42,6 +43,7 @@ class Expected(NamedTuple):
 READING = ('"code":200', '"value":29.1')
 EXPECTED = {
     "python": Expected(("29.1 °C",), led_on=1),
+    "python-asyncio": Expected(("29.1 °C",), led_on=1),
     "node": Expected(("200 29.1 °C",), led_on=1),
     "shell-rr": Expected(READING),
     "shell-pub-sub": Expected((*READING, '"request_id":"r1"')),
@@ -86,7 +88,11 @@ async def test_snippet_works_as_written(page, name, bridge, mosquitto, board, tm
 
 @pytest.mark.parametrize(
     ("name", "status", "says"),
-    [("python", 0, "nobody is subscribed"), ("node", 1, "no bridge is listening")],
+    [
+        ("python", 0, "nobody is subscribed"),
+        ("python-asyncio", 0, "nobody is subscribed"),
+        ("node", 1, "no bridge is listening"),
+    ],
 )
 async def test_snippet_says_at_once_that_no_bridge_is_there(
     name, status, says, private_mosquitto, tmp_path
@@ -112,7 +118,7 @@ def addressed(text: str, broker: int, bridge: int) -> str:
 
 def command(name: str, script: str, folder: Path) -> list[str]:
     """How a reader would run it, in a folder of its own."""
-    if name == "python":
+    if name.startswith("python"):
         (folder / "ask.py").write_text(script, encoding="utf-8")
         return [sys.executable, "ask.py"]
     if name == "node":
@@ -154,6 +160,7 @@ async def run(arguments: list[str], folder: Path, broker: int, status: int = 0) 
 
 @pytest.mark.parametrize("page", PAGES)
 def test_error_table_is_the_clients_and_complete(page):
+    assert device_errors
     rows = re.findall(r"^\| (\d{3}) \| `(\w+)` \| ([^|]+) \|", PAGES[page], re.MULTILINE)
     told = {(int(code), error): retry for code, error, retry in rows}
 

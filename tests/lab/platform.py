@@ -58,6 +58,10 @@ NAMED_PORT_KEY, NAMED_PORT = "front_door", "前门"
 """The relay with device id 7 on board D."""
 TEXT_SENSOR, TEXT_VALUE = "weather", "晴转多云"
 
+DEVICE_COLUMNS = ("device_sensor_config", "device_control_config", "device_settings")
+PRODUCT_COLUMNS = ("sensor_types", "control_ports")
+"""The columns that hold configuration."""
+
 PRESETS: Sequence[Json] = (
     {
         "preset_key": SEQUENCE,
@@ -266,6 +270,30 @@ class Platform:
         assignments = ", ".join(f"`{column}` = %s" for column in columns)
         values = [_json(v) if isinstance(v, Mapping | list) else v for v in columns.values()]
         self._db.execute(f"UPDATE device_main SET {assignments} WHERE uuid = %s", *values, uuid)
+
+    def set_stored(self, uuid: str, column: str, text: str | None) -> None:
+        """Store a text in a column of a device or, if it is one of those, of its product.
+
+        Nothing looks at the text: old installations have no check on their JSON columns.
+        """
+        if column in PRODUCT_COLUMNS:
+            self._db.execute(
+                f"UPDATE device_products p JOIN device_main d ON d.product_id = p.id"
+                f" SET p.`{column}` = %s WHERE d.uuid = %s",
+                text,
+                uuid,
+            )
+        else:
+            self._db.execute(f"UPDATE device_main SET `{column}` = %s WHERE uuid = %s", text, uuid)
+
+    def drop_json_checks(self) -> None:
+        """Turn the JSON columns into text, as an old dump that is read back leaves them."""
+        for table, columns in (
+            ("device_main", DEVICE_COLUMNS),
+            ("device_products", PRODUCT_COLUMNS),
+        ):
+            for column in columns:
+                self._db.execute(f"ALTER TABLE {table} MODIFY `{column}` LONGTEXT NULL")
 
     def set_presets(self, uuid: str, presets: Sequence[Any]) -> None:
         """Replace the presets of a device."""

@@ -25,7 +25,14 @@ import paho.mqtt.client as paho
 import pytest
 
 from bridge.errors import PayloadTooLarge
-from bridge.link import SESSION_TAKEN_OVER, BrokerAddress, Link, LinkError, NotSentError
+from bridge.link import (
+    SESSION_TAKEN_OVER,
+    BrokerAddress,
+    ExpiredBeforeSentError,
+    Link,
+    LinkError,
+    NotSentError,
+)
 from bridge.link import connection as link_module
 from bridge.link import packets as wire
 from bridge.settings import Settings
@@ -671,13 +678,40 @@ async def test_what_the_broker_is_slow_to_take_leaves_in_time_or_never(links, pr
         )
         for number in range(50)
     ]
+    await asyncio.sleep(0)
     assert left == list(range(20))
     while time.monotonic() <= expires:
         await asyncio.sleep(0.05)
     broker.resume()
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
-    assert [type(outcome) for outcome in outcomes] == [int] * 20 + [NotSentError] * 30
+    assert [type(outcome) for outcome in outcomes] == [int] * 20 + [ExpiredBeforeSentError] * 30
     assert left == list(range(20))
+
+
+async def test_command_whose_time_ends_before_its_bytes_are_written_never_leaves(links):
+    """A turn of the event loop may take long when thousands of requests arrive."""
+    async with Scripted(ACCEPTED) as broker:
+        link = await links.opened(broker)
+        left: list[str] = []
+        late, good = (
+            link.publish(
+                "t",
+                payload,
+                qos=1,
+                expires=time.monotonic() + seconds,
+                never_late=True,
+                on_left=lambda payload=payload: left.append(payload.decode()),
+            )
+            for payload, seconds in ((b"late", 0.02), (b"good", 5.0))
+        )
+        time.sleep(0.05)
+        _, body = await broker.packet(PUBLISH)
+        assert wire.read_publish(0x32, body, with_properties=True).payload == b"good"
+        with pytest.raises(ExpiredBeforeSentError):
+            await late
+        broker.send(wire.puback(1))
+        assert await good == 0
+        assert left == ["good"]
 
 
 async def test_what_is_cancelled_before_it_left_never_does(links, private_mosquitto):
@@ -704,6 +738,7 @@ async def test_commands_go_before_replies_that_wait_but_do_not_keep_them_all(
     await hearer.subscribe(["t"])
     broker.pause()
     replies = [link.publish("t", b"reply", qos=1) for _ in range(50)]
+    await asyncio.sleep(0)
     commands = [link.publish("t", b"command", qos=1, never_late=True) for _ in range(30)]
     broker.resume()
     await asyncio.gather(*replies, *commands)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
@@ -293,6 +294,26 @@ async def test_retained_request_switches_nothing_and_is_not_repeated(connect, bo
         await check_that_only_this_light_was_switched(plugin, board_a)
     finally:
         await plugin.publish(topic, b"", retain=True)
+
+
+# ---- what the pages advise ----------------------------------------------------------------------
+
+ADVICE = ("docs/plugin-authors.md", "docs/plugin-authors.zh-CN.md")
+
+
+@pytest.mark.parametrize("page", ADVICE)
+def test_page_advises_the_lines_that_are_shipped(page):
+    text = (PROJECT / page).read_text(encoding="utf-8")
+    (advised,) = re.findall(r"<!-- acl -->\n```text\n(.*?)```", text, re.DOTALL)
+    assert set(advised.splitlines()) <= set((DEPLOYED / "acl").read_text().splitlines())
+
+
+def test_no_page_lets_a_login_publish_to_any_operation():
+    """Mosquitto would keep a retained message for each name that somebody made up."""
+    pages = [*PROJECT.glob("*.md"), *PROJECT.glob("docs/*.md"), *PROJECT.glob("deploy/**/*")]
+    wild = re.compile(r"^[^#\n]*\bwrite\s+plugin/request/\+", re.MULTILINE)
+    texts = {page: page.read_text(encoding="utf-8") for page in pages if page.is_file()}
+    assert [page.name for page, text in texts.items() if wild.search(text)] == []
 
 
 # ---- what nobody may fill -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The distribution: its wheel in an empty environment is the client, the server or the demo."""
+"""The distribution: a wheel that, in an empty environment, is client, server or demo."""
 
 from __future__ import annotations
 
@@ -220,7 +220,7 @@ def test_demo_runs(install):
             return [str(install("[demo]").script), "demo"]
 
     with Installed(LANGUAGE="en") as demo:
-        assert demo.ask("/api/devices")["devices"]
+        assert demo.ask("/api/operations")["operations"]
 
 
 def test_mcp_tools_need_no_server(install, mosquitto, tmp_path):
