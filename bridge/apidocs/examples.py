@@ -56,7 +56,6 @@ EXAMPLES: dict[str, list[Example]] = {
         ),
     ],
     "device": [Example("查看设备 / describe a device", {"device_uuid": EXAMPLE_DEVICE})],
-    "devices": [Example("按名称查找设备 / find devices by name", {"query": "demo"})],
     "config": [Example("读取配置 / read its config", {"device_uuid": EXAMPLE_DEVICE})],
     "batch": [
         Example(
