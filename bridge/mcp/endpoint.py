@@ -21,9 +21,11 @@ from aiohttp import web
 from ..core.dispatcher import Dispatcher
 from ..core.envelope import open_fields, open_payload, traceparent_of
 from ..core.grant import Grant
+from ..core.operations import OPERATIONS
 from ..core.request import Request
 from ..devices.models import JsonObject
-from ..http.answer import Answer
+from ..errors import OperationNotFound
+from ..http.answer import JSON_UTF8, Answer
 from ..http.bodies import json_body
 from ..http.pages import Place
 from ..settings import Settings
@@ -39,6 +41,15 @@ logger = logging.getLogger(__name__)
 Message = MutableMapping[str, Any]
 
 _CALLER = "bridge.caller"
+# JSON-RPC 2.0, section 5.1: "Invalid Request", with a null id where it could not be told.
+_NO_BATCHES = {
+    "jsonrpc": "2.0",
+    "id": None,
+    "error": {
+        "code": -32600,
+        "message": "不支持批量，请逐条发送 / no batches; send each message alone",
+    },
+}
 
 
 class Answered(NamedTuple):
@@ -73,6 +84,7 @@ class Endpoint:
         """Where it is served."""
         for path in ("/mcp", "/mcp/"):
             yield Place(path, self.handle, method="POST", cors=True)
+        yield Place("/.well-known/{document:oauth-.*}", _no_oauth, open=True, cors=True)
 
     async def handle(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         """Answer one message.
@@ -85,6 +97,9 @@ class Endpoint:
         limit = self._settings.max_payload
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
         payload = await json_body(request, limit, in_time)
+        if payload.lstrip()[:1] == b"[":
+            # Batches left the protocol in 2025-06-18. Who sends one reads JSON-RPC's errors only.
+            return Answer(400, JSON_UTF8, orjson.dumps(_NO_BATCHES))
         # MCP's parsers take what we don't, such as NaN; an answer of ours is clear to a client too.
         refusal = open_payload(payload, limit).refusal
         if refusal is not None:
@@ -150,6 +165,14 @@ class Endpoint:
         async with self._dispatcher.serve(asked) as reply:
             body: JsonObject = orjson.loads(reply.encode())
         return body
+
+
+async def _no_oauth(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+    """Clients look here first for how to log in. A 401 would make them register with a server
+    that does not exist; 404 says that a key in a header is the only way.
+    """
+    del request, grant
+    raise OperationNotFound(operations=", ".join(OPERATIONS))
 
 
 def _load(settings: Settings, ask: "Ask") -> "StreamableHTTPSessionManager":

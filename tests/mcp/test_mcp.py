@@ -429,7 +429,7 @@ MALFORMED: list[tuple[bytes, dict[str, str], int, str]] = [
     (b"{", {}, 400, "malformed_request"),
     (b'{"params":{"value":NaN}}', {}, 400, "malformed_request"),
     (b'{"params":"\\ud800"}', {}, 400, "malformed_request"),
-    (b"[]", {}, 400, "malformed_request"),
+    (b"1", {}, 400, "malformed_request"),
     (b" " * 70_000, {}, 413, "payload_too_large"),
     (b"{}", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
 ]
@@ -441,6 +441,23 @@ async def test_what_is_no_message_gets_the_error_of_the_contract(
 ):
     got, body = await post(bridge.url, payload, **headers)
     assert (got, body["error"]) == (status, error)
+
+
+@pytest.mark.parametrize("payload", [b"[]", b' [{"jsonrpc":"2.0","id":1,"method":"ping"}]'])
+async def test_batch_is_refused_in_the_form_of_json_rpc(bridge, payload):
+    status, body = await post(bridge.url, payload)
+    assert status == 400
+    assert (body["jsonrpc"], body["id"], body["error"]["code"]) == ("2.0", None, -32600)
+
+
+@pytest.mark.parametrize("document", ["oauth-authorization-server", "oauth-protected-resource/mcp"])
+async def test_oauth_is_not_offered_where_keys_are_demanded(guarded, document):
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{guarded.url}/.well-known/{document}") as response,
+    ):
+        assert response.status == 404
+        assert (await response.json())["error"] == "operation_not_found"
 
 
 async def test_there_is_no_stream_to_open(http):
