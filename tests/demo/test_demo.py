@@ -218,7 +218,7 @@ def test_boards_go_on_reporting(demo):
         (1, "temperature", "°C"),
         (1, "DHT11_humidity", "%"),
         (1, "rain", ""),
-        (1, "RAIN_SENSOR_level", ""),
+        (1, "RAIN_SENSOR_level", "级"),
         (2, "DS18B20", "°C"),
     ],
 )

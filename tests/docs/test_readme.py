@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from bridge.database.idempotency import TABLE
+from bridge.database.idempotency_table import TABLE
 from tests.lab.bridge import PROJECT
 from tests.lab.mariadb import WRITER, WRITER_PASSWORD, MariaDb
 from tests.lab.mosquitto import Mosquitto
