@@ -35,6 +35,7 @@ from .signals import on_signal
 
 logger = logging.getLogger(__name__)
 
+STOP_SIGNALS = ("SIGINT", "SIGTERM")
 # What of DRAIN_TIMEOUT is kept for saying goodbye, in seconds: to a broker that hangs (0.5 for our
 # presence, 0.5 to leave), to HTTP clients (twice 0.25) and to a database that hangs (0.25).
 _GOODBYE_SECONDS = 2.0
@@ -251,9 +252,9 @@ class Bridge:
             )
 
 
-def stop_signal() -> asyncio.Event:
-    """Set by SIGINT and SIGTERM from now on: to stop is to drain, even amidst the start."""
+def stop_signal(*names: str) -> asyncio.Event:
+    """Set by these signals from now on: to stop is to drain, even amidst the start."""
     stop = asyncio.Event()
-    for name in ("SIGINT", "SIGTERM"):
+    for name in names or STOP_SIGNALS:
         on_signal(name, stop.set)
     return stop
