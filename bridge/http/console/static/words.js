@@ -4,7 +4,7 @@ const WORDS = {
   zh: {
     title: "桥接控制台",
     forgetKey: "退出",
-    otherLanguage: "EN",
+    otherLanguage: "English",
     otherLanguageLabel: "Switch to English",
     toDark: "深色",
     toLight: "浅色",
