@@ -62,6 +62,12 @@ _MEANINGS = {
     "error": "给程序看的错误名 / the error's name, for programs",
     "incident": "日志中的编号 / the number under which it is in the log",
     "in_flight": "正在处理的请求数 / requests in flight",
+    "devices": "这一页的设备 / the devices of this page",
+    "next_cursor": "下一页的 cursor，末页为 null / the next page's cursor, null at the end",
+    "room": "房间 / its room",
+    "group": "分组 / its group",
+    "floor": "楼层 / its floor",
+    "product": "产品名称 / its product's name",
     "fields": "字段的 JSON Schema / the JSON Schema of its fields",
 }
 _TIME = "ISO 8601，数据库时区，不带偏移 / in the database's zone, without offset"

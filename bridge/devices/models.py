@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 JsonObject = dict[str, Any]
 
 
-def _no_boolean(value: object) -> object:
+def no_boolean(value: object) -> object:
     # pydantic would take true for 1; a caller who sends it for a number has made a mistake.
     if isinstance(value, bool):
         raise PydanticCustomError("int_type", "Input should be a valid integer")
@@ -32,7 +32,7 @@ def _no_giant(value: int) -> int:
     return value
 
 
-WholeNumber = Annotated[int, BeforeValidator(_no_boolean), AfterValidator(_no_giant)]
+WholeNumber = Annotated[int, BeforeValidator(no_boolean), AfterValidator(_no_giant)]
 DeviceUuid = Annotated[
     str, Field(min_length=1, max_length=36, description="设备 UUID / the device's UUID")
 ]
@@ -124,7 +124,7 @@ class ControlFields(Fields):
         description="servo 角度 0–180，pwm 百分比 0–100 / degrees or percent",
         examples=[90],
     )
-    frequency: Annotated[int, Field(ge=1, le=40_000_000), BeforeValidator(_no_boolean)] | None = (
+    frequency: Annotated[int, Field(ge=1, le=40_000_000), BeforeValidator(no_boolean)] | None = (
         Field(None, description="pwm 频率 Hz，默认 5000 / pwm frequency in Hz, default 5000")
     )
 

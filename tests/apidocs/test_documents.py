@@ -266,7 +266,7 @@ async def test_example_works_over_http(name, fields, http, board, bridge):
     check_against(described["content"]["application/json"]["schema"], document, body)
 
 
-@pytest.mark.parametrize("name", ON_MQTT)
+@pytest.mark.parametrize("name", [name for name in ON_MQTT if name != "devices"])
 async def test_mqtt_replies_are_as_described(name, http, bridge, requester, board):
     await board(BOARD_A)
     document = await _document(http, "/asyncapi.json")
@@ -280,6 +280,24 @@ async def test_mqtt_replies_are_as_described(name, http, bridge, requester, boar
     assert error.code == 408
     check_against(messages[f"{camel}Error"]["payload"], document, error.body)
     assert error.user_properties.keys() <= messages[f"{camel}Error"]["headers"]["properties"].keys()
+
+
+async def test_list_of_devices_is_as_described(private_bridge, connect_requester):
+    process = private_bridge(DEVICE_LIST="open")
+    requester = await connect_requester(process.broker)
+    async with aiohttp.ClientSession(process.url) as http:
+        asyncapi = await _document(http, "/asyncapi.json")
+        openapi = await _document(http, "/openapi.json")
+        async with http.get("/api/devices", params={"limit": 2}) as response:
+            over_http = await response.json()
+    over_mqtt = (await requester.ask("devices", {"limit": 2})).body
+    assert over_http == over_mqtt
+    assert over_http["data"]["next_cursor"]
+    described = openapi["paths"]["/api/devices"]["get"]["responses"]["200"]["content"]
+    check_against(described["application/json"]["schema"], openapi, over_http)
+    check_against(
+        asyncapi["components"]["messages"]["DevicesReply"]["payload"], asyncapi, over_mqtt
+    )
 
 
 async def test_schemathesis_finds_no_fault(bridge, http, board, tmp_path):
