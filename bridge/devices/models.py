@@ -213,14 +213,6 @@ class Reading:
 
 
 @dataclass(slots=True)
-class NamedReading(Reading):
-    """A reading among all of its device."""
-
-    # What people call the sensor: the name it was given on this device, else the product's.
-    name: str | None
-
-
-@dataclass(slots=True)
 class ControlResult:
     """`control`: the command that the broker has taken for the device."""
 
@@ -290,7 +282,7 @@ class DeviceDescription:
     name: str
     online: bool
     last_seen: datetime | None
-    sensors: list[NamedReading]
+    sensors: list[Reading]
     ports: list[Port]
     presets: list[PresetSummary]
 

@@ -254,7 +254,7 @@ async def test_a_switched_led_reaches_the_board_and_the_list(
     listening = await board(BOARD_A, bridge.broker)
     await page.goto(f"{bridge.url}/console")
     await open_device(page, BOARD_A)
-    await expect(page.get_by_text(NAMES[BOARD_A])).to_be_visible()
+    await expect(page.locator("#device .name")).to_have_text(NAMES[BOARD_A])
     reading = page.locator(".reading", has_text="temperature")
     await expect(reading).to_contain_text("温度")
     await expect(reading).to_contain_text("29.1°C")
@@ -420,7 +420,7 @@ async def test_with_a_wrong_key_nothing_is_shown_and_with_the_right_one_everythi
     await page.get_by_role("button", name="打开").click()
     await expect(rows(page, BOARD_A)).to_have_count(1)
     await open_device(page, BOARD_A)
-    await expect(page.get_by_text(NAMES[BOARD_A])).to_be_visible()
+    await expect(page.locator("#device .name")).to_have_text(NAMES[BOARD_A])
 
     await page.get_by_role("button", name="退出").click()
     await expect(everything).to_be_hidden()

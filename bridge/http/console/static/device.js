@@ -152,7 +152,9 @@ function reading(uuid, sensor) {
       ? make("span", { class: "reading-age" }, word("noTime"))
       : make("span", { class: "reading-age", "data-age": seconds, "data-name": name }),
     ...(line ? [line.line, make("span", { class: "reading-range" },
-      word("seenRange", { ...line, unit: number === null ? unit : "" }))] : []),
+      word("seenRange", {
+        range: line.range, count: line.count, unit: number === null ? unit : "",
+      }))] : []),
     make("span", { class: "reading-key" }, type ? `${stored} · ${type}` : stored));
 }
 

@@ -130,6 +130,7 @@ byId("key-form").addEventListener("submit", (event) => {
 
 byId("forget-key").addEventListener("click", () => {
   storeKey(null);
+  history.replaceState(null, "", location.pathname + location.search);
   connect();
 });
 

@@ -25,7 +25,7 @@ export function noteReadings(uuid, sensors) {
   }
 }
 
-// The line, its range and how many readings it shows; null while there is only one.
+// The line, the range of its values and how many readings it shows; null while there is only one.
 export function spark(uuid, sensor) {
   const points = seen.get(`${uuid}/${sensor}`) || [];
   if (points.length < 2) return null;
@@ -42,5 +42,6 @@ export function spark(uuid, sensor) {
     class: "spark", viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none",
     "aria-hidden": "true",
   }, makeSvg("path", { class: "line", d: `M${points.map(place).join("L")}` }));
-  return { line, low, high, count: points.length };
+  const range = high === low ? String(low) : `${low}–${high}`;
+  return { line, range, count: points.length };
 }
