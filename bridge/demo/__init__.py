@@ -1,6 +1,6 @@
 """`python run.py demo`: the bridge with everything around it, on this machine alone.
 
-A broker in a child process, SQLite in memory, two simulated boards, and a stand-in for the
+A broker in a child process, SQLite in memory, four simulated boards, and a stand-in for the
 platform's service that writes what boards report into the tables. The bridge itself is the real
 one. Nothing has to be installed beside `requirements.txt`, and nothing is left behind, not even
 after a SIGKILL: the broker ends when its stdin closes, and its file is gone once it has started.
@@ -8,12 +8,15 @@ after a SIGKILL: the broker ends when its stdin closes, and its file is gone onc
 
 import asyncio
 import logging
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime, timedelta
 
 from ..app.bridge import Bridge, stop_signal
 from ..app.signals import on_signal
 from ..core.deadlines import Deadlines
+from ..errors import Language
 from ..http.routes import PortTakenError
 from ..observability.metrics import Metrics
 from ..settings import Settings
@@ -29,25 +32,27 @@ from .terminal import Terminal
 
 _USUAL_HTTP_PORT = 9001
 _READY_WITHIN_SECONDS = 15.0
+_AN_HOUR = timedelta(hours=1)
 
 
-async def run_demo(settings: Settings, *, http_port: int | None) -> int:
-    """Run the demo until SIGINT or SIGTERM; the exit status.
+async def run_demo(
+    language: Language, *, http_port: int | None = None, mqtt_port: int | None = None
+) -> int:
+    """Run the demo until a signal ends it, or its terminal is closed; the exit status.
 
     Args:
-        settings: only language and logging are taken from them.
         http_port: instead of 9001, or of a free port when that is taken.
+        mqtt_port: likewise instead of 1883.
     """
-    if http_port is not None and not 1 <= http_port <= 65535:
-        return _complain("--http-port must be a number from 1 to 65535", status=2)
     starting = asyncio.current_task()
     assert starting is not None
-    for name in ("SIGINT", "SIGTERM"):
+    signals = _stop_signals()
+    for name in signals:
         on_signal(name, starting.cancel)
     try:
         with embedded_broker() as broker_port:
-            async with front_door(broker_port) as mqtt_port:
-                return await _run(_demo_settings(settings, mqtt_port, http_port))
+            async with front_door(broker_port, mqtt_port) as port:
+                return await _run(_demo_settings(language, port, http_port), signals)
     except (NoFreePortError, BrokerError) as error:
         return _complain(str(error))
     except asyncio.CancelledError:
@@ -55,21 +60,23 @@ async def run_demo(settings: Settings, *, http_port: int | None) -> int:
         return 0
 
 
-async def _run(settings: Settings) -> int:
+async def _run(settings: Settings, signals: Sequence[str]) -> int:
     """Build a world around a bridge, and end it after the bridge."""
     terminal = Terminal()
     devices = demo_devices(settings.language)
-    async with open_database(devices) as database, asyncio.TaskGroup() as world:
+    an_hour_ago = datetime.now(settings.timezone).replace(tzinfo=None, microsecond=0) - _AN_HOUR
+    async with open_database(devices, an_hour_ago) as database, asyncio.TaskGroup() as world:
         platform = Platform(database, devices, settings.timezone)
         lives = [world.create_task(platform.run(settings.mqtt_port), name="platform")]
         try:
             await platform.listening.wait()
-            for device in devices:
+            for device in (device for device in devices if device.online):
                 life = Board(device, terminal).run(settings.mqtt_port)
                 lives.append(world.create_task(life, name=device.uuid))
             await platform.heard_all.wait()
             return await _serve(
                 _bridge(settings, database),
+                signals,
                 on_ready=lambda: terminal.say(guide(settings, devices)),
             )
         finally:
@@ -87,7 +94,7 @@ def _bridge(settings: Settings, database: SqliteBackend) -> Bridge:
     return Bridge(settings, make_backend)
 
 
-async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
+async def _serve(bridge: Bridge, signals: Sequence[str], on_ready: Callable[[], None]) -> int:
     try:
         await bridge.start()
         async with asyncio.timeout(_READY_WITHIN_SECONDS):
@@ -101,11 +108,23 @@ async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
     except asyncio.CancelledError:
         await bridge.stop()
         raise
+    stop = stop_signal()
+    # The bridge has its own use for SIGHUP, and keys to read again.
+    for name in signals:
+        on_signal(name, stop.set)
     on_ready()
-    return 0 if await bridge.run(stop_signal()) else 1
+    return 0 if await bridge.run(stop) else 1
 
 
-def _demo_settings(given: Settings, mqtt_port: int, http_port: int | None) -> Settings:
+def _stop_signals() -> tuple[str, ...]:
+    """What ends the demo; not the closing of its terminal where `nohup` has it ignored."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
+        return ("SIGINT", "SIGTERM")
+    return ("SIGINT", "SIGTERM", "SIGHUP")
+
+
+def _demo_settings(language: Language, mqtt_port: int, http_port: int | None) -> Settings:
     return Settings(
         mqtt_broker=LOOPBACK,
         mqtt_port=mqtt_port,
@@ -115,9 +134,7 @@ def _demo_settings(given: Settings, mqtt_port: int, http_port: int | None) -> Se
         device_list="open",
         service_host=LOOPBACK,
         service_port=free_port(_USUAL_HTTP_PORT) if http_port is None else wanted_port(http_port),
-        language=given.language,
-        log_level=given.log_level,
-        log_format=given.log_format,
+        language=language,
     )
 
 
@@ -129,6 +146,6 @@ def _silence_what_does_not_matter_here() -> None:
     logging.getLogger("mqtt").setLevel(logging.CRITICAL)
 
 
-def _complain(words: str, status: int = 1) -> int:
+def _complain(words: str) -> int:
     print(f"demo: {words}", file=sys.stderr)
-    return status
+    return 1
