@@ -9,12 +9,9 @@ if sys.version_info < (3, 11):  # noqa: UP036  said in one line, not in a Syntax
 try:
     from bridge.cli import main
 except ModuleNotFoundError as missing:
-    if (missing.name or "").partition(".")[0] == "bridge":
-        raise
     sys.exit(
-        f"缺少软件包 {missing.name}，请运行 / missing package, run: "
-        "python3 -m venv .venv && .venv/bin/pip install -r requirements.txt && "
-        ".venv/bin/python run.py"
+        f"缺少软件包 {missing.name}，请先执行 / the package {missing.name} is missing; run: "
+        f"{sys.executable} -m pip install -r requirements.txt"
     )
 
 if __name__ == "__main__":

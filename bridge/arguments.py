@@ -3,7 +3,7 @@
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -23,21 +23,6 @@ _COMPLAINTS = {
     r"ambiguous option: (.*) could match (.*)": "选项 {} 不明确，可能是：{}",
     r"argument (.*?): (.*)": "参数 {}：{}",
 }
-
-
-def reader_language(environment: Mapping[str, str]) -> Language:
-    """The language of whoever is at the terminal: `LANGUAGE`, else the locale, else Chinese.
-
-    `LANGUAGE` may be a list of gettext's (`zh_CN:en`); of it the first that we speak counts.
-    """
-    locale = environment.get("LC_ALL") or environment.get("LANG") or ""
-    for name in (*environment.get("LANGUAGE", "").split(":"), locale):
-        spoken = re.split(r"[_.@-]", name.strip().lower())[0]
-        if spoken == "en":
-            return "en"
-        if spoken == "zh":
-            return "zh"
-    return "zh"
 
 
 def parse(arguments: list[str] | None, language: Language) -> argparse.Namespace:

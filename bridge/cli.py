@@ -7,9 +7,9 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from .arguments import parse, reader_language
+from .arguments import parse
 from .observability import logs
-from .settings import Settings, SettingsError, load
+from .settings import Settings, SettingsError, load, reader_language
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,6 +1,6 @@
 """`python run.py demo`: the bridge with everything around it, on this machine alone.
 
-A broker in a child process, SQLite in memory, four simulated boards, and a stand-in for the
+A broker in a child process, SQLite in memory, two simulated boards, and a stand-in for the
 platform's service that writes what boards report into the tables. The bridge itself is the real
 one. Nothing has to be installed beside `requirements.txt`, and nothing is left behind, not even
 after a SIGKILL: the broker ends when its stdin closes, and its file is gone once it has started.
@@ -8,15 +8,14 @@ after a SIGKILL: the broker ends when its stdin closes, and its file is gone onc
 
 import asyncio
 import logging
-import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from ..app.bridge import Bridge, stop_signal
+from ..app.bridge import STOP_SIGNALS, Bridge, stop_signal
 from ..app.signals import on_signal
 from ..core.deadlines import Deadlines
-from ..errors import Language
+from ..errors import Language, Text
 from ..http.routes import PortTakenError
 from ..observability.metrics import Metrics
 from ..settings import Settings
@@ -33,26 +32,32 @@ from .terminal import Terminal
 _USUAL_HTTP_PORT = 9001
 _READY_WITHIN_SECONDS = 15.0
 _AN_HOUR = timedelta(hours=1)
+# What a process gets whose terminal is closed. The bridge itself reads its keys again on it.
+_TERMINAL_CLOSED = "SIGHUP"
+_PORT_RANGE = Text(
+    "{option} 必须是 1 到 65535 之间的数字", "{option} must be a number from 1 to 65535"
+)
 
 
-async def run_demo(
-    language: Language, *, http_port: int | None = None, mqtt_port: int | None = None
-) -> int:
-    """Run the demo until a signal ends it, or its terminal is closed; the exit status.
+async def run_demo(language: Language, *, http_port: int | None, mqtt_port: int | None) -> int:
+    """Run the demo until SIGINT, SIGTERM, or SIGHUP (its terminal was closed); the exit status.
 
     Args:
+        language: of the demo's texts, device names and replies.
         http_port: instead of 9001, or of a free port when that is taken.
-        mqtt_port: likewise instead of 1883.
+        mqtt_port: likewise, instead of 1883.
     """
+    for option, port in (("--http-port", http_port), ("--mqtt-port", mqtt_port)):
+        if port is not None and not 1 <= port <= 65535:
+            return _complain(_PORT_RANGE.in_(language).format(option=option), status=2)
     starting = asyncio.current_task()
     assert starting is not None
-    signals = _stop_signals()
-    for name in signals:
+    for name in (*STOP_SIGNALS, _TERMINAL_CLOSED):
         on_signal(name, starting.cancel)
     try:
         with embedded_broker() as broker_port:
-            async with front_door(broker_port, mqtt_port) as port:
-                return await _run(_demo_settings(language, port, http_port), signals)
+            async with front_door(broker_port, mqtt_port) as chosen_port:
+                return await _run(_demo_settings(language, chosen_port, http_port))
     except (NoFreePortError, BrokerError) as error:
         return _complain(str(error))
     except asyncio.CancelledError:
@@ -60,7 +65,7 @@ async def run_demo(
         return 0
 
 
-async def _run(settings: Settings, signals: Sequence[str]) -> int:
+async def _run(settings: Settings) -> int:
     """Build a world around a bridge, and end it after the bridge."""
     terminal = Terminal()
     devices = demo_devices(settings.language)
@@ -76,7 +81,6 @@ async def _run(settings: Settings, signals: Sequence[str]) -> int:
             await platform.heard_all.wait()
             return await _serve(
                 _bridge(settings, database),
-                signals,
                 on_ready=lambda: terminal.say(guide(settings, devices)),
             )
         finally:
@@ -94,9 +98,13 @@ def _bridge(settings: Settings, database: SqliteBackend) -> Bridge:
     return Bridge(settings, make_backend)
 
 
-async def _serve(bridge: Bridge, signals: Sequence[str], on_ready: Callable[[], None]) -> int:
+async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
     try:
         await bridge.start()
+        starting = asyncio.current_task()
+        assert starting is not None
+        # In place of the bridge's own handler, which reads API keys again: here there are none.
+        on_signal(_TERMINAL_CLOSED, starting.cancel)
         async with asyncio.timeout(_READY_WITHIN_SECONDS):
             while not bridge.is_ready():  # noqa: ASYNC110  it tells, but does not call
                 await asyncio.sleep(0.02)
@@ -108,20 +116,8 @@ async def _serve(bridge: Bridge, signals: Sequence[str], on_ready: Callable[[], 
     except asyncio.CancelledError:
         await bridge.stop()
         raise
-    stop = stop_signal()
-    # The bridge has its own use for SIGHUP, and keys to read again.
-    for name in signals:
-        on_signal(name, stop.set)
     on_ready()
-    return 0 if await bridge.run(stop) else 1
-
-
-def _stop_signals() -> tuple[str, ...]:
-    """What ends the demo; not the closing of its terminal where `nohup` has it ignored."""
-    hang_up = getattr(signal, "SIGHUP", None)
-    if hang_up is None or signal.getsignal(hang_up) == signal.SIG_IGN:
-        return ("SIGINT", "SIGTERM")
-    return ("SIGINT", "SIGTERM", "SIGHUP")
+    return 0 if await bridge.run(stop_signal(*STOP_SIGNALS, _TERMINAL_CLOSED)) else 1
 
 
 def _demo_settings(language: Language, mqtt_port: int, http_port: int | None) -> Settings:
@@ -146,6 +142,6 @@ def _silence_what_does_not_matter_here() -> None:
     logging.getLogger("mqtt").setLevel(logging.CRITICAL)
 
 
-def _complain(words: str) -> int:
+def _complain(words: str, status: int = 1) -> int:
     print(f"demo: {words}", file=sys.stderr)
-    return 1
+    return status

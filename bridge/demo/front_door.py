@@ -41,10 +41,11 @@ async def front_door(broker_port: int, wanted: int | None = None) -> AsyncIterat
     """Listen, as long as the context lasts, for clients of both versions; the port.
 
     Args:
-        wanted: the port, instead of 1883 or a free one.
+        broker_port: where the broker listens.
+        wanted: the port to listen on, instead of the usual or a free one.
 
     Raises:
-        NoFreePortError: that port can't be used, or none is left.
+        NoFreePortError: the port that is wanted is taken, or no port is left.
     """
     open_now: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 

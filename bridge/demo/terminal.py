@@ -35,8 +35,8 @@ class Terminal:
         try:
             print(text, flush=True)
         except OSError:
-            # Nobody reads on, as behind `| head` or in a terminal that was closed: go on in
-            # silence.
+            # Nobody reads on, as behind `| head`, or the terminal is closed: the demo goes on in
+            # silence until a signal ends it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _in(self, colour: str, text: str) -> str:

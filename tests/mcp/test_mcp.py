@@ -509,6 +509,7 @@ MALFORMED: list[tuple[bytes, dict[str, str], int, str]] = [
     (b"{", {}, 400, "malformed_request"),
     (b'{"params":{"value":NaN}}', {}, 400, "malformed_request"),
     (b'{"params":"\\ud800"}', {}, 400, "malformed_request"),
+    (b"1", {}, 400, "malformed_request"),
     (b" " * 70_000, {}, 413, "payload_too_large"),
     (b"{}", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
 ]
