@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from bridge.apidocs.openapi import openapi
 from bridge.apidocs.refusals import refusals
+from bridge.apidocs.schemas import components
 from bridge.core.operations import OPERATIONS, Operation
 from bridge.devices.errors import DeviceNotFound
 from bridge.devices.models import JsonObject
@@ -65,7 +65,7 @@ def fields() -> str:
 
 def data() -> str:
     """What `data` holds in each operation's reply."""
-    schemas = openapi("en", guarded=False)["components"]["schemas"]
+    schemas = components({})
     return _table(
         ("operation", "field of `data`", "type", "meaning"),
         (

@@ -28,6 +28,7 @@ ROOMS = (
     "doctor",
     "app",
     "demo",
+    "arguments",
     "cli",
     "__main__",
 )

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from datetime import datetime, timedelta
 
 from ..app.bridge import STOP_SIGNALS, Bridge, stop_signal
 from ..app.signals import on_signal
@@ -30,6 +31,7 @@ from .terminal import Terminal
 
 _USUAL_HTTP_PORT = 9001
 _READY_WITHIN_SECONDS = 15.0
+_AN_HOUR = timedelta(hours=1)
 # What a process gets whose terminal is closed. The bridge itself reads its keys again on it.
 _TERMINAL_CLOSED = "SIGHUP"
 _PORT_RANGE = Text(
@@ -67,12 +69,13 @@ async def _run(settings: Settings) -> int:
     """Build a world around a bridge, and end it after the bridge."""
     terminal = Terminal()
     devices = demo_devices(settings.language)
-    async with open_database(devices) as database, asyncio.TaskGroup() as world:
+    an_hour_ago = datetime.now(settings.timezone).replace(tzinfo=None, microsecond=0) - _AN_HOUR
+    async with open_database(devices, an_hour_ago) as database, asyncio.TaskGroup() as world:
         platform = Platform(database, devices, settings.timezone)
         lives = [world.create_task(platform.run(settings.mqtt_port), name="platform")]
         try:
             await platform.listening.wait()
-            for device in devices:
+            for device in (device for device in devices if device.online):
                 life = Board(device, terminal).run(settings.mqtt_port)
                 lives.append(world.create_task(life, name=device.uuid))
             await platform.heard_all.wait()

@@ -1,4 +1,4 @@
-"""The demo's two devices: what the platform's tables would say of them."""
+"""The demo's six devices: what the platform's tables would say of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +18,8 @@ class Device:
 
     uuid: str
     name: str
+    room: str
+    product: str
     language: Language
     sensors: tuple[Sensor, ...]
     # How many ports of each type it has.
@@ -25,6 +27,10 @@ class Device:
     # What people named: as in `device_control_config`, and in `device_settings`.
     control_config: JsonObject
     presets: tuple[JsonObject, ...] = ()
+    # Whether its board is there; of one that is not, the tables hold what it last reported.
+    online: bool = True
+    # Whether the school still uses it.
+    active: bool = True
 
     def sensor_types(self) -> JsonObject:
         """As in the product's column of that name."""
@@ -60,10 +66,15 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
     def say(zh: str, en: str) -> str:
         return Text(zh, en).in_(language)
 
+    classroom, laboratory = say("101 教室", "Room 101"), say("科学实验室", "Science lab")
+    kit, lamps = say("教室套件", "classroom kit"), say("灯光控制器", "light controller")
+    thermometer = say("温度计", "thermometer")
     return (
         Device(
             uuid="demo-board-1",
             name=say("演示板一", "demo one"),
+            room=classroom,
+            product=kit,
             language=language,
             sensors=(Dht11(), RainSensor()),
             ports={"led": 4, "relay": 1, "servo": 1, "pwm": 1},
@@ -88,10 +99,61 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
         Device(
             uuid="demo-board-2",
             name=say("演示板二", "demo two"),
+            room=laboratory,
+            product=thermometer,
             language=language,
             sensors=(Ds18b20(),),
             ports={"led": 1},
             control_config={},
+        ),
+        Device(
+            uuid="demo-board-3",
+            name=say("101 教室灯光", "Room 101 lights"),
+            room=classroom,
+            product=lamps,
+            language=language,
+            sensors=(),
+            ports={"led": 2},
+            control_config={
+                "led_1": {"custom_name": say("讲台灯", "desk lamp")},
+                "led_2": {"custom_name": say("黑板灯", "blackboard lamp")},
+            },
+        ),
+        Device(
+            uuid="demo-board-4",
+            name=say("植物角", "plant corner"),
+            room=laboratory,
+            product=kit,
+            language=language,
+            sensors=(Dht11(),),
+            ports={"relay": 2, "pwm": 1},
+            control_config={
+                "relay_1": {"custom_name": say("水泵", "water pump")},
+                "pwm_1": {"custom_name": say("补光灯", "grow light")},
+            },
+        ),
+        Device(
+            uuid="demo-board-5",
+            name=say("鱼缸水温", "aquarium"),
+            room=laboratory,
+            product=thermometer,
+            language=language,
+            sensors=(Ds18b20(),),
+            ports={"led": 1},
+            control_config={},
+            online=False,
+        ),
+        Device(
+            uuid="demo-board-6",
+            name=say("旧实验板", "old board"),
+            room=classroom,
+            product=kit,
+            language=language,
+            sensors=(),
+            ports={"led": 1},
+            control_config={},
+            online=False,
+            active=False,
         ),
     )
 

@@ -17,6 +17,7 @@ _PASTE = Text(
     "在另一个终端里粘贴下面的命令；开发板收到命令时会显示在这里。",
     "Paste these in another terminal; what the boards are told appears here.",
 )
+_OFFLINE = Text("离线", "offline")
 _STOP = Text("按 Ctrl-C 结束，不会留下任何东西。", "Ctrl-C ends it, and nothing is left behind.")
 
 
@@ -50,7 +51,7 @@ def _places(settings: Settings, devices: Sequence[Device]) -> list[str]:
         ("Console", f"{_url(settings)}/console"),
         ("API", f"{_url(settings)}/docs"),
         ("MQTT", f"localhost:{settings.mqtt_port}"),
-        *((device.uuid, _described(device)) for device in devices),
+        *((device.uuid, _described(device)) for device in devices if device.active),
     ]
     return [f"  {what:<14}{where}" for what, where in rows]
 
@@ -58,7 +59,8 @@ def _places(settings: Settings, devices: Sequence[Device]) -> list[str]:
 def _described(device: Device) -> str:
     sensors = [name.in_(device.language) for s in device.sensors for name in s.fields.values()]
     ports = [f"{kind} 1–{count}" if count > 1 else kind for kind, count in device.ports.items()]
-    return " · ".join([device.name, *sensors, *ports])
+    offline = [] if device.online else [_OFFLINE.in_(device.language)]
+    return " · ".join([device.name, device.room, *offline, *sensors, *ports])
 
 
 def _commands(settings: Settings, devices: Sequence[Device]) -> list[tuple[Text, str]]:
@@ -70,6 +72,7 @@ def _commands(settings: Settings, devices: Sequence[Device]) -> list[tuple[Text,
     lamp_off = {"device_uuid": first, "port": ALIAS.in_(language), "action": "off"}
     return [
         (Text("健康检查", "How is the bridge?"), f"curl {url}/health"),
+        (Text("列出设备", "Which devices are there?"), f"curl {url}/api/devices"),
         (
             Text("查询温度", "Read a temperature"),
             f'curl "{url}/api/sensor-data?device_uuid={first}&sensor={temperature}"',

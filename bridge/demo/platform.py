@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime
 from zoneinfo import ZoneInfo
 
@@ -20,15 +20,18 @@ class Platform:
     """Writes device rows and sensor rows as the real one does: values are always text."""
 
     def __init__(
-        self, database: SqliteBackend, devices: Iterable[Device], timezone: ZoneInfo
+        self, database: SqliteBackend, devices: Sequence[Device], timezone: ZoneInfo
     ) -> None:
         self._database = database
         self._timezone = timezone
         self._heard: asyncio.Queue[packets.Message] = asyncio.Queue()
         self._unheard = {
-            (device.uuid, sensor.type) for device in devices for sensor in device.sensors
+            (device.uuid, sensor.type)
+            for device in devices
+            if device.online
+            for sensor in device.sensors
         }
-        self._known = frozenset(uuid for uuid, _ in self._unheard)
+        self._known = frozenset(device.uuid for device in devices if device.online)
         self.listening = asyncio.Event()
         # Set when every sensor of every device has a value.
         self.heard_all = asyncio.Event()

@@ -1,7 +1,7 @@
 """The platform's tables in SQLite: every column that we read, and what writes them here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
@@ -137,18 +137,30 @@ class SqliteBackend:
 
 
 @asynccontextmanager
-async def open_database(devices: Iterable[Device]) -> AsyncIterator[SqliteBackend]:
-    """A database in memory that knows these devices, all of them not seen yet."""
+async def open_database(
+    devices: Sequence[Device], last_seen: datetime
+) -> AsyncIterator[SqliteBackend]:
+    """A database in memory that knows these devices, none of them online yet.
+
+    Args:
+        last_seen: when those whose board is not there were seen last.
+    """
     async with aiosqlite.connect(":memory:", isolation_level=None) as connection:
         await connection.executescript(_TABLES)
         for number, device in enumerate(devices, start=1):
             types, ports = device.sensor_types(), device.control_ports()
-            await connection.execute(_ADD_PRODUCT, (number, _json(types), _json(ports)))
+            product = (number, device.product, _json(types), _json(ports))
+            await connection.execute(_ADD_PRODUCT, product)
             config, settings = device.control_config, {"preset_commands": device.presets}
-            await connection.execute(
-                _ADD_DEVICE, (device.uuid, number, device.name, _json(config), _json(settings))
-            )
-        yield SqliteBackend(connection)
+            seen = None if device.online else last_seen.isoformat(" ")
+            told = (device.uuid, number, device.name, device.active, seen, device.room, None, "1")
+            await connection.execute(_ADD_DEVICE, (*told, _json(config), _json(settings)))
+        backend = SqliteBackend(connection)
+        for device in devices:
+            for sensor in () if device.online else device.sensors:
+                values = {name: str(value) for name, value in sensor.report().items()}
+                await backend.store_readings(device.uuid, sensor.type, values, last_seen)
+        yield backend
 
 
 def _json(value: object) -> str:
