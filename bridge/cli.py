@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from . import __version__
 from .observability import logs
-from .settings import Settings, SettingsError, load
+from .settings import LANGUAGES, Settings, SettingsError, load, reader_language
 
 _DISTRIBUTION = "mqtt-request-reply-bridge"
 
@@ -17,8 +18,11 @@ _DISTRIBUTION = "mqtt-request-reply-bridge"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command that the arguments name; the exit status."""
     parsed = _parser().parse_args(arguments)
-    command: Callable[[Settings, argparse.Namespace], int] = parsed.command
     try:
+        if parsed.own_world:
+            # A world of its own: what `.env` says of another does not concern it.
+            return _demo(parsed)
+        command: Callable[[Settings, argparse.Namespace], int] = parsed.command
         return command(load(), parsed)
     except SettingsError as error:
         print(f"settings: {error}", file=sys.stderr)
@@ -59,11 +63,13 @@ def _init_db(settings: Settings, parsed: argparse.Namespace) -> int:
     return run_loop(make_table(settings, print_only=parsed.print))
 
 
-def _demo(settings: Settings, parsed: argparse.Namespace) -> int:
+def _demo(parsed: argparse.Namespace) -> int:
     from .demo import run_demo
 
-    logs.set_up("WARNING", settings.log_format)
-    return run_loop(run_demo(settings, http_port=parsed.http_port))
+    logs.set_up("WARNING", "text")
+    language = parsed.language or reader_language(os.environ)
+    demo = run_demo(language, http_port=parsed.http_port, mqtt_port=parsed.mqtt_port)
+    return run_loop(demo)
 
 
 def _doctor(settings: Settings, parsed: argparse.Namespace) -> int:
@@ -150,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         "Without a command it serves, with the settings of the environment and .env.",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.set_defaults(command=_serve, extra="server", prog=prog)
+    parser.set_defaults(command=_serve, extra="server", prog=prog, own_world=False)
     commands = parser.add_subparsers(title="commands", metavar="")
     serve = commands.add_parser("serve", help="serve requests over MQTT and HTTP (the default)")
     serve.set_defaults(command=_serve)
@@ -159,7 +165,14 @@ def _parser() -> argparse.ArgumentParser:
         help="try it: an embedded broker and database, simulated boards; nothing left behind",
     )
     demo.add_argument("--http-port", type=int, default=None, help="instead of 9001, or a free one")
-    demo.set_defaults(command=_demo, extra="demo")
+    demo.add_argument("--mqtt-port", type=int, default=None, help="instead of 1883, or a free one")
+    demo.add_argument(
+        "--language",
+        choices=LANGUAGES,
+        default=None,
+        help="instead of that of LANGUAGE or the locale",
+    )
+    demo.set_defaults(own_world=True, extra="demo")
     doctor = commands.add_parser(
         "doctor", help="check settings, database, broker and port, and say what to mend"
     )

@@ -10,6 +10,7 @@ import ipaddress
 import os
 import re
 import socket
+from collections.abc import Mapping
 from functools import cached_property, partial
 from io import StringIO
 from pathlib import Path
@@ -293,6 +294,17 @@ def load() -> Settings:
             words = ours.text if isinstance(ours, _Wrong) else fault_text(fault["type"], **context)
             faults.append(f"{str(fault['loc'][0]).upper()}: {words.in_(language)}")
         raise SettingsError("; ".join(faults)) from None
+
+
+def reader_language(environment: Mapping[str, str]) -> Language:
+    """The language of whoever reads a terminal: LANGUAGE, else the locale, else Chinese."""
+    # LANGUAGE may be a list, as for GNU gettext (`zh_CN:en`); C and POSIX name no language.
+    for name in ("LANGUAGE", "LC_ALL", "LANG"):
+        locale = environment.get(name, "").strip().lower()
+        if re.split(r"[._@:-]", locale)[0] in ("", "c", "posix"):
+            continue
+        return "zh" if locale.startswith("zh") else "en"
+    return "zh"
 
 
 def written_names() -> tuple[dict[str, str], dict[str, str]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from bridge.apidocs.openapi import openapi
 from bridge.apidocs.refusals import refusals
 from bridge.core.operations import OPERATIONS, Operation
+from bridge.devices.errors import DeviceNotFound
 from bridge.devices.models import JsonObject
 from bridge.errors import BridgeError
 from bridge.observability.metrics import Metrics
@@ -194,8 +195,8 @@ def _errors_by_name() -> dict[tuple[int, str], list[type[BridgeError]]]:
     def collect(kind: type[BridgeError]) -> None:
         found.setdefault((kind.code, kind.error), []).append(kind)
         for special in kind.__subclasses__():
-            # Those of the tree itself: what else is loaded must not change the page.
-            if special.__module__ == BridgeError.__module__:
+            # Those of the two trees: what else is loaded must not change the page.
+            if special.__module__ in (BridgeError.__module__, DeviceNotFound.__module__):
                 collect(special)
 
     collect(BridgeError)

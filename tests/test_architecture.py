@@ -133,3 +133,8 @@ def test_pure_room_knows_no_loop_and_no_driver(room):
         for name in foreign_in(file)
     }
     assert not used & IMPURE
+
+
+def test_every_folder_with_code_is_a_package():
+    """Setuptools finds packages by their `__init__.py`: the wheel would lack the others."""
+    assert not [file for file in files() if not (file.parent / "__init__.py").exists()]

@@ -1,7 +1,7 @@
 """API documents made from the table of operations: OpenAPI 3.1 and 3.0, AsyncAPI 3.0.
 
-Each is made once, when it is first asked for, and kept; only the addresses in it are those by
-which its reader reached us.
+Each is made once, when it is first asked for, and kept; only the addresses in it are
+`PUBLIC_URL`, or where that is not set those by which its reader reached us.
 """
 
 import re
@@ -66,11 +66,14 @@ class Documents:
 
     def openapi(self, guarded: bool, reached: Address) -> bytes:
         """OpenAPI 3.1."""
-        return _with_servers(self._openapi(guarded), [{"url": reached.url}])
+        return _with_servers(self._openapi(guarded), self._servers(reached))
 
     def openapi_3_0(self, guarded: bool, reached: Address) -> bytes:
         """OpenAPI 3.0 in the plain form that platforms for language models import."""
-        return _with_servers(self._flattened(guarded), [{"url": reached.url}])
+        return _with_servers(self._flattened(guarded), self._servers(reached))
+
+    def _servers(self, reached: Address) -> list[JsonObject]:
+        return [{"url": self._settings.public_url or reached.url}]
 
     def asyncapi(self, guarded: bool, reached: Address) -> bytes:
         """AsyncAPI 3.0. A broker on our own machine is named as its reader reached us."""

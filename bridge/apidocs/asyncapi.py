@@ -11,9 +11,9 @@ from ..core.operations import OPERATIONS, Operation
 from ..devices.models import JsonObject
 from ..settings import Settings
 from .examples import EXAMPLES
-from .openapi import TITLE
+from .openapi import LICENSE, TITLE
 from .refusals import example_of, refusals
-from .schemas import ENVELOPE, REPLY_TO, camel, components, error_of, ref
+from .schemas import ENVELOPE, REPLY_TO, camel, components, error_of, ref, without_unused
 
 _JSON = "application/json"
 _BINDING = "0.2.0"
@@ -82,19 +82,22 @@ def asyncapi(settings: Settings) -> JsonObject:
         "presence": {
             "action": "send",
             "channel": {"$ref": "#/channels/presence"},
-            "summary": "在线状态，保留消息 / whether a bridge is there, retained",
+            "summary": "在线状态 / whether a bridge is there",
+            "description": "在线状态，保留消息 / whether a bridge is there, retained",
             "bindings": {"mqtt": {"qos": 1, "retain": True, "bindingVersion": _BINDING}},
         }
     }
     for row in _rows():
         channels |= _channels(row, prefix)
         operations |= _operations(row, settings)
-    return {
+    document = {
         "asyncapi": "3.0.0",
         "info": {
             "title": TITLE,
             "version": __version__,
             "description": _DESCRIPTION.format(prefix=prefix),
+            "license": {"name": LICENSE},
+            "tags": [{"name": "devices", "description": "设备 / devices"}],
         },
         "defaultContentType": _JSON,
         "channels": channels,
@@ -105,6 +108,7 @@ def asyncapi(settings: Settings) -> JsonObject:
             "securitySchemes": {"user": {"type": "userPassword"}},
         },
     }
+    return without_unused(document)
 
 
 def mqtt_servers(settings: Settings, reached_at: str) -> JsonObject:
@@ -166,6 +170,7 @@ def _operation(row: Operation, channel: str, settings: Settings) -> JsonObject:
         "channel": {"$ref": f"#/channels/{channel}"},
         "messages": [{"$ref": f"#/channels/{channel}/messages/request"}],
         "summary": f"{row.summary.zh} / {row.summary.en}",
+        "description": f"{row.summary.zh} / {row.summary.en}",
         "bindings": {"mqtt": {"qos": 1, "retain": False, "bindingVersion": _BINDING}},
         "reply": {
             "address": {"location": _REPLY_ADDRESS[settings.mqtt_protocol]},

@@ -2,8 +2,9 @@
 
 They read less than the standard: no references, no choices, no null. So each schema is written
 out in place; of several types the first stands; alternatives that are objects become one object
-that requires what all of them require; what may be null is not required instead. Of an error
-there is what a model can use. Some take no document over 100,000 characters: this is far below.
+that requires what all of them require; what may be null is not required instead. An operation
+has its 200 response only, since an importer that takes 200 alone refuses the document otherwise.
+Some take no document over 100,000 characters: this is far below.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,10 +12,12 @@ from typing import Any
 
 from ..core.operations import OPERATIONS
 from ..devices.models import JsonObject
+from .openapi import LICENSE
 
 _REF = "#/components/schemas/"
+# OpenAPI 3.0 has no identifiers of licences.
+_LICENSE_URL = f"https://spdx.org/licenses/{LICENSE}.html"
 _DROPPED = frozenset({"examples", "default", "title"})
-_OF_AN_ERROR = ("code", "error", "detail")
 _LONGEST_DESCRIPTION = 300
 
 
@@ -23,7 +26,8 @@ def flattened(document: JsonObject) -> JsonObject:
     schemas = document["components"]["schemas"]
     flat: JsonObject = {
         "openapi": "3.0.3",
-        "info": document["info"],
+        "info": {**document["info"], "license": {"name": LICENSE, "url": _LICENSE_URL}},
+        "tags": document["tags"],
         "paths": {
             row.path: {
                 method: _operation(described, lambda schema: _flat(schema, schemas))
@@ -32,7 +36,8 @@ def flattened(document: JsonObject) -> JsonObject:
             for row in OPERATIONS.values()
         },
     }
-    if "security" in document:
+    flat["security"] = []
+    if document["security"]:
         # More than one scheme is more than some importers take.
         bearer = document["components"]["securitySchemes"]["Bearer"]
         flat["components"] = {"securitySchemes": {"Bearer": bearer}}
@@ -45,31 +50,13 @@ Flatten = Callable[[JsonObject], JsonObject]
 
 def _operation(described: JsonObject, flat: Flatten) -> JsonObject:
     plain = {**described, "description": _short(described["description"])}
-    plain.pop("tags")
     if "parameters" in described:
         plain["parameters"] = [_parameter(each, flat) for each in described["parameters"]]
     if "requestBody" in described:
         plain["requestBody"] = _with_content(described["requestBody"], flat)
-    plain["responses"] = {
-        code: _with_content(response, flat, with_example=False)
-        for code, response in described["responses"].items()
-    }
-    for code, response in plain["responses"].items():
-        if code != "200":
-            _shorten_error(response["content"])
+    success = _with_content(described["responses"]["200"], flat, with_example=False)
+    plain["responses"] = {"200": success}
     return plain
-
-
-def _shorten_error(content: JsonObject) -> None:
-    for described in content.values():
-        schema = described["schema"]
-        if "error" in schema["properties"]:
-            properties = {name: schema["properties"][name] for name in _OF_AN_ERROR}
-            described["schema"] = {
-                "type": "object",
-                "properties": properties,
-                "required": list(_OF_AN_ERROR),
-            }
 
 
 def _parameter(parameter: JsonObject, flat: Flatten) -> JsonObject:
@@ -86,13 +73,7 @@ def _with_content(part: JsonObject, flat: Flatten, *, with_example: bool = True)
         if with_example and "examples" in described:
             first = next(iter(described["examples"].values()))
             content[media_type]["example"] = first["value"]
-    plain = {**part, "content": content}
-    if "headers" in part:
-        plain["headers"] = {
-            name: {**header, "schema": flat(header["schema"])}
-            for name, header in part["headers"].items()
-        }
-    return plain
+    return {**part, "content": content}
 
 
 # ---- schemas ------------------------------------------------------------------------------------
@@ -106,6 +87,10 @@ def _flat(schema: JsonObject, schemas: Mapping[str, JsonObject]) -> JsonObject:
         return _all_of([_flat(part, schemas) for part in schema["allOf"]])
     for choice in ("anyOf", "oneOf"):
         if choice in schema:
+            if all(part.keys() == {"required"} for part in schema[choice]):
+                # Of properties that the object has: their descriptions say which go together.
+                whole = {name: value for name, value in schema.items() if name != choice}
+                return _flat(whole, schemas)
             parts = [_flat(part, schemas) for part in schema[choice] if not _is_null(part)]
             beside = {name: value for name, value in schema.items() if name != choice}
             return _one_of(parts) | _flat(beside, schemas)

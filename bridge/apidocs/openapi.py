@@ -9,7 +9,7 @@ from ..devices.models import JsonObject
 from ..errors import Busy, Language, Text, Unauthorized
 from .examples import EXAMPLES
 from .refusals import Errors, by_code, example_of, refusals
-from .schemas import ENVELOPE, camel, components, error_of, fields_of, is_batch, ref
+from .schemas import ENVELOPE, camel, components, error_of, fields_of, is_batch, ref, without_unused
 
 TITLE = "MQTT 请求/应答桥 / MQTT request/reply bridge"
 DESCRIPTION = (
@@ -17,6 +17,7 @@ DESCRIPTION = (
     "Read sensors, control ports, run presets; the same operations answer over MQTT, "
     "see /asyncapi.json"
 )
+LICENSE = "MIT"
 _JSON = "application/json"
 _DEVICES, _SERVICE = "devices", "service"
 # They need no key, whatever else does.
@@ -48,7 +49,12 @@ def openapi(language: Language, guarded: bool) -> JsonObject:
     schemas = components(ENVELOPE)
     document: JsonObject = {
         "openapi": "3.1.0",
-        "info": {"title": TITLE, "version": __version__, "description": DESCRIPTION},
+        "info": {
+            "title": TITLE,
+            "version": __version__,
+            "description": DESCRIPTION,
+            "license": {"name": LICENSE, "identifier": LICENSE},
+        },
         "tags": [
             {"name": _DEVICES, "description": "设备 / devices"},
             {"name": _SERVICE, "description": "服务本身 / the service itself"},
@@ -58,8 +64,8 @@ def openapi(language: Language, guarded: bool) -> JsonObject:
     }
     if guarded:
         document["components"]["securitySchemes"] = _SCHEMES
-        document["security"] = [{name: []} for name in _SCHEMES]
-    return document
+    document["security"] = [{name: []} for name in _SCHEMES] if guarded else []
+    return without_unused(document)
 
 
 def _paths(schemas: Mapping[str, JsonObject], language: Language, guarded: bool) -> JsonObject:
@@ -68,7 +74,7 @@ def _paths(schemas: Mapping[str, JsonObject], language: Language, guarded: bool)
         described = _operation(row, schemas, language, guarded)
         paths.setdefault(row.path, {})[row.method.lower()] = described
     for path, described in _SERVICE_PATHS.items():
-        paths[path] = {"get": dict(described)}
+        paths[path] = {"get": {**described, "description": described["summary"]}}
     if guarded:
         for path in _OPEN:
             paths[path]["get"]["security"] = []

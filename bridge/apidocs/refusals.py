@@ -64,12 +64,14 @@ def refusals(row: Operation, transport: Transport, *, guarded: bool = False) -> 
     errors = list(_ANY)
     for field in row.fields.model_fields:
         errors += _BY_FIELD.get(field, [])
+    if row.reads:
+        errors += [DatabaseUnavailable, DatabaseTimeout]
     if row.commands:
         errors += _COMMANDS
     if not row.always:
         errors.append(Busy)
     errors += _over_mqtt() if transport == "mqtt" else _over_http(row, guarded)
-    return sorted(errors, key=lambda error: (error.code, error.error))
+    return sorted(set(errors), key=lambda error: (error.code, error.error))
 
 
 def by_code(errors: Errors) -> list[tuple[int, Errors]]:
@@ -100,7 +102,8 @@ def example_of(error: type[BridgeError], language: Language) -> JsonObject:
 
 
 def _over_http(row: Operation, guarded: bool) -> Errors:
-    errors: Errors = []
+    # Of another site's page too, where no key was shown (`http/browsers.py`).
+    errors: Errors = [Forbidden]
     if row.method == "POST":
         errors += [PayloadTooLarge, UnsupportedMediaType]
     if "{" in row.path:
@@ -109,7 +112,7 @@ def _over_http(row: Operation, guarded: bool) -> Errors:
     if not row.always:
         errors.append(Draining)
     if guarded:
-        errors += [Unauthorized, Forbidden]
+        errors.append(Unauthorized)
     return errors
 
 

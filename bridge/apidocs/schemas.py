@@ -1,6 +1,6 @@
 """JSON Schemas (2020-12) of requests and replies, from the models that the code itself uses."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal, NotRequired
 
 from pydantic import TypeAdapter
@@ -38,7 +38,8 @@ REPLY_TO: dict[str, JsonObject] = {
 }
 # What the fields of replies mean, by name; the same name means the same everywhere.
 _MEANINGS = {
-    "value": "数值，布尔为 1 / 0 / a number; booleans are 1 or 0",
+    "value": "数值，布尔为 1 / 0；两者都不是时为文本，同 raw_value / "
+    "a number; booleans are 1 or 0; text, as in raw_value, if it is neither",
     "unit": "单位 / its unit",
     "sensor_name": "库中的传感器名 / the sensor's name as stored",
     "sensor_type": "传感器型号 / the sensor's type",
@@ -60,7 +61,13 @@ _MEANINGS = {
     "detail": "给人或模型看的说明 / a sentence for a person or a model",
     "error": "给程序看的错误名 / the error's name, for programs",
     "incident": "日志中的编号 / the number under which it is in the log",
-    "in_flight": "正在处理的请求数 / requests in hand",
+    "in_flight": "正在处理的请求数 / requests in flight",
+    "devices": "这一页的设备 / the devices of this page",
+    "next_cursor": "下一页的 cursor，末页为 null / the next page's cursor, null at the end",
+    "room": "房间 / its room",
+    "group": "分组 / its group",
+    "floor": "楼层 / its floor",
+    "product": "产品名称 / its product's name",
     "fields": "字段的 JSON Schema / the JSON Schema of its fields",
 }
 _TIME = "ISO 8601，数据库时区，不带偏移 / in the database's zone, without offset"
@@ -143,6 +150,31 @@ def components(envelope: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
     return dict(sorted(found.items()))
 
 
+def without_unused(document: JsonObject) -> JsonObject:
+    """The document with only those component schemas that something in it refers to."""
+    schemas = document["components"]["schemas"]
+    others = {name: of for name, of in document["components"].items() if name != "schemas"}
+    waiting = list(_referred({**document, "components": others}))
+    used: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name not in used:
+            used.add(name)
+            waiting += _referred(schemas[name])
+    kept = {name: schema for name, schema in schemas.items() if name in used}
+    return {**document, "components": {**document["components"], "schemas": kept}}
+
+
+def _referred(part: object) -> Iterator[str]:
+    if isinstance(part, dict):
+        reference = part.get("$ref")
+        if isinstance(reference, str) and reference.startswith(_REF):
+            yield reference.removeprefix(_REF)
+    within = part.values() if isinstance(part, dict) else part if isinstance(part, list) else ()
+    for each in within:
+        yield from _referred(each)
+
+
 def fields_of(row: Operation, schemas: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
     """The properties of an operation's request."""
     properties: dict[str, JsonObject] = schemas[f"{camel(row)}Request"]["properties"]
@@ -162,8 +194,9 @@ def _request(fields: JsonObject, envelope: Mapping[str, JsonObject]) -> JsonObje
         "type": "object",
         "properties": {**fields.get("properties", {}), **envelope},
     }
-    if "required" in fields:
-        schema["required"] = fields["required"]
+    for name in ("required", "anyOf"):
+        if name in fields:
+            schema[name] = fields[name]
     return schema
 
 
@@ -193,6 +226,8 @@ def _batch_items(found: dict[str, JsonObject]) -> dict[str, JsonObject]:
             "properties": {"operation": {"const": row.name}, **own},
             "required": ["operation", *request.get("required", [])],
         }
+        if "anyOf" in request:
+            items[f"{camel(row)}Item"]["anyOf"] = request["anyOf"]
     requests = found["BatchRequest"]["properties"]["requests"]
     requests["items"] = {"oneOf": [ref(name) for name in items]}
     replies = [ref(f"{camel(row)}Reply") for row in rows]

@@ -3,22 +3,17 @@
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, Protocol
 
 from .. import __version__
 from ..core.admission import Admission
-from ..core.context import Drain, Services, Store
+from ..core.context import Drain, Services
 from ..core.deadlines import Deadlines
 from ..core.dispatcher import Dispatcher
 from ..core.idempotency import Idempotency, MemoryIdempotency
 from ..core.ordering import DeviceQueues
 from ..database.address import DatabaseAddress
-from ..database.idempotency import MysqlIdempotency
-from ..database.pool import Database
-from ..database.store import MysqlStore
 from ..devices.models import Health
 from ..http.authentication import Keys
 from ..http.routes import HttpTransport
@@ -34,97 +29,18 @@ from ..observability.metrics import Metrics, WorkersState
 from ..observability.observations import Observers
 from ..settings import Settings, SettingsError
 from . import systemd
+from .backends import Backend, MysqlBackend
+from .background import Background
 from .signals import on_signal
 
 logger = logging.getLogger(__name__)
 
+STOP_SIGNALS = ("SIGINT", "SIGTERM")
 # What of DRAIN_TIMEOUT is kept for saying goodbye, in seconds: to a broker that hangs (0.5 for our
 # presence, 0.5 to leave), to HTTP clients (twice 0.25) and to a database that hangs (0.25).
 _GOODBYE_SECONDS = 2.0
 # And before that, for the answers to what still waits for a database or a broker that hangs.
 _ANSWERING_SECONDS = 0.5
-
-
-class Backend(Protocol):
-    """A store with a life of its own: the platform's database, or the demo's."""
-
-    @property
-    def store(self) -> Store:
-        """What the operations read from."""
-
-    @property
-    def available(self) -> bool:
-        """Whether the last query succeeded."""
-
-    async def watch(self) -> None:
-        """Keep `available` true to life, until cancelled."""
-
-    async def close(self) -> None:
-        """End it."""
-
-
-class MysqlBackend:
-    """The platform's database."""
-
-    def __init__(self, settings: Settings, metrics: Metrics, deadlines: Deadlines) -> None:
-        self._database = Database(settings, metrics, deadlines)
-        self._store = MysqlStore(self._database, settings.db_timeout, metrics)
-        self._idempotency: MysqlIdempotency | None = None
-
-    @property
-    def store(self) -> MysqlStore:
-        return self._store
-
-    @property
-    def available(self) -> bool:
-        return self._database.available
-
-    def idempotency(
-        self, settings: Settings, deadlines: Deadlines, drain: Drain
-    ) -> MysqlIdempotency:
-        """At most once with `DEDUP_STORE=mysql`."""
-        self._idempotency = MysqlIdempotency(self._database, settings, deadlines, drain)
-        return self._idempotency
-
-    async def watch(self) -> None:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._database.watch(), name="database probe")
-            if self._idempotency is not None:
-                tasks.create_task(self._idempotency.sweep(), name="expired ids")
-
-    async def close(self) -> None:
-        await self._store.close()
-        if self._idempotency is not None:
-            await self._idempotency.close()
-        await self._database.close()
-
-
-@dataclass(slots=True)
-class _Background:
-    """Tasks that run as long as the bridge does; one that fails stops the bridge."""
-
-    failed: asyncio.Event = field(default_factory=asyncio.Event)
-    tasks: list[asyncio.Task[Any]] = field(default_factory=list)
-
-    def start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(work, name=name)
-        task.add_done_callback(self._ended)
-        self.tasks.append(task)
-
-    async def cancel(self) -> None:
-        # More than once: on Python 3.11 a library's `asyncio.wait_for` may swallow a cancellation.
-        while running := [task for task in self.tasks if not task.done()]:
-            for task in running:
-                task.cancel()
-            await asyncio.wait(running, timeout=0.5)
-
-    def _ended(self, task: asyncio.Task[Any]) -> None:
-        if task.cancelled():
-            return
-        error = task.exception()
-        if error is not None:
-            logger.critical("%s failed", task.get_name(), exc_info=error)
-            self.failed.set()
 
 
 class Bridge:
@@ -162,16 +78,7 @@ class Bridge:
             on_session_lost=deliveries.forgotten,
             on_connection_lost=deliveries.lost,
         )
-        services = Services(
-            settings,
-            self._backend.store,
-            CommandPublisher(self._session),
-            self.health,
-            DeviceQueues(),
-            self._drain,
-            self._deadlines,
-        )
-        self._dispatcher = Dispatcher(services, self._outcome_store(), self._admission, observers)
+        self._dispatcher = self._make_dispatcher(observers)
         self._mqtt = MqttTransport(
             settings,
             topics=topics,
@@ -181,8 +88,26 @@ class Bridge:
             metrics=self._metrics,
         )
         self._mcp = Endpoint(settings, self._dispatcher)
-        self._http = HttpTransport(
-            settings,
+        self._http = self._make_http(observers, activity)
+        self._background = Background()
+        # What all workers together say, as of a second ago; None for one alone.
+        self._all_workers: WorkersState | None = None
+
+    def _make_dispatcher(self, observers: Observers) -> Dispatcher:
+        services = Services(
+            self._settings,
+            self._backend.store,
+            CommandPublisher(self._session),
+            self.health,
+            DeviceQueues(),
+            self._drain,
+            self._deadlines,
+        )
+        return Dispatcher(services, self._outcome_store(), self._admission, observers)
+
+    def _make_http(self, observers: Observers, activity: Activity) -> HttpTransport:
+        return HttpTransport(
+            self._settings,
             self._keys,
             self._dispatcher,
             metrics=self._metrics,
@@ -192,9 +117,6 @@ class Bridge:
             mqtt_connected=lambda: self._session.available,
             mounted=tuple(self._mcp.places()),
         )
-        self._background = _Background()
-        # What all workers together say, as of a second ago; None for one alone.
-        self._all_workers: WorkersState | None = None
 
     async def start(self) -> None:
         """Listen, then connect in the background: neither an absent database nor an absent broker
@@ -330,9 +252,9 @@ class Bridge:
             )
 
 
-def stop_signal() -> asyncio.Event:
-    """Set by SIGINT and SIGTERM from now on: to stop is to drain, even amidst the start."""
+def stop_signal(*names: str) -> asyncio.Event:
+    """Set by these signals from now on: to stop is to drain, even amidst the start."""
     stop = asyncio.Event()
-    for name in ("SIGINT", "SIGTERM"):
+    for name in names or STOP_SIGNALS:
         on_signal(name, stop.set)
     return stop

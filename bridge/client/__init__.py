@@ -11,16 +11,34 @@ It speaks MQTT 5 (section 4.10 of the standard: request and response), and MQTT 
 that know nothing newer. It needs no database package.
 """
 
+from ..devices.models import (
+    BatchResult,
+    ControlResult,
+    DeviceDescription,
+    Health,
+    OperationInfo,
+    PresetResult,
+    Reading,
+    SequenceResult,
+)
 from .errors import RETRIES, CallError, NoReply, NotConnected, Refused, Retry, Unheard
 from .requester import BridgeClient
 
 __all__ = [
     "RETRIES",
+    "BatchResult",
     "BridgeClient",
     "CallError",
+    "ControlResult",
+    "DeviceDescription",
+    "Health",
     "NoReply",
     "NotConnected",
+    "OperationInfo",
+    "PresetResult",
+    "Reading",
     "Refused",
     "Retry",
+    "SequenceResult",
     "Unheard",
 ]

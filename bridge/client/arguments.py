@@ -20,7 +20,7 @@ def broker_at(url: str, tls: ssl.SSLContext | None) -> BrokerAddress:
         ValueError: it is not such a URL.
     """
     # The message repeats no part of the URL, nor does the parser's: it may hold a password.
-    malformed = ValueError("the broker must be given as mqtt://host:1883 or mqtts://host:8883")
+    malformed = ValueError("write the broker as mqtt://host:1883 or mqtts://host:8883")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port

@@ -66,10 +66,10 @@ class BridgeClient:
             tls=tls,
             protocol=protocol,
         )
-        # Without an end of its own the thread must not keep the interpreter from ending.
+        # A client that was never closed must not keep the interpreter from ending.
         self._thread = threading.Thread(target=self._work, name="bridge client", daemon=True)
         self._opened: Future[None] = Future()
-        # Between a call that is handed to the loop and the loop's end.
+        # No call is handed to a loop that is about to end.
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing = asyncio.Event()
@@ -242,7 +242,7 @@ class BridgeClient:
             self._thread.join()
 
     def _work(self) -> None:
-        # Of all loops it is the one that every platform has, with `add_reader`.
+        # The loop that has `add_reader` on every platform.
         with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
             runner.run(self._stay_open())
 

@@ -2,16 +2,18 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from ..devices.listing import DevicesFields, ListedDevice
 from ..devices.models import DeviceProfile, DeviceReadings, Health, JsonObject
 from ..errors import BridgeError, OutcomeUnknown, RequestTimeout
 from ..settings import Settings
 from .deadlines import Deadlines
 from .ordering import DeviceQueues
+from .request import Request
 
 # What a drain keeps for the replies of what it cuts short, in seconds.
 DRAIN_MARGIN = 1.0
@@ -34,6 +36,15 @@ class Store(Protocol):
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
         """A device with its ports and presets; None when there is no such device."""
+
+    async def devices(
+        self, fields: DevicesFields, only: Collection[str] | None
+    ) -> list[ListedDevice]:
+        """The active devices of one page, and one more if another page follows.
+
+        Args:
+            only: the keys of the devices that may be listed; None for all of them.
+        """
 
 
 class Acknowledgement(Protocol):
@@ -129,6 +140,8 @@ class Context:
 
     services: Services
     deadline: float
+    # Who asks, and how; handlers get its fields validated.
+    request: Request
     # Commands of operations that send none are nobody's to send.
     commands: Sender
 

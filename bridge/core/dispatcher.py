@@ -179,11 +179,13 @@ class Dispatcher:
             return await self._command(row, fields, request, attempt)
         if row.name == "batch":
             return Reply(200, await self._batch(fields, request, attempt))
-        return await self._run(row, fields, attempt)
+        return await self._run(row, fields, request, attempt)
 
-    async def _run(self, row: Operation, fields: Fields, attempt: CommandAttempt) -> Reply:
+    async def _run(
+        self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
+    ) -> Reply:
         """Run the handler until the deadline."""
-        context = Context(self._services, attempt.deadline, attempt)
+        context = Context(self._services, attempt.deadline, request, attempt)
         if row.keeps_time or (row.reads and self._is_long(attempt)):
             return Reply(200, await row.handle(fields, context))
         with context.in_time():
@@ -202,7 +204,7 @@ class Dispatcher:
 
         async def execute() -> Reply:
             try:
-                return await self._run(row, fields, attempt)
+                return await self._run(row, fields, request, attempt)
             except Exception as error:
                 return reply_to_error(error, self._language)
 
@@ -288,7 +290,7 @@ class Dispatcher:
         row = items[0].row
         assert row is not None
         assert row.handle_many is not None
-        context = Context(self._services, batch.deadline, batch)
+        context = Context(self._services, batch.deadline, items[0].request, batch)
         outcomes: Sequence[Any]
         try:
             with context.in_time():

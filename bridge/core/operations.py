@@ -13,6 +13,7 @@ from typing import Any, Literal, NoReturn
 
 from ..devices import commands, configuration, ports, presets, sensors
 from ..devices.errors import DeviceNotFound, DeviceOffline
+from ..devices.listing import DeviceList, DevicesFields
 from ..devices.models import (
     BatchFields,
     BatchResult,
@@ -38,6 +39,7 @@ from ..devices.models import (
 from ..errors import BridgeError, Text
 from .attempt import control_topic
 from .context import Context
+from .device_list import devices
 from .sequences import run_sequence
 
 Handler = Callable[[Any, Context], Awaitable[Any]]
@@ -288,6 +290,16 @@ _ROWS = (
         device,
         reads=True,
         in_batch=True,
+    ),
+    Operation(
+        "devices",
+        Text("列出设备：按名称、房间、分组查找", "List devices: find them by name, room or group"),
+        "GET",
+        "/api/devices",
+        DevicesFields,
+        DeviceList,
+        devices,
+        reads=True,
     ),
     Operation(
         "config",

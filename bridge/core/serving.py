@@ -45,7 +45,7 @@ class Serving:
         dispatcher, request = self._dispatcher, self._request
         try:
             if dispatcher.takes_place(request):
-                self._place = await dispatcher.admission.enter()
+                self._place = await dispatcher.admission.enter(request.received)
         except Busy as error:
             return dispatcher.reject(request, error)
         try:

@@ -1,14 +1,16 @@
 """What we read of the platform's tables: rows to models, reads batched."""
 
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, NamedTuple
 
+from ..devices.listing import DevicesFields, ListedDevice
 from ..devices.models import DeviceProfile, DeviceReadings, SensorRow
 from ..devices.names import device_key
 from ..errors import BridgeError
 from ..observability.metrics import Metrics
 from .batch_loader import BatchLoader
+from .columns import flag, text, time
+from .device_list import DeviceListReader
 from .pool import Database, Row, StatementRefused
 from .statements import COLUMNS_THERE, INDEXES_THERE, Statements, fitted, unfitted
 
@@ -39,6 +41,7 @@ class MysqlStore:
         # Of what a column in an older character set may not compare with: such a key makes its
         # statement fail, and those who ask for what there is are not to wait for the next.
         self._odd_loaders = self._new_loaders()
+        self._device_list = DeviceListReader(database, timeout)
 
     def _new_loaders(self) -> _Loaders:
         deadlines = self._database.deadlines
@@ -77,6 +80,12 @@ class MysqlStore:
         """
         key = device_key(device_uuid)
         return await (self._loaders if key.isascii() else self._odd_loaders).profiles.get(key)
+
+    async def devices(
+        self, fields: DevicesFields, only: Collection[str] | None
+    ) -> list[ListedDevice]:
+        """See `DeviceListReader.read`."""
+        return await self._device_list.read(fields, only)
 
     async def close(self) -> None:
         """End the reads that are under way."""
@@ -182,28 +191,3 @@ def profiles_of(rows: Iterable[Row]) -> dict[str, DeviceProfile]:
             told, text(name) or "", flag(online), *map(text, columns)
         )
     return profiles
-
-
-def text(value: object) -> str | None:
-    """A text column's value; of a binary one too, and of one that holds something else."""
-    if value is None or isinstance(value, str):
-        return value
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
-
-
-def flag(value: object) -> bool:
-    """Whether a column says yes: a number, or a BIT or text column that holds one."""
-    if isinstance(value, bytes):
-        return any(value.strip(b"0"))
-    return value not in ("0", "") and bool(value)
-
-
-def time(value: object) -> datetime | None:
-    """A time column's value; None where it is no time (0000-00-00, 2026-02-30)."""
-    if isinstance(value, str):
-        # The driver hands on as text what it can't convert.
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            return None
-    return value if isinstance(value, datetime) and value.tzinfo is None else None

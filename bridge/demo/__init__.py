@@ -11,9 +11,10 @@ import logging
 import sys
 from collections.abc import Callable
 
-from ..app.bridge import Bridge, stop_signal
+from ..app.bridge import STOP_SIGNALS, Bridge, stop_signal
 from ..app.signals import on_signal
 from ..core.deadlines import Deadlines
+from ..errors import Language, Text
 from ..http.routes import PortTakenError
 from ..observability.metrics import Metrics
 from ..settings import Settings
@@ -29,25 +30,32 @@ from .terminal import Terminal
 
 _USUAL_HTTP_PORT = 9001
 _READY_WITHIN_SECONDS = 15.0
+# What a process gets whose terminal is closed. The bridge itself reads its keys again on it.
+_TERMINAL_CLOSED = "SIGHUP"
+_PORT_RANGE = Text(
+    "{option} 必须是 1 到 65535 之间的数字", "{option} must be a number from 1 to 65535"
+)
 
 
-async def run_demo(settings: Settings, *, http_port: int | None) -> int:
-    """Run the demo until SIGINT or SIGTERM; the exit status.
+async def run_demo(language: Language, *, http_port: int | None, mqtt_port: int | None) -> int:
+    """Run the demo until SIGINT, SIGTERM, or SIGHUP (its terminal was closed); the exit status.
 
     Args:
-        settings: only language and logging are taken from them.
+        language: of the demo's texts, device names and replies.
         http_port: instead of 9001, or of a free port when that is taken.
+        mqtt_port: likewise, instead of 1883.
     """
-    if http_port is not None and not 1 <= http_port <= 65535:
-        return _complain("--http-port must be a number from 1 to 65535", status=2)
+    for option, port in (("--http-port", http_port), ("--mqtt-port", mqtt_port)):
+        if port is not None and not 1 <= port <= 65535:
+            return _complain(_PORT_RANGE.in_(language).format(option=option), status=2)
     starting = asyncio.current_task()
     assert starting is not None
-    for name in ("SIGINT", "SIGTERM"):
+    for name in (*STOP_SIGNALS, _TERMINAL_CLOSED):
         on_signal(name, starting.cancel)
     try:
         with embedded_broker() as broker_port:
-            async with front_door(broker_port) as mqtt_port:
-                return await _run(_demo_settings(settings, mqtt_port, http_port))
+            async with front_door(broker_port, mqtt_port) as chosen_port:
+                return await _run(_demo_settings(language, chosen_port, http_port))
     except (NoFreePortError, BrokerError) as error:
         return _complain(str(error))
     except asyncio.CancelledError:
@@ -90,6 +98,10 @@ def _bridge(settings: Settings, database: SqliteBackend) -> Bridge:
 async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
     try:
         await bridge.start()
+        starting = asyncio.current_task()
+        assert starting is not None
+        # In place of the bridge's own handler, which reads API keys again: here there are none.
+        on_signal(_TERMINAL_CLOSED, starting.cancel)
         async with asyncio.timeout(_READY_WITHIN_SECONDS):
             while not bridge.is_ready():  # noqa: ASYNC110  it tells, but does not call
                 await asyncio.sleep(0.02)
@@ -102,10 +114,10 @@ async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
         await bridge.stop()
         raise
     on_ready()
-    return 0 if await bridge.run(stop_signal()) else 1
+    return 0 if await bridge.run(stop_signal(*STOP_SIGNALS, _TERMINAL_CLOSED)) else 1
 
 
-def _demo_settings(given: Settings, mqtt_port: int, http_port: int | None) -> Settings:
+def _demo_settings(language: Language, mqtt_port: int, http_port: int | None) -> Settings:
     return Settings(
         mqtt_broker=LOOPBACK,
         mqtt_port=mqtt_port,
@@ -115,9 +127,7 @@ def _demo_settings(given: Settings, mqtt_port: int, http_port: int | None) -> Se
         device_list="open",
         service_host=LOOPBACK,
         service_port=free_port(_USUAL_HTTP_PORT) if http_port is None else wanted_port(http_port),
-        language=given.language,
-        log_level=given.log_level,
-        log_format=given.log_format,
+        language=language,
     )
 
 

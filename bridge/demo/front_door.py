@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from ..link import packets
-from .loopback import LOOPBACK, free_port
+from .loopback import LOOPBACK, free_port, wanted_port
 
 USUAL_PORT = 1883
 
@@ -37,11 +37,15 @@ _Translate = Callable[[int, bytes], bytes]
 
 
 @asynccontextmanager
-async def front_door(broker_port: int) -> AsyncIterator[int]:
+async def front_door(broker_port: int, wanted: int | None = None) -> AsyncIterator[int]:
     """Listen, as long as the context lasts, for clients of both versions; the port.
 
+    Args:
+        broker_port: where the broker listens.
+        wanted: the port to listen on, instead of the usual or a free one.
+
     Raises:
-        NoFreePortError: no port is left for it.
+        NoFreePortError: the port that is wanted is taken, or no port is left.
     """
     open_now: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
@@ -54,7 +58,7 @@ async def front_door(broker_port: int) -> AsyncIterator[int]:
         finally:
             del open_now[task]
 
-    port = free_port(USUAL_PORT)
+    port = free_port(USUAL_PORT) if wanted is None else wanted_port(wanted)
     server = await asyncio.start_server(serve, LOOPBACK, port)
     try:
         yield port

@@ -48,6 +48,7 @@ def _places(settings: Settings, devices: Sequence[Device]) -> list[str]:
     rows = [
         ("HTTP", _url(settings)),
         ("Console", f"{_url(settings)}/console"),
+        ("API", f"{_url(settings)}/docs"),
         ("MQTT", f"localhost:{settings.mqtt_port}"),
         *((device.uuid, _described(device)) for device in devices),
     ]

@@ -1,15 +1,17 @@
 """The platform's tables in SQLite: every column that we read, and what writes them here."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 
 import aiosqlite
 import orjson
 
+from ..database import device_list
 from ..database.statements import PROFILES, READINGS
 from ..database.store import profiles_of, readings_of
+from ..devices.listing import DevicesFields, ListedDevice
 from ..devices.models import DeviceProfile, DeviceReadings
 from ..devices.names import device_key
 from .devices import Device
@@ -18,15 +20,21 @@ from .devices import Device
 _TABLES = """
 CREATE TABLE device_products (
     id            INTEGER PRIMARY KEY,
+    name          TEXT NOT NULL,
     sensor_types  TEXT,
     control_ports TEXT
 );
 CREATE TABLE device_main (
-    uuid                  TEXT PRIMARY KEY COLLATE NOCASE,
+    id                    INTEGER PRIMARY KEY,
+    uuid                  TEXT NOT NULL UNIQUE COLLATE NOCASE,
     product_id            INTEGER REFERENCES device_products (id),
-    name                  TEXT NOT NULL,
+    name                  TEXT NOT NULL COLLATE NOCASE,
     is_online             INTEGER NOT NULL DEFAULT 0,
+    is_active             INTEGER NOT NULL,
     last_seen             TEXT,
+    room                  TEXT COLLATE NOCASE,
+    group_name            TEXT COLLATE NOCASE,
+    floor                 TEXT,
     device_sensor_config  TEXT,
     device_control_config TEXT,
     device_settings       TEXT
@@ -41,10 +49,11 @@ CREATE TABLE device_sensors (
     PRIMARY KEY (device_uuid, sensor_name)
 );
 """
-_ADD_PRODUCT = "INSERT INTO device_products (id, sensor_types, control_ports) VALUES (?, ?, ?)"
+_ADD_PRODUCT = "INSERT INTO device_products VALUES (?, ?, ?, ?)"
 _ADD_DEVICE = """
-INSERT INTO device_main (uuid, product_id, name, device_control_config, device_settings)
-VALUES (?, ?, ?, ?, ?)
+INSERT INTO device_main (uuid, product_id, name, is_active, last_seen, room, group_name, floor,
+                         device_control_config, device_settings)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _MARK_SEEN = "UPDATE device_main SET is_online = 1, last_seen = ? WHERE uuid = ?"
 _STORE_READING = "INSERT OR REPLACE INTO device_sensors VALUES (?, ?, ?, '', ?, ?)"
@@ -96,6 +105,17 @@ class SqliteBackend:
         key = device_key(device_uuid)
         rows = await self._connection.execute_fetchall(_PROFILES, (_json([key]),))
         return profiles_of(tuple(row) for row in rows).get(key)
+
+    async def devices(
+        self, fields: DevicesFields, only: Collection[str] | None
+    ) -> list[ListedDevice]:
+        """See `Store.devices`."""
+        sql, arguments = device_list.statement(fields, only, column="{}")
+        sql = sql.replace("IN %s", f"IN {_KEYS}").replace("%s", "?")
+        given = [_json(each) if isinstance(each, tuple) else each for each in arguments]
+        return device_list.devices_of(
+            tuple(row) for row in await self._connection.execute_fetchall(sql, given)
+        )
 
     # ---- what the platform writes ---------------------------------------------------------------
 

@@ -34,8 +34,9 @@ class Terminal:
     def _print(self, text: str) -> None:
         try:
             print(text, flush=True)
-        except BrokenPipeError:
-            # Nobody reads on, as behind `| head`: the demo goes on in silence.
+        except OSError:
+            # Nobody reads on, as behind `| head`, or the terminal is closed: the demo goes on in
+            # silence until a signal ends it.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _in(self, colour: str, text: str) -> str:

@@ -7,7 +7,7 @@ The firmware's table (led and relay: `action`; servo: `angle`; pwm: `channel`, `
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from ..errors import FieldError, ValidationFailed
+from ..errors import FieldError, Text, ValidationFailed, fault_text
 from .errors import (
     AmbiguousPort,
     SomeDisabled,
@@ -26,7 +26,10 @@ from .stored import is_blank, number_of, text_of, whole_of
 DEFAULT_FREQUENCY = 5000
 _MOST = {"servo": 180, "pwm": 100}
 
-_WHICH_PORT = "Field required: name the port by port_type and port_id, or by port (its name)"
+_WHICH_PORT = Text(
+    "缺少该字段：请用 port_type 和 port_id，或用 port（端口的名称）指明端口",
+    "is missing: name the port by port_type and port_id, or by port (its name)",
+)
 
 
 # ---- control ------------------------------------------------------------------------------------
@@ -106,10 +109,8 @@ def _check_action(port_type: str, fields: ControlFields) -> None:
     if fields.value is None:
         raise ValueMissing(port_type=port_type, maximum=most)
     if not 0 <= fields.value <= most:
-        bound, kind = (
-            (most, "less_than_equal") if fields.value > most else (0, "greater_than_equal")
-        )
-        words = f"Input should be {kind.split('_')[0]} than or equal to {bound}"
+        kind = "less_than_equal" if fields.value > most else "greater_than_equal"
+        words = fault_text(kind, le=most, ge=0)
         raise ValidationFailed([FieldError(("value",), words, kind)], fields.value)
 
 

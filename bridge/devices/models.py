@@ -18,7 +18,7 @@ from pydantic_core import PydanticCustomError
 JsonObject = dict[str, Any]
 
 
-def _no_boolean(value: object) -> object:
+def no_boolean(value: object) -> object:
     # pydantic would take true for 1; a caller who sends it for a number has made a mistake.
     if isinstance(value, bool):
         raise PydanticCustomError("int_type", "Input should be a valid integer")
@@ -32,7 +32,7 @@ def _no_giant(value: int) -> int:
     return value
 
 
-WholeNumber = Annotated[int, BeforeValidator(_no_boolean), AfterValidator(_no_giant)]
+WholeNumber = Annotated[int, BeforeValidator(no_boolean), AfterValidator(_no_giant)]
 DeviceUuid = Annotated[
     str, Field(min_length=1, max_length=36, description="设备 UUID / the device's UUID")
 ]
@@ -48,6 +48,11 @@ def _fold(value: object) -> object:
 
 # Of a fixed set of words, which may come in any case.
 Word = Annotated[str, Field(min_length=1, max_length=100), BeforeValidator(_fold)]
+
+
+def _one_of(*words: str) -> Any:
+    """What the documents say a word may be; its use decides, with an error that says more."""
+    return Field(json_schema_extra={"enum": list(words)})
 
 
 class Fields(BaseModel):
@@ -86,9 +91,18 @@ class SensorDataFields(Fields):
 
 
 class ControlFields(Fields):
+    # Which port: checked where the command is made, and told in the documents.
+    model_config = ConfigDict(
+        json_schema_extra={
+            "anyOf": [{"required": ["port"]}, {"required": ["port_type", "port_id"]}]
+        }
+    )
+
     device_uuid: DeviceUuid
-    port_type: Word | None = Field(
-        None, description="led、relay、servo、pwm", examples=["led", "relay", "servo", "pwm"]
+    port_type: Annotated[Word, _one_of("led", "relay", "servo", "pwm")] | None = Field(
+        None,
+        description="led、relay、servo、pwm，与 port_id 一起 / with port_id",
+        examples=["led", "relay", "servo", "pwm"],
     )
     port_id: WholeNumber | None = Field(
         None,
@@ -102,7 +116,7 @@ class ControlFields(Fields):
         "the port's name or alias, in place of port_type and port_id",
         examples=["客厅灯"],
     )
-    action: Word = Field(
+    action: Annotated[Word, _one_of("on", "off", "set")] = Field(
         description="led、relay：on / off；servo、pwm：set", examples=["on", "off", "set"]
     )
     value: WholeNumber | None = Field(
@@ -110,7 +124,7 @@ class ControlFields(Fields):
         description="servo 角度 0–180，pwm 百分比 0–100 / degrees or percent",
         examples=[90],
     )
-    frequency: Annotated[int, Field(ge=1, le=40_000_000), BeforeValidator(_no_boolean)] | None = (
+    frequency: Annotated[int, Field(ge=1, le=40_000_000), BeforeValidator(no_boolean)] | None = (
         Field(None, description="pwm 频率 Hz，默认 5000 / pwm frequency in Hz, default 5000")
     )
 
@@ -199,6 +213,14 @@ class Reading:
 
 
 @dataclass(slots=True)
+class NamedReading(Reading):
+    """A reading among all of its device."""
+
+    # What people call the sensor: the name it was given on this device, else the product's.
+    name: str | None
+
+
+@dataclass(slots=True)
 class ControlResult:
     """`control`: the command that the broker has taken for the device."""
 
@@ -268,7 +290,7 @@ class DeviceDescription:
     name: str
     online: bool
     last_seen: datetime | None
-    sensors: list[Reading]
+    sensors: list[NamedReading]
     ports: list[Port]
     presets: list[PresetSummary]
 

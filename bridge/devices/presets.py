@@ -212,8 +212,13 @@ def _check_parameters(preset: Mapping[str, Any], name: str, parameters: Mapping[
 
 def _fault(parameter: str, stored: Any) -> FieldError:
     kind = type(stored).__name__
-    limit = ", smaller than 2**53" if kind in ("int", "float") else ""
-    return FieldError(("parameters", parameter), f"Input should be {kind}{limit}", f"{kind}_type")
+    zh = en = ""
+    if kind in ("int", "float"):
+        zh, en = "，且小于 2**53", ", smaller than 2**53"
+    words = Text(
+        f"应与预设中的类型相同：{kind}{zh}", f"must be of the preset's own type, {kind}{en}"
+    )
+    return FieldError(("parameters", parameter), words, f"{kind}_type")
 
 
 def _same_kind(stored: Any, given: Any) -> bool:

@@ -1,11 +1,12 @@
 """Sensor names, units and values: which row a caller means, and what its text says."""
 
 import re
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import lru_cache
 
 from .errors import AmbiguousSensor, SensorNotFound
-from .models import DeviceReadings, Reading, SensorRow
+from .models import DeviceReadings, NamedReading, Reading, SensorRow
 from .names import plain_name
 from .sensor_names import COMMON_NAMES, TIERS, Kind, kinds_of
 
@@ -118,9 +119,21 @@ def reading(device: DeviceReadings, row: SensorRow, now: datetime) -> Reading:
     )
 
 
-def all_readings(device: DeviceReadings, now: datetime) -> list[Reading]:
+def all_readings(device: DeviceReadings, now: datetime) -> list[NamedReading]:
     """Every sensor of a device that has a value."""
-    return [reading(device, row, now) for row in device.rows if row.sensor_value is not None]
+    kinds = _kinds_of(device)
+    return [
+        NamedReading(**asdict(reading(device, row, now)), name=_display_name(row, kinds))
+        for row in _valued(device)
+    ]
+
+
+def _display_name(row: SensorRow, kinds: tuple[Kind, ...]) -> str | None:
+    for kind in kinds:
+        # An entry without a name is shown by its key, which is no name that people use.
+        if kind.shown and plain_name(kind.shown) != kind.key and kind.describes(row):
+            return kind.shown
+    return None
 
 
 @lru_cache(maxsize=8192)

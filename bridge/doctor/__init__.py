@@ -16,9 +16,10 @@ from ..database.pool import Database
 from ..errors import Text
 from ..observability.metrics import Metrics
 from ..settings import Settings
-from . import broker, database, given, port, traffic
+from . import broker, configuration, database, port, subscription, traffic
 from .database import columns_read
 from .findings import ANSWER_SECONDS, Check, Examination, Finding, failed, skipped
+from .limits import limits
 from .page import Page
 
 __all__ = ["checks", "columns_read", "examine"]
@@ -28,7 +29,7 @@ _CHECK_SECONDS = 4.0
 
 _DATABASE = Text("数据库", "database")
 _DATABASE_LOGIN = Text("数据库登录", "database login")
-_SENSORS = Text("表 device_sensors", "table device_sensors")
+_TABLES = ("device_main", "device_sensors", "device_products")
 _BROKER = Text("MQTT 服务器", "broker")
 _BROKER_TLS = Text("MQTT 的 TLS", "broker TLS")
 _BROKER_LOGIN = Text("MQTT 登录", "broker login")
@@ -36,38 +37,40 @@ _REPLY_TOPICS = Text("回复主题", "reply topics")
 _COMMAND_TOPICS = Text("命令主题", "command topics")
 
 
+def _table(name: str) -> Text:
+    return Text(f"表 {name}", f"table {name}")
+
+
 def checks() -> tuple[Check, ...]:
     """All checks, in the order in which they are made."""
     logged_in, connected = (_DATABASE_LOGIN,), (_BROKER_LOGIN,)
-    main, products = "device_main", "device_products"
     unreachable = Text("设备是否接收", "unreachable devices")
     return (
-        Check(Text("配置", "settings"), given.sources),
-        Check(Text("配置名称", "names of settings"), given.misspelt_names),
-        Check(Text("API 密钥", "API keys"), given.api_keys),
+        Check(Text("配置", "settings"), configuration.sources),
+        Check(Text("配置名称", "names of settings"), configuration.misspelt_names),
+        Check(Text("API 密钥", "API keys"), configuration.api_keys),
         Check(
-            Text("工作进程", "workers"), given.workers, (), lambda settings: settings.workers > 1
+            Text("工作进程", "workers"),
+            configuration.workers,
+            (),
+            lambda settings: settings.workers > 1,
         ),
         Check(_DATABASE, database.reached),
         Check(_DATABASE_LOGIN, database.login, (_DATABASE,)),
-        Check(Text(f"表 {main}", f"table {main}"), partial(database.readable, main), logged_in),
-        Check(_SENSORS, partial(database.readable, "device_sensors"), logged_in),
+        *(Check(_table(name), partial(database.readable, name), logged_in) for name in _TABLES),
         Check(
-            Text(f"表 {products}", f"table {products}"),
-            partial(database.readable, products),
-            logged_in,
-        ),
-        Check(
-            Text(f"表 {TABLE}", f"table {TABLE}"),
+            _table(TABLE),
             database.once_table,
             logged_in,
             database.keeps_ids_in_mysql,
         ),
-        Check(Text("时间", "times"), database.times, (_DATABASE_LOGIN, _SENSORS)),
+        Check(Text("查询", "statements"), database.statements, tuple(map(_table, _TABLES))),
+        Check(Text("时间", "times"), database.times, (_DATABASE_LOGIN, _table("device_sensors"))),
         Check(_BROKER, broker.reached),
         Check(_BROKER_TLS, broker.tls, (_BROKER,), broker.uses_tls),
         Check(_BROKER_LOGIN, broker.login, (_BROKER, _BROKER_TLS)),
-        Check(Text("请求主题", "request topics"), traffic.requests, connected),
+        Check(Text("服务器限制", "broker limits"), limits, connected),
+        Check(Text("请求主题", "request topics"), subscription.requests, connected),
         Check(_REPLY_TOPICS, traffic.replies, connected),
         Check(_COMMAND_TOPICS, traffic.commands, connected),
         Check(Text("在线状态主题", "presence topic"), traffic.presence, connected),

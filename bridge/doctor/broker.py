@@ -6,11 +6,13 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Callable
 
+import aiomqtt
+
 from ..errors import Text
 from ..link import BrokerAddress, Link, LinkError, packets, tls_context
 from ..settings import Settings
+from .connectivity import certificate_refused, server_reached
 from .findings import ANSWER_SECONDS, Advice, Examination, Finding, failed, ok
-from .reaching import certificate_refused, server_reached
 
 
 async def reached(examination: Examination) -> Finding:
@@ -64,8 +66,8 @@ async def login(examination: Examination) -> Finding:
         return failed(
             "接受连接，但没有回应：停住了，或者不是 MQTT",
             "it takes the connection and says nothing: hung, or no MQTT broker at all",
-            "sudo systemctl restart mosquitto",
-            Text("核对 MQTT_PORT", "check MQTT_PORT"),
+            Text("核对 MQTT_PORT，以及服务器是否在正常运行", "check MQTT_PORT, and that broker"),
+            *_other_protocol(settings),
         )
     except LinkError as error:
         return _not_let_in(error, settings)
@@ -78,7 +80,7 @@ def _not_let_in(error: LinkError, settings: Settings) -> Finding:
             return failed(
                 f"服务器不支持 MQTT {settings.mqtt_protocol}",
                 f"the broker does not speak MQTT {settings.mqtt_protocol}",
-                _other_protocol(settings),
+                *_other_protocol(settings),
             )
         case 0x86 | 0x87 if not settings.mqtt_username:
             return failed(
@@ -109,10 +111,9 @@ def _not_let_in(error: LinkError, settings: Settings) -> Finding:
 
 
 def _hung_up(reason: str, settings: Settings) -> Finding:
-    other = _other_protocol(settings)
     advice: list[Advice] = [
         Text("核对 MQTT_PORT：那里是 MQTT 吗？", "check MQTT_PORT: is that MQTT?"),
-        Text(f"不支持这个版本的 MQTT：{other}", f"not this version of MQTT: {other}"),
+        *_other_protocol(settings),
     ]
     if not uses_tls(settings):
         advice.append(
@@ -128,8 +129,16 @@ def _hung_up(reason: str, settings: Settings) -> Finding:
     return failed(f"没有回答登录就断开：{reason}", f"it hangs up on our login: {reason}", *advice)
 
 
-def _other_protocol(settings: Settings) -> str:
-    return "MQTT_PROTOCOL=3.1.1" if settings.mqtt_protocol == "5" else "MQTT_PROTOCOL=5"
+def _other_protocol(settings: Settings) -> tuple[Advice, ...]:
+    if settings.mqtt_protocol == "3.1.1":
+        return (Text("服务器只支持 MQTT 5？", "does it speak MQTT 5 alone?"), "MQTT_PROTOCOL=5")
+    return (
+        Text(
+            "RabbitMQ 3、NATS、ActiveMQ 5、Aedes、amqtt 等只支持 MQTT 3.1.1：",
+            "RabbitMQ 3, NATS, ActiveMQ 5, Aedes, amqtt and old brokers speak MQTT 3.1.1 alone:",
+        ),
+        "MQTT_PROTOCOL=3.1.1",
+    )
 
 
 def reason_given(error: LinkError) -> str:
@@ -138,7 +147,9 @@ def reason_given(error: LinkError) -> str:
 
 @contextlib.asynccontextmanager
 async def connected(
-    examination: Examination, hear: Callable[[packets.Message], None] | None = None
+    examination: Examination,
+    hear: Callable[[packets.Message], None] | None = None,
+    will: aiomqtt.Will | None = None,
 ) -> AsyncIterator[Link]:
     """A connection of the doctor's own, each under another client id.
 
@@ -154,7 +165,7 @@ async def connected(
 
     identifier = f"{examination.settings.instance}-doctor-{secrets.token_hex(4)}"
     address = BrokerAddress.of(examination.settings)
-    link = Link(address, identifier=identifier, on_message=on_message)
+    link = Link(address, identifier=identifier, on_message=on_message, will=will)
     await link.open()
     try:
         yield link

@@ -2,24 +2,29 @@
 
 import asyncio
 import re
+import secrets
 import ssl
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from ..database.address import DatabaseAddress
-from ..database.idempotency_table import CREATE_TABLE, TABLE
+from ..database.idempotency_table import ANSWERED, INTEND, LOOK, NOT_SENT, SWEEP, TABLE
 from ..database.pool import Row
 from ..database.statements import PROFILES, READINGS
+from ..database.store import MysqlStore
 from ..errors import BridgeError, Text
+from ..observability.metrics import Metrics
 from ..settings import Settings
+from .connectivity import certificate_refused, server_reached
 from .findings import ANSWER_SECONDS, Advice, Examination, Finding, failed, note, ok
-from .reaching import certificate_refused, server_reached
 
 _COLUMNS_THERE = """
 SELECT column_name FROM information_schema.columns
  WHERE table_schema = DATABASE() AND table_name = %s
 """
 _TIMES = "SELECT UNIX_TIMESTAMP(NOW(3)), (SELECT MAX(`timestamp`) FROM device_sensors)"
+# A server with --read-only, --super-read-only, or in a read-only transaction.
+_READ_ONLY = (1290, 1792, 1836)
 # By how much clocks may differ before anyone needs to be told.
 _CLOCK_TOLERANCE = timedelta(seconds=60)
 
@@ -179,6 +184,31 @@ async def _unreadable(
     return None
 
 
+async def statements(examination: Examination) -> Finding:
+    """Whether the statements that answer requests do, on these tables, for a device that is not
+    there."""
+    settings = examination.settings
+    store = MysqlStore(examination.database, min(settings.db_timeout, ANSWER_SECONDS), Metrics())
+    uuid = examination.name
+    try:
+        await store.sensors([(uuid, ("temperature", "温度"))])
+        await store.readings(uuid)
+        await store.profile(uuid)
+    except BridgeError:
+        error = _told_by_driver(examination.database.last_error)
+        return failed(
+            f"数据库拒绝了桥接服务的查询：{error}",
+            f"the database refuses a statement of the bridge: {error}",
+            Text(
+                "核对表的字符集和排序规则：", "look at the tables' character sets and collations:"
+            ),
+            "SHOW CREATE TABLE device_main; SHOW CREATE TABLE device_sensors;",
+        )
+    finally:
+        await store.close()
+    return ok("可以执行", "they can be executed")
+
+
 async def _missing(examination: Examination, table: str, columns: Sequence[str]) -> list[str]:
     there = {str(name).lower() for (name,) in await _ask(examination, _COLUMNS_THERE, table)}
     return [column for column in columns if column.lower() not in there]
@@ -189,23 +219,44 @@ def keeps_ids_in_mysql(settings: Settings) -> bool:
 
 
 async def once_table(examination: Examination) -> Finding:
-    """With `DEDUP_STORE=mysql`: whether our own table is there, and ours to write."""
-    columns = re.findall(r"^    (\w+) [A-Z]+.* NULL", CREATE_TABLE, re.MULTILINE)
-    trouble = await _unreadable(examination, TABLE, columns)
+    """With `DEDUP_STORE=mysql`: whether our own statements do their work on our own table.
+
+    They are those of a command that sends nothing, under an id that no request can have had; the
+    row is gone afterwards.
+    """
+    name, attempt = secrets.token_bytes(16), secrets.token_bytes(8)
+    owner = (name, bytes(16), attempt, examination.name)
     try:
-        # The rights are needed, and checked, though no row is touched.
-        for statement in (
-            f"INSERT INTO {TABLE} SELECT * FROM {TABLE} WHERE 1 = 0",  # noqa: S608
-            f"UPDATE {TABLE} SET reply = reply WHERE 1 = 0",  # noqa: S608
-            f"DELETE FROM {TABLE} WHERE 1 = 0",  # noqa: S608
-        ):
-            await _ask(examination, statement)
+        await _ask(examination, INTEND, *owner, 1.0, 1.0, attempt)
+        await _ask(examination, ANSWERED, *owner, 1.0, b"{}")
+        rows = await _ask(examination, LOOK, (name,))
+        await _ask(examination, NOT_SENT, (name,), (attempt,))
+        await _ask(examination, SWEEP, 1)
     except _ServerError as error:
-        trouble = trouble or failed(f"不能写入：{error}", f"it can't be written: {error}")
-    if trouble is None:
-        return ok("可以读写", "may be read and written")
+        return _ids_not_kept(examination, error)
+    if len(rows) != 1:
+        return failed("写入的内容读不出来", "what was written can't be read back")
+    return ok("可以读写", "may be read and written")
+
+
+def _ids_not_kept(examination: Examination, error: _ServerError) -> Finding:
+    address = DatabaseAddress.of(examination.settings)
+    if error.number in _READ_ONLY:
+        return failed(
+            f"{address.host} 是只读副本：{error}",
+            f"{address.host} is a read-only replica: {error}",
+            Text(
+                "DB_HOST 须指向可写的主库，或设置 DEDUP_STORE=memory",
+                "let DB_HOST name the primary, which can be written, or set DEDUP_STORE=memory",
+            ),
+        )
     rights = _grant(examination.settings, "SELECT, INSERT, UPDATE, DELETE", TABLE)
-    return failed(trouble.says.zh, trouble.says.en, "python run.py init-db", rights)
+    return failed(
+        f"不能读写：{error}",
+        f"it can't be read and written: {error}",
+        "python run.py init-db",
+        rights,
+    )
 
 
 async def times(examination: Examination) -> Finding:

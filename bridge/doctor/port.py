@@ -12,8 +12,8 @@ import orjson
 
 from ..errors import Text
 from ..settings import Settings
+from .connectivity import resolve
 from .findings import Examination, Finding, failed, note, ok
-from .reaching import resolve
 
 
 async def free(examination: Examination) -> Finding:

@@ -2,17 +2,15 @@
 
 import asyncio
 import contextlib
-import re
 import statistics
 import time
 from typing import Literal
 
+import aiomqtt
 import orjson
 
-from ..core.operations import OPERATIONS
 from ..errors import Text
 from ..link import REFUSED_FROM, Link, LinkError, packets
-from ..link.topics import Topics
 from ..settings import Settings
 from .broker import connected, reason_given
 from .findings import Advice, Examination, Finding, failed, note, ok
@@ -28,7 +26,7 @@ _DELIVERY_SECONDS = 1.5
 _RETAINED_SECONDS = 0.3
 
 
-async def _publish(link: Link, topic: str, payload: bytes = b"{}") -> int:
+async def publish(link: Link, topic: str, payload: bytes = b"{}") -> int:
     """Publish what expires at once; the PUBACK's reason code.
 
     Raises:
@@ -43,7 +41,7 @@ def _topic(examination: Examination, kind: Literal["reply", "status"]) -> str:
     return f"{examination.settings.mqtt_topic_prefix}/{kind}/{examination.name}"
 
 
-def _acl(settings: Settings, rule: str) -> tuple[Advice, ...]:
+def acl_rules(settings: Settings, rule: str) -> tuple[Advice, ...]:
     """What Mosquitto's ACL has to say."""
     user = (f"user {settings.mqtt_username}",) if settings.mqtt_username else ()
     return (
@@ -57,7 +55,7 @@ async def _may_publish(examination: Examination, topic: str, rule: str) -> Findi
     settings = examination.settings
     try:
         async with connected(examination) as link:
-            reason = await _publish(link, topic)
+            reason = await publish(link, topic)
             refusal = f"0x{reason:02X}" if reason >= REFUSED_FROM else None
     except LinkError as error:
         refusal = reason_given(error)
@@ -65,13 +63,13 @@ async def _may_publish(examination: Examination, topic: str, rule: str) -> Findi
         return failed(
             f"不能发布到 {topic}：{refusal}",
             f"we may not publish to {topic}: {refusal}",
-            *_acl(settings, rule),
+            *acl_rules(settings, rule),
         )
     if settings.mqtt_protocol == "3.1.1":
         return note(
             f"已发布到 {topic}，但 MQTT 3.1.1 看不出是否被拒绝",
             f"published to {topic}, but MQTT 3.1.1 does not tell a refusal",
-            *_acl(settings, rule),
+            *acl_rules(settings, rule),
         )
     return ok(f"可以发布到 {topic}", f"we may publish to {topic}")
 
@@ -87,10 +85,25 @@ async def replies(examination: Examination) -> Finding:
 
 
 async def presence(examination: Examination) -> Finding:
-    """Not on the bridge's own topic: whoever watches that would believe what it reads."""
+    """Whether the broker takes our will and our presence.
+
+    The will is on the bridge's own topic, and never leaves. What is published is not: whoever
+    watches that topic would believe what it reads.
+    """
     settings = examination.settings
     prefix = settings.mqtt_topic_prefix
     rule = f"topic write {prefix}/status/+"
+    topic = f"{prefix}/status/{settings.instance}"
+    try:
+        async with connected(examination, will=aiomqtt.Will(topic, b"", qos=1)):
+            pass
+    except LinkError as error:
+        reason = reason_given(error)
+        return failed(
+            f"服务器拒绝带有遗嘱（{topic}）的登录：{reason}",
+            f"the broker refuses a login with our will on {topic}: {reason}",
+            *acl_rules(settings, rule),
+        )
     finding = await _may_publish(examination, _topic(examination, "status"), rule)
     if finding.level != "failed":
         return finding
@@ -138,74 +151,6 @@ def _is_online(presence: bytes) -> bool:
     return isinstance(state, dict) and state.get("status") == "online"
 
 
-async def requests(examination: Examination) -> Finding:
-    """Whether requests reach us: one for `health`, over a share of the doctor's own.
-
-    Mosquitto accepts every subscription and looks at its ACL when it delivers, so that only a
-    delivery proves anything. A bridge that runs gets that request too; no one hears its answer.
-    """
-    settings = examination.settings
-    topics = Topics(
-        settings.mqtt_topic_prefix, examination.name if settings.mqtt_share else "", "", ()
-    )
-    payload = orjson.dumps({"request_id": examination.name})
-    heard = asyncio.Event()
-
-    def hear(message: packets.Message) -> None:
-        if message.payload == payload:
-            heard.set()
-
-    try:
-        async with connected(examination, hear) as link:
-            await link.subscribe(topics.filters)
-            sent = await _request_health(link, settings, payload)
-            if sent:
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(_DELIVERY_SECONDS):
-                        await heard.wait()
-    except LinkError as error:
-        return _not_subscribed(error, settings)
-    if heard.is_set():
-        how = f"MQTT_SHARE={settings.mqtt_share}"
-        return ok(f"可以收到请求（{how}）", f"requests arrive ({how})")
-    rule = f"topic read {settings.mqtt_topic_prefix}/request/#"
-    if sent and settings.mqtt_protocol == "5":
-        return failed(
-            "订阅成功，但请求没有送达",
-            "the broker takes the subscription, but delivers no request",
-            *_acl(settings, rule),
-        )
-    return note(
-        "订阅成功；无法验证请求能否送达，因为我们不能自己发布请求",
-        "the broker takes the subscription; that it delivers can't be proved, since we may not "
-        "publish a request",
-        *_acl(settings, rule),
-    )
-
-
-async def _request_health(link: Link, settings: Settings, payload: bytes) -> bool:
-    """Ask for `health`; whether the broker takes that from us."""
-    topic, user = f"{settings.mqtt_topic_prefix}/request/health", settings.mqtt_username
-    # Where users may ask under their own name only, so may we.
-    named = user and user not in OPERATIONS and not re.search(r"[+#/\x00-\x1f]", user)
-    for candidate in (f"{topic}/{user}", topic) if named else (topic,):
-        if await _publish(link, candidate, payload) < REFUSED_FROM:
-            return True
-    return False
-
-
-def _not_subscribed(error: LinkError, settings: Settings) -> Finding:
-    reason = reason_given(error)
-    advice = _acl(settings, f"topic read {settings.mqtt_topic_prefix}/request/#")
-    plain = Text(
-        "不支持共享订阅的服务器：MQTT_SHARE=（空）",
-        "a broker without shared subscriptions: MQTT_SHARE= (empty)",
-    )
-    if settings.mqtt_share:
-        advice = (plain,) if error.reason == 0x9E else (*advice, plain)
-    return failed(f"不能订阅请求：{reason}", f"we can't subscribe to requests: {reason}", *advice)
-
-
 async def speed(examination: Examination) -> Finding:
     """What a QoS 1 round trip takes, and whether Nagle's algorithm at the broker prolongs it.
 
@@ -241,7 +186,7 @@ async def _round_trip(link: Link, topic: str, count: int) -> float:
     """The seconds until `count` messages, sent together, are all acknowledged."""
     # The loop's clock may stand still for as long as a turn takes.
     started = time.perf_counter()
-    await asyncio.gather(*(_publish(link, topic) for _ in range(count)))
+    await asyncio.gather(*(publish(link, topic) for _ in range(count)))
     return time.perf_counter() - started
 
 
@@ -253,8 +198,8 @@ async def unreachable_devices(examination: Examination) -> Finding:
             "MQTT 3.1.1 does not tell whether any device gets a command",
         )
     async with connected(examination) as link:
-        control = await _publish(link, _CONTROL_TOPIC)
-        reply = await _publish(link, _topic(examination, "reply"))
+        control = await publish(link, _CONTROL_TOPIC)
+        reply = await publish(link, _topic(examination, "reply"))
     if control == _NO_SUBSCRIBERS:
         return ok("没有设备接收的命令会被发现", "a command that no device gets is noticed")
     if reply == _NO_SUBSCRIBERS:

@@ -34,13 +34,14 @@ class Inbox:
         acknowledged: Callable[[int, int], None],
         broken: Callable[[packets.MalformedPacketError], None],
         has_room: Callable[[], None],
+        limit: int | None = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._take = take
         self._acknowledged = acknowledged
         self._broken = broken
         self._has_room = has_room
-        self._frames = packets.Frames()
+        self._frames = packets.Frames(limit)
         self._waiting: deque[tuple[int, bytes, float, float]] = deque()
         self._waiting_bytes = 0
         self._going_on = False

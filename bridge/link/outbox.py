@@ -89,8 +89,16 @@ class Outbox:
         return next(iter(self._pending.values()), None)
 
     def put(self, outgoing: Outgoing) -> None:
-        """Keep it until `send`."""
-        (self._hurried if outgoing.never_late else self._held).append(outgoing)
+        """Send it with the next bytes if the broker takes it, else keep it.
+
+        A command is kept until `send` in any case, since it must not leave late.
+        """
+        if outgoing.never_late:
+            self._hurried.append(outgoing)
+        elif len(self._pending) + len(self._hurried) < self.quota and not self._held:
+            self._send(outgoing)
+        else:
+            self._held.append(outgoing)
         self._wake()
 
     def acknowledged(self, packet_id: int, reason: int) -> None:

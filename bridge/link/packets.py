@@ -52,6 +52,8 @@ class Message:
     user_properties: list[tuple[str, str]] = field(default_factory=list)
     # It has more user properties than anyone means by them; what follows them was not read.
     overloaded: bool = False
+    # It was longer than we take: there is no payload, and there are no properties.
+    oversized: bool = False
     # When it came, on the monotonic clock; where we slept, the last moment at which it had not.
     came: float = 0.0
     # When we read it.
@@ -72,6 +74,9 @@ def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
             (packet_id,) = _UINT16.unpack_from(body, at)
             at += 2
         message = Message(topic, b"", qos, bool(header & 1), bool(header & 8), packet_id)
+        if isinstance(body, Truncated):
+            message.oversized = True
+            return message
         if with_properties:
             length, at = _varint(body, at)
             if at + length > len(body):
@@ -221,11 +226,26 @@ def varint(value: int) -> bytes:
     return bytes(encoded)
 
 
-class Frames:
-    """Cuts what a socket delivers into packets: (first byte, what follows the length)."""
+class Truncated(bytes):
+    """The beginning of a packet that is longer than we take."""
 
-    def __init__(self) -> None:
+
+# What holds the topic and the packet id of any PUBLISH.
+_HEAD_BYTES = 2 + 65535 + 2
+
+
+class Frames:
+    """Cuts what a socket delivers into packets: (first byte, what follows the length).
+
+    Of a packet longer than `limit` bytes only the beginning is kept, as `Truncated`; the rest is
+    skipped as it arrives. On MQTT 3.1.1 a client can't tell a broker what it takes.
+    """
+
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = limit
         self._buffer = b""
+        # The packet that is skipped: its first byte, its beginning, and how much is still to come.
+        self._skipped: tuple[int, Truncated, int] | None = None
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
         """The packets that are complete now.
@@ -233,27 +253,56 @@ class Frames:
         Raises:
             MalformedPacketError: a length has more than four bytes.
         """
-        buffer = self._buffer + data if self._buffer else data
         packets: list[tuple[int, bytes]] = []
+        if self._skipped is not None:
+            data = self._skip(data, packets)
+        buffer = self._buffer + data if self._buffer else data
         at, size = 0, len(buffer)
-        while size - at >= 2:
-            start = at + 1
-            length = shift = 0
-            while start < size:
-                byte = buffer[start]
-                start += 1
-                length |= (byte & 0x7F) << shift
-                if not byte & 0x80:
-                    break
-                shift += 7
-                if shift > 21:
-                    raise MalformedPacketError("a length of more than four bytes")
-            else:
-                break
+        while size - at >= 2 and (header := _header_at(buffer, at)) is not None:
+            start, length = header
             end = start + length
+            if self._limit is not None and length > self._limit:
+                if size - start < min(length, _HEAD_BYTES):
+                    break
+                head = Truncated(buffer[start : start + _HEAD_BYTES])
+                self._skipped = (buffer[at], head, length)
+                rest = self._skip(buffer[start:], packets)
+                return packets + (self.feed(rest) if rest else [])
             if end > size:
                 break
             packets.append((buffer[at], buffer[start:end]))
             at = end
         self._buffer = buffer[at:]
         return packets
+
+    def _skip(self, data: bytes, packets: list[tuple[int, bytes]]) -> bytes:
+        """What follows the packet that is skipped; once it has ended it is one of `packets`."""
+        assert self._skipped is not None
+        self._buffer = b""
+        first, head, left = self._skipped
+        if len(data) < left:
+            self._skipped = (first, head, left - len(data))
+            return b""
+        self._skipped = None
+        packets.append((first, head))
+        return data[left:]
+
+
+def _header_at(buffer: bytes, at: int) -> tuple[int, int] | None:
+    """Where a packet's content begins, and its length; None while these have not come whole.
+
+    Raises:
+        MalformedPacketError: the length has more than four bytes.
+    """
+    start, size = at + 1, len(buffer)
+    length = shift = 0
+    while start < size:
+        byte = buffer[start]
+        start += 1
+        length |= (byte & 0x7F) << shift
+        if not byte & 0x80:
+            return start, length
+        shift += 7
+        if shift > 21:
+            raise MalformedPacketError("a length of more than four bytes")
+    return None

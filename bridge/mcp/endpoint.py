@@ -18,11 +18,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import orjson
 from aiohttp import web
 
+from ..core.device_list import listable_devices
 from ..core.dispatcher import Dispatcher
 from ..core.envelope import open_fields, open_payload, traceparent_of
 from ..core.grant import Grant
 from ..core.request import Request
 from ..devices.models import JsonObject
+from ..errors import Forbidden, OperationNotFound
 from ..http.answer import Answer
 from ..http.bodies import json_body
 from ..http.pages import Place
@@ -32,13 +34,21 @@ from . import check_installed
 if TYPE_CHECKING:
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
 
-    from .server import Ask, Context
+    from .server import Ask, Context, MayList
 
 logger = logging.getLogger(__name__)
 
 Message = MutableMapping[str, Any]
 
 _CALLER = "bridge.caller"
+# MCP has had no batches since its revision of 2025-06-18.
+_NO_BATCHES = orjson.dumps(
+    {
+        "jsonrpc": "2.0",
+        "id": None,
+        "error": {"code": -32600, "message": "no batches: send each message by itself"},
+    }
+)
 
 
 class Answered(NamedTuple):
@@ -73,6 +83,10 @@ class Endpoint:
         """Where it is served."""
         for path in ("/mcp", "/mcp/"):
             yield Place(path, self.handle, method="POST", cors=True)
+        # Clients that meet a 401 look here for a server that hands out tokens (RFC 9728, RFC 8414).
+        # There is none, which a 401 would not tell them.
+        for name in ("oauth-", "openid-"):
+            yield Place(f"/.well-known/{{document:{name}.*}}", _no_document, open=True)
 
     async def handle(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         """Answer one message.
@@ -85,6 +99,8 @@ class Endpoint:
         limit = self._settings.max_payload
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
         payload = await json_body(request, limit, in_time)
+        if payload.lstrip()[:1] == b"[":
+            return Answer(400, "application/json", _NO_BATCHES)
         # MCP's parsers take what we don't, such as NaN; an answer of ours is clear to a client too.
         refusal = open_payload(payload, limit).refusal
         if refusal is not None:
@@ -116,7 +132,7 @@ class Endpoint:
         """Own the SDK's tasks from the first message on."""
         try:
             # In a thread: it takes half a second, in which others want to be answered.
-            manager = await asyncio.to_thread(_load, self._settings, self._ask)
+            manager = await asyncio.to_thread(_load, self._settings, self._ask, self._may_list)
             async with manager.run():
                 ready.set_result(manager)
                 await self._closing.wait()
@@ -127,6 +143,15 @@ class Endpoint:
                 logger.exception("the MCP server failed")
             else:
                 ready.set_exception(error)
+
+    def _may_list(self, context: "Context") -> bool:
+        assert context.request is not None
+        caller: Caller = context.request.scope[_CALLER]
+        try:
+            listable_devices(self._settings, "mcp", caller.grant)
+        except Forbidden:
+            return False
+        return True
 
     async def _ask(self, operation: str, fields: JsonObject, context: "Context") -> JsonObject:
         assert context.request is not None
@@ -152,14 +177,19 @@ class Endpoint:
         return body
 
 
-def _load(settings: Settings, ask: "Ask") -> "StreamableHTTPSessionManager":
+async def _no_document(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+    del request, grant
+    raise OperationNotFound(operations="/openapi.json, /asyncapi.json, /docs")
+
+
+def _load(settings: Settings, ask: "Ask", may_list: "MayList") -> "StreamableHTTPSessionManager":
     from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
     from mcp.server.transport_security import TransportSecuritySettings
 
     from .server import make_server
 
     return StreamableHTTPSessionManager(
-        make_server(settings, ask),
+        make_server(settings, ask, may_list),
         stateless=True,
         json_response=True,
         # `http.browsers` has judged Host and Origin before a message comes here.

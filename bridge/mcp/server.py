@@ -24,16 +24,22 @@ from ..core.envelope import Envelope, open_payload
 from ..devices.models import JsonObject
 from ..errors import Text
 from ..settings import Settings
-from .tools import INSTRUCTIONS, TOOLS, Tool
+from .tools import INSTRUCTIONS, LIST_DEVICES, TOOLS, Tool
 
 Context = ServerRequestContext[Any, Any]
+# Whether whoever sent a message may list devices.
+MayList = Callable[[Context], bool]
 # Asks for an operation with these fields; the reply's body, as the wire contract has it. Whatever
 # goes wrong is a body too, whose `detail` says what to do.
 Ask = Callable[[str, JsonObject, Context], Awaitable[JsonObject]]
 
 
-def make_server(settings: Settings, ask: Ask) -> Server[Any]:
-    """The server; its tools ask by `ask`, of `MCP_DEVICE_UUID` where a model names no device."""
+def make_server(settings: Settings, ask: Ask, may_list: MayList) -> Server[Any]:
+    """The server; its tools ask by `ask`, of `MCP_DEVICE_UUID` where a model names no device.
+
+    `list_devices` is offered to those who may list devices alone; others who call it are told why
+    they may not.
+    """
     # As the network's own checks do it: the operation judges the arguments, and says in the
     # contract's words what is wrong with them. So nothing is validated on the way there.
     default_device = settings.mcp_device_uuid
@@ -42,8 +48,9 @@ def make_server(settings: Settings, ask: Ask) -> Server[Any]:
     async def list_tools(
         context: Context, params: PaginatedRequestParams | None
     ) -> ListToolsResult:
-        del context, params
-        return ListToolsResult(tools=listed)
+        del params
+        offered = listed if may_list(context) else [t for t in listed if t.name != LIST_DEVICES]
+        return ListToolsResult(tools=offered)
 
     async def call_tool(context: Context, params: CallToolRequestParams) -> CallToolResult:
         tool = TOOLS.get(params.name)

@@ -42,7 +42,10 @@ async def serve(settings: Settings, client_level: str | None) -> int:
     from .server import make_server
 
     async with AsyncExitStack() as connection:
-        server = make_server(settings, _Asker(settings, client_level, connection))
+        asker = _Asker(settings, client_level, connection)
+        # The bridge decides; what is offered goes by the same setting here, which asks nobody.
+        may_list = settings.device_list == "open"
+        server = make_server(settings, asker, lambda _: may_list)
         # The SDK reads lines from whatever yields them; its own reader can't be interrupted.
         lines = cast("AsyncFile[str]", _Lines())
         async with stdio_server(stdin=lines) as (incoming, outgoing):

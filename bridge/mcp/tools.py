@@ -19,19 +19,24 @@ _REF = "#/components/schemas/"
 _DEVICE = "device_uuid"
 _DEFAULT_DEVICE = "；不填则为默认设备 / leave it out for the default device"
 
+LIST_DEVICES = "list_devices"
+
 INSTRUCTIONS = Text(
-    "读取和控制教室里的 ESP32 设备。先用 describe_device 查看设备有哪些传感器、端口和预设；"
+    "读取和控制教室里的 ESP32 设备。如果有 list_devices，先用它按名称或房间找到设备的 device_uuid，"
+    "没有就向用户询问；再用 describe_device 查看设备有哪些传感器、端口和预设；"
     "端口和预设可以直接用人起的名字。控制命令会立刻作用于真实设备。"
     "出错时，说明文字会告诉你下一步怎么做。",
-    "Read and control ESP32 boards in classrooms. Begin with describe_device: it tells a device's "
-    "sensors, ports and presets; ports and presets go by the names that people gave them. Commands "
-    "act on real devices at once. When something fails, the text says what to do next.",
+    "Read and control ESP32 boards in classrooms. If there is list_devices, begin with it: it "
+    "finds a device's device_uuid by name or room; if not, ask the user for it. Then "
+    "describe_device tells the device's sensors, ports and presets; ports and presets go by the "
+    "names that people gave them. Commands act on real devices at once. When something fails, the "
+    "text says what to do next.",
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool, which is one operation on one device."""
+    """One tool, which is one operation."""
 
     name: str
     operation: str
@@ -50,6 +55,8 @@ class Tool:
 
     def fields(self, arguments: JsonObject, default_device: str) -> JsonObject:
         """The operation's fields."""
+        if _DEVICE not in OPERATIONS[self.operation].fields.model_fields:
+            return arguments
         return _with_device(arguments, default_device)
 
     def result(self, fields: JsonObject, data: Any) -> JsonObject:
@@ -133,7 +140,7 @@ def _arguments(operation: str, known: Schemas, *, has_default: bool) -> JsonObje
     row = OPERATIONS[operation]
     properties = {name: _never_null(of) for name, of in schemas.fields_of(row, known).items()}
     required = list(known[f"{schemas.camel(row)}Request"].get("required", ()))
-    if has_default:
+    if has_default and _DEVICE in properties:
         device = properties[_DEVICE]
         properties[_DEVICE] = {**device, "description": device["description"] + _DEFAULT_DEVICE}
         required.remove(_DEVICE)
@@ -200,15 +207,29 @@ def _name(ref: str) -> str:
 
 _ROWS: tuple[Tool, ...] = (
     Tool(
+        LIST_DEVICES,
+        "devices",
+        Text("列出设备", "List devices"),
+        Text(
+            "列出有哪些设备，可按名称或 UUID 的一部分（query）、房间、分组、是否在线查找。"
+            "不知道设备的 device_uuid 时先用它；找到后用 describe_device 查看该设备能做什么。"
+            "next_cursor 不为 null 时还有下一页，把它填入 cursor 再查。",
+            "Which devices there are; finds them by a part of the name or UUID (query), by room, "
+            "group, or whether they are online. Use it first when you don't know a device's "
+            "device_uuid; then describe_device tells what that device can do. If next_cursor is "
+            "not null there is another page: ask again with it as cursor.",
+        ),
+    ),
+    Tool(
         "describe_device",
         "device",
         Text("查看设备", "Describe a device"),
         Text(
             "查看一个设备能做什么、现在怎么样：各传感器的最新值及其时间，端口（类型、编号、名称、"
-            "别名），预设，是否在线。不知道传感器、端口或预设的名字时先用它。",
+            "别名），预设，是否在线。不知道传感器、端口或预设的名字时先用它，再读取或控制。",
             "What a device can do and how it is: each sensor's latest value and age, its ports "
-            "(type, number, name, alias), its presets, whether it is online. Use it first when "
-            "you don't know the names of sensors, ports or presets.",
+            "(type, number, name, alias), its presets, whether it is online. Use it before reading "
+            "or controlling when you don't know the names of sensors, ports or presets.",
         ),
     ),
     Tool(

@@ -8,6 +8,7 @@ from ..core.operations import OPERATION_NAMES, OPERATIONS
 from ..core.request import Request
 from ..errors import (
     BridgeError,
+    PayloadTooLarge,
     TooManyProperties,
     UnsupportedMediaType,
     UnsupportedPayloadFormat,
@@ -46,6 +47,8 @@ class Addressing:
         envelope = self._open(message, asked)
         topic, refusal = self._reply_topic(message, asked, envelope)
         refusal = refusal or _fault_of(message) or envelope.refusal
+        if message.oversized:
+            refusal = PayloadTooLarge(limit=self._max_payload)
         expires = None if message.expiry is None else message.came + message.expiry
         if expires is not None and expires <= time.monotonic():
             raise Dropped("expired")

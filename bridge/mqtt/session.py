@@ -10,17 +10,16 @@ import logging
 import time
 from collections.abc import Callable
 
-import aiomqtt
 import orjson
 
-from .. import __version__
-from ..link import REFUSED_FROM, SESSION_TAKEN_OVER, BrokerAddress, Link, LinkError
+from ..link import SESSION_TAKEN_OVER, BrokerAddress, Link, LinkError
 from ..link.backoff import pauses
 from ..link.packets import Message
 from ..link.topics import Topics
 from ..observability.logs import printable
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .presence import Presence
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +56,6 @@ class Session:
         self._on_session_lost = on_session_lost
         self._on_connection_lost = on_connection_lost
         self._instance = settings.instance
-        self._since: str | None = None
         self._linked = asyncio.Event()
         # The last error that was logged.
         self._logged: str | None = None
@@ -68,7 +66,7 @@ class Session:
         # Messages that came before that was known; None once it is.
         self._held: list[tuple[Link, Message]] | None = None
         self._presence_seen: asyncio.Future[bytes] | None = None
-        self._retains = True
+        self._presence = Presence(topics)
         self._stopping = False
         self.link: Link | None = None
         self.ready = False
@@ -87,7 +85,7 @@ class Session:
 
     async def run(self, on_message: OnMessage, since: str, is_done: Callable[[], bool]) -> None:
         """Connect, and again whenever the connection is lost, until `is_done` or cancelled."""
-        self._since = since
+        self._presence.since = since
         waits = pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
         connected_before = False
         while not is_done():
@@ -101,7 +99,8 @@ class Session:
                 self._check_for_conflict(error, time.monotonic() - connected)
             except LinkError as refused:
                 error = refused
-                self._retains = self._retains and error.reason != _RETAIN_NOT_SUPPORTED
+                if error.reason == _RETAIN_NOT_SUPPORTED:
+                    self._presence.give_up()
             self._disconnected(error)
             if not is_done():
                 await asyncio.sleep(next(waits))
@@ -125,7 +124,7 @@ class Session:
             return
         try:
             async with asyncio.timeout(0.5):
-                await self._announce(link, "offline")
+                await self._presence.announce(link, "offline")
         except (LinkError, TimeoutError):
             logger.debug("could not say that we are offline")
         await link.close(keep_session=self.keeps_session)
@@ -184,7 +183,7 @@ class Session:
             address,
             identifier=self._instance,
             on_message=receive,
-            will=self._presence_will(),
+            will=self._presence.will(),
             session_expiry=self._settings.mqtt_session_expiry,
             clean=clean,
         )
@@ -247,12 +246,13 @@ class Session:
             if not self.keeps_session:
                 await link.unsubscribe(self._topics.filters)
             return
+        self._check_limits(link)
         if self.keeps_session and not link.session_present:
             # Before there is anything to keep: whoever finds the session learns what is in it.
-            await self._announce(link, "offline")
+            await self._presence.announce(link, "offline")
         await link.subscribe(self._topics.filters)
         self._is_ours = True
-        await self._announce(link, "online")
+        await self._presence.announce(link, "online")
         if self._stopping:
             await self.stop_receiving()
             return
@@ -267,6 +267,20 @@ class Session:
                 "subscribed": ", ".join(self._topics.filters),
             },
         )
+
+    def _check_limits(self, link: Link) -> None:
+        """Check that the broker can do what we need, as its CONNACK tells.
+
+        Raises:
+            LinkError: it can't; it says what to change.
+        """
+        limits = link.limits
+        if limits.maximum_qos < 1:
+            raise LinkError("the broker takes no QoS 1 (maximum_qos); set it to 1 or 2 there")
+        if self._settings.mqtt_share and not limits.shared_subscriptions:
+            raise LinkError("the broker has no shared subscriptions; set MQTT_SHARE= (empty)")
+        if not limits.retain:
+            self._presence.give_up()
 
     def _disconnected(self, error: LinkError) -> None:
         self.ready = False
@@ -299,37 +313,4 @@ class Session:
                 "another client connects as %r and the broker closes our connection; "
                 "give each bridge a MQTT_INSTANCE of its own",
                 self._instance,
-            )
-
-    # ---- presence -------------------------------------------------------------------------------
-
-    def _presence(self, status: str) -> bytes:
-        return orjson.dumps(
-            {
-                "status": status,
-                "version": __version__,
-                "since": self._since,
-                "subscribed": self._topics.filters,
-            }
-        )
-
-    def _presence_will(self) -> aiomqtt.Will | None:
-        if not self._retains:
-            return None
-        return aiomqtt.Will(self._topics.presence, self._presence("offline"), qos=1, retain=True)
-
-    async def _announce(self, link: Link, status: str) -> None:
-        if not self._retains:
-            return
-        # Before the replies that wait for a slow broker: there may be no time for all of these.
-        acknowledged = link.publish(
-            self._topics.presence, self._presence(status), qos=1, retain=True, never_late=True
-        )
-        assert acknowledged is not None
-        reason = await acknowledged
-        if reason >= REFUSED_FROM:
-            logger.warning(
-                "the broker refuses our presence on %s (reason code 0x%02X)",
-                self._topics.presence,
-                reason,
             )

@@ -22,6 +22,8 @@ _FINENESS = 16
 _SHORTEST = 1e-6
 # Longer texts are no device's UUID, and would let callers fill our memory.
 _LONGEST_UUID = 36
+# A sentence may list all of a device's sensors, and repeat what was asked for.
+_LONGEST_DETAIL = 400
 
 
 @dataclass(slots=True)
@@ -55,6 +57,11 @@ class AnsweredRequest:
     operation: str
     device_uuid: str | None
     code: int
+    # "ok", or the reply's error.
+    outcome: str
+    # The reply's sentence, if it is an error.
+    detail: str | None
+    who: str
     ms: float
 
 
@@ -107,6 +114,9 @@ class Activity:
         uuid = seen.device_uuid
         if uuid is not None and len(uuid) > _LONGEST_UUID:
             seen = seen._replace(device_uuid=uuid[:_LONGEST_UUID] + "…")
+        detail = seen.detail
+        if detail is not None and len(detail) > _LONGEST_DETAIL:
+            seen = seen._replace(detail=detail[:_LONGEST_DETAIL] + "…")
         self._noted += 1
         self._recent.append((self._noted, now, seen))
 
@@ -134,6 +144,9 @@ def _answered(number: int, at: float, seen: RequestAnswered) -> AnsweredRequest:
         seen.operation,
         seen.device_uuid,
         seen.code,
+        seen.outcome,
+        seen.detail,
+        seen.who,
         round(seen.seconds * 1000, 2),
     )
 

@@ -4,6 +4,7 @@ The lines are written by a thread: whoever reads them may stop (a pipe to a prog
 terminal on hold), and must stop nobody else by it.
 """
 
+import contextlib
 import json
 import logging
 import os
@@ -11,9 +12,11 @@ import re
 import select
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
-from queue import SimpleQueue
-from threading import Event, Lock, Thread
+from logging.handlers import QueueHandler, QueueListener
+from queue import Full, Queue
+from threading import Event, Lock
 from typing import Any, Literal
 
 import orjson
@@ -31,6 +34,7 @@ _MOST_LINES = 10_000
 _TURN_SECONDS = 0.02
 # How long the end of the process waits for what is still to be written.
 _FLUSH_SECONDS = 1.0
+_MOST_FLUSHING = 100
 
 
 def set_up(level: str, style: Literal["text", "json"]) -> None:
@@ -46,92 +50,26 @@ def set_up(level: str, style: Literal["text", "json"]) -> None:
         logging.getLogger(chatty).setLevel(max(logging.WARNING, logging.getLevelName(level)))
 
 
-class LineWriter(logging.Handler):
-    """Writes lines to a descriptor, and never keeps those waiting who log them.
+class LineWriter(QueueHandler):
+    """Writes lines to a descriptor in a thread, so that nobody who logs waits for the reader.
 
     At most `limit` lines wait for the reader. From then on lines are dropped, until the reader has
     had all that waited; then it is told how many. `flush` and the process's end wait a second.
     """
 
+    queue: "Queue[bytes | Event]"
+
     def __init__(self, descriptor: int, limit: int = _MOST_LINES) -> None:
-        super().__init__()
-        self._descriptor = descriptor
+        # Room for those who wait in `flush` besides.
+        super().__init__(Queue(limit + _MOST_FLUSHING))
         self._limit = limit
-        self._waiting: SimpleQueue[bytes | Event] = SimpleQueue()
-        self._held: bytes | None = None
         self._dropped = 0
         self._counting = Lock()
-        # The end of the process does not wait for a daemon.
-        Thread(target=self._write_all, name="log", daemon=True).start()
+        # Its thread is a daemon, for which the end of the process does not wait.
+        _Writer(self.queue, descriptor, self._dropped_line).start()
 
-    def emit(self, record: logging.LogRecord) -> None:
-        """Have a line written; it is made here and now, since a record holds what may change."""
-        with self._counting:
-            if self._dropped or self._is_full():
-                self._dropped += 1
-                return
-        self._waiting.put(self._line(record))
-
-    def flush(self) -> None:
-        """Wait until all is written that was logged so far, but for no more than a second."""
-        reached = Event()
-        self._waiting.put(reached)
-        reached.wait(_FLUSH_SECONDS)
-
-    def _is_full(self) -> bool:
-        if self._waiting.qsize() < self._limit:
-            return False
-        # A loop that never rests may have starved the thread (the interpreter's lock is not fair);
-        # a reader that has stopped is another matter.
-        time.sleep(_TURN_SECONDS)
-        return self._waiting.qsize() > self._limit // 2
-
-    def _write_all(self) -> None:
-        while True:
-            lines, reached = self._next()
-            self._write(lines)
-            if self._dropped and self._held is None and self._waiting.empty():
-                self._tell_dropped()
-            if reached is not None:
-                reached.set()
-
-    def _next(self) -> tuple[bytes, Event | None]:
-        """What waits: as much as a pipe takes as one, so that lines of several workers don't mix.
-
-        Ends where somebody waits for what stands before.
-        """
-        lines = b""
-        while True:
-            item = self._held or self._waiting.get()
-            self._held = None
-            if isinstance(item, Event):
-                return lines, item
-            if lines and len(lines) + len(item) > select.PIPE_BUF:
-                self._held = item
-                return lines, None
-            lines += item
-            if self._waiting.empty():
-                return lines, None
-
-    def _write(self, lines: bytes) -> None:
-        # Past sys.stderr, whose lock, held by a thread that waits, would abort the process's end.
-        while lines:
-            try:
-                lines = lines[os.write(self._descriptor, lines) :]
-            except BlockingIOError:
-                # Somebody who has the same terminal or pipe made it so.
-                select.select((), (self._descriptor,), ())
-            except OSError:
-                # Nobody will ever read it.
-                return
-
-    def _tell_dropped(self) -> None:
-        with self._counting:
-            dropped, self._dropped = self._dropped, 0
-        words = f"{dropped} lines of the log were dropped: nobody read them in time"
-        self._write(self._line(_record(logging.WARNING, words)))
-
-    def _line(self, record: logging.LogRecord) -> bytes:
+    def prepare(self, record: logging.LogRecord) -> bytes:
+        """The line, made here and now, since a record holds what may change."""
         try:
             line = self.format(record)
         except Exception as error:
@@ -139,6 +77,72 @@ class LineWriter(logging.Handler):
             words = f"a line of {record.name} can't be written: {type(error).__name__}"
             line = self.format(_record(logging.ERROR, words))
         return f"{line}\n".encode(errors="backslashreplace")
+
+    def enqueue(self, record: Any) -> None:
+        """Have a line written, unless too many wait."""
+        with self._counting:
+            if self._dropped or self._is_full():
+                self._dropped += 1
+                return
+        self.queue.put_nowait(record)
+
+    def flush(self) -> None:
+        """Wait until all is written that was logged so far, but for no more than a second."""
+        reached = Event()
+        with contextlib.suppress(Full):
+            self.queue.put(reached, timeout=_FLUSH_SECONDS)
+            reached.wait(_FLUSH_SECONDS)
+
+    def _is_full(self) -> bool:
+        if self.queue.qsize() < self._limit:
+            return False
+        # A busy loop may have starved the thread (the interpreter's lock is not fair); a reader
+        # that has stopped is another matter.
+        time.sleep(_TURN_SECONDS)
+        return self.queue.qsize() > self._limit // 2
+
+    def _dropped_line(self) -> bytes:
+        """How many lines were dropped since this was last asked; empty if none were."""
+        if not self._dropped:
+            return b""
+        with self._counting:
+            dropped, self._dropped = self._dropped, 0
+        words = f"{dropped} lines of the log were dropped: nobody read them in time"
+        return self.prepare(_record(logging.WARNING, words))
+
+
+class _Writer(QueueListener):
+    """Writes what is queued to a descriptor."""
+
+    queue: "Queue[bytes | Event]"
+
+    def __init__(
+        self, lines: "Queue[bytes | Event]", descriptor: int, dropped_line: Callable[[], bytes]
+    ) -> None:
+        super().__init__(lines)
+        self._descriptor = descriptor
+        self._dropped_line = dropped_line
+
+    def handle(self, record: Any) -> None:
+        """Write a line, or tell whoever waits that all before it are written."""
+        if isinstance(record, bytes):
+            self._write(record)
+        if self.queue.empty():
+            self._write(self._dropped_line())
+        if isinstance(record, Event):
+            record.set()
+
+    def _write(self, line: bytes) -> None:
+        # Past sys.stderr, whose lock, held by a thread that waits, would abort the process's end.
+        while line:
+            try:
+                line = line[os.write(self._descriptor, line) :]
+            except BlockingIOError:
+                # Somebody who has the same terminal or pipe made it so.
+                select.select((), (self._descriptor,), ())
+            except OSError:
+                # Nobody will ever read it.
+                return
 
 
 def _record(level: int, message: str) -> logging.LogRecord:

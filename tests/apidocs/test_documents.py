@@ -142,6 +142,37 @@ def test_plain_document_fits_into_the_importers_limit(plain):
     assert len(json.dumps(plain, ensure_ascii=False)) < 100_000
 
 
+def test_plain_document_has_the_200_response_only(plain):
+    for operation in described_operations(plain):
+        assert list(operation["responses"]) == ["200"]
+        assert operation["tags"]
+
+
+def test_a_control_names_its_port_one_way_or_the_other():
+    document = made("/openapi.json")
+    schema = document["components"]["schemas"]["ControlRequest"]
+    sent = {"device_uuid": BOARD_A, "action": "on"}
+    for port in ({"port": "LED1"}, {"port_type": "led", "port_id": 1}):
+        check_against(schema, document, {**sent, **port})
+    for port in ({}, {"port_type": "led"}, {"port_type": "lamp", "port_id": 1}):
+        with pytest.raises(jsonschema.ValidationError):
+            check_against(schema, document, {**sent, **port})
+
+
+def test_every_component_is_used():
+    for path in ("/openapi.json", "/asyncapi.json"):
+        document = made(path)
+        text = json.dumps(document)
+        for name in document["components"]["schemas"]:
+            assert f'"#/components/schemas/{name}"' in text, (path, name)
+
+
+def test_the_public_address_is_the_server_where_it_is_set():
+    url = "https://bridge.school.example/iot"
+    for path in ("/openapi.json", "/openapi-3.0.json"):
+        assert made(path, public_url=url)["servers"] == [{"url": url}]
+
+
 def test_plain_document_names_one_security_scheme():
     document = made("/openapi-3.0.json", guarded=True)
     assert list(document["components"]["securitySchemes"]) == ["Bearer"]
@@ -199,6 +230,7 @@ def test_every_mqtt_operation_is_a_request_with_a_reply():
 def test_security_is_told_of_only_when_keys_are_asked_for():
     open_, guarded = made("/openapi.json"), made("/openapi.json", guarded=True)
     assert "securitySchemes" not in open_["components"]
+    assert open_["security"] == []
     assert guarded["security"] == [{"Bearer": []}, {"ApiKey": []}]
     free = {
         path for path, of in guarded["paths"].items() if of.get("get", {}).get("security") == []
@@ -234,7 +266,7 @@ async def test_example_works_over_http(name, fields, http, board, bridge):
     check_against(described["content"]["application/json"]["schema"], document, body)
 
 
-@pytest.mark.parametrize("name", ON_MQTT)
+@pytest.mark.parametrize("name", [name for name in ON_MQTT if name != "devices"])
 async def test_mqtt_replies_are_as_described(name, http, bridge, requester, board):
     await board(BOARD_A)
     document = await _document(http, "/asyncapi.json")
@@ -248,6 +280,24 @@ async def test_mqtt_replies_are_as_described(name, http, bridge, requester, boar
     assert error.code == 408
     check_against(messages[f"{camel}Error"]["payload"], document, error.body)
     assert error.user_properties.keys() <= messages[f"{camel}Error"]["headers"]["properties"].keys()
+
+
+async def test_list_of_devices_is_as_described(private_bridge, connect_requester):
+    process = private_bridge(DEVICE_LIST="open")
+    requester = await connect_requester(process.broker)
+    async with aiohttp.ClientSession(process.url) as http:
+        asyncapi = await _document(http, "/asyncapi.json")
+        openapi = await _document(http, "/openapi.json")
+        async with http.get("/api/devices", params={"limit": 2}) as response:
+            over_http = await response.json()
+    over_mqtt = (await requester.ask("devices", {"limit": 2})).body
+    assert over_http == over_mqtt
+    assert over_http["data"]["next_cursor"]
+    described = openapi["paths"]["/api/devices"]["get"]["responses"]["200"]["content"]
+    check_against(described["application/json"]["schema"], openapi, over_http)
+    check_against(
+        asyncapi["components"]["messages"]["DevicesReply"]["payload"], asyncapi, over_mqtt
+    )
 
 
 async def test_schemathesis_finds_no_fault(bridge, http, board, tmp_path):
@@ -315,6 +365,7 @@ async def _document(http: aiohttp.ClientSession, path: str, **headers: str) -> J
         ({"Host": "bridge.school.lan"}, "http://bridge.school.lan"),
         ({"Host": "[fd00::1]:9001"}, "http://[fd00::1]:9001"),
         ({"Host": "bridge.school.lan", "X-Forwarded-Proto": "https"}, "https://bridge.school.lan"),
+        ({"Host": "school.lan", "X-Forwarded-Proto": "https,http"}, "https://school.lan"),
     ],
 )
 @pytest.mark.parametrize("path", ["/openapi.json", "/openapi-3.0.json"])
@@ -376,6 +427,33 @@ async def test_docs_page_asks_for_the_key_and_uses_it(guarded_bridge, browser_pa
     await browser_page.goto(f"{guarded_bridge.url}/docs")
     assert (await _read_temperature(browser_page))["data"]["value"] == 29.1
     assert await browser_page.evaluate("localStorage.length") == 0
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize(("width", "most"), [(1280, 3500), (390, 6000)])
+async def test_docs_page_opens_as_a_list_that_fits_the_screen(
+    guarded_bridge, browser_page, width, most, scheme
+):
+    await browser_page.set_viewport_size({"width": width, "height": 900})
+    await browser_page.emulate_media(color_scheme=scheme)
+    await browser_page.goto(f"{guarded_bridge.url}/docs")
+    assert await browser_page.evaluate("document.documentElement.scrollWidth") <= width
+    await browser_page.fill("#key", "open-sesame")
+    await browser_page.click("#ask button")
+    await expect(browser_page.locator(".opblock")).not_to_have_count(0)
+
+    height, wide = await browser_page.evaluate(
+        "[document.documentElement.scrollHeight, document.documentElement.scrollWidth]"
+    )
+    summary = browser_page.locator(".opblock-summary-description").first
+    lines = await summary.evaluate(
+        "element => element.clientHeight / parseFloat(getComputedStyle(element).lineHeight)"
+        " || element.clientHeight / 20"
+    )
+
+    assert height <= most
+    assert wide <= width
+    assert lines < 1.8
 
 
 async def _read_temperature(page: Page) -> Json:

@@ -3,8 +3,8 @@
  *     http_load HOST PORT FILE CONNECTIONS RATE SECONDS [MARK…]
  *
  * FILE holds the request, whole. With a RATE (a second) the loop is open: requests are due at that
- * pace however many are unanswered, and what has no free connection waits here, with its time
- * running. With RATE 0 it is closed: each connection asks again as soon as it is answered.
+ * pace however many are unanswered, and what has no free connection waits here, which is told as
+ * `late`. With RATE 0 it is closed: each connection asks again as soon as it is answered.
  *
  * Each connection is answered once before the clock starts, since a server may take its time to
  * accept them. A connection that the server closes is opened again; the request on it, if there was
@@ -12,12 +12,12 @@
  *
  * Each MARK, in seconds, begins another phase; an answer counts in the phase in which it comes.
  *
- * Prints lines of `name value …`, times in ms from when a request was due:
+ * Prints lines of `name value …`, times in ms from when a request was sent:
  *     begun                                when the clock starts
  *     phase SECONDS                        for each phase: how long it took (the last one: up to
  *                                          its last answer), followed by
  *     code STATUS COUNT P50 P99 MAX        for each status that was answered
- *     late P99 MAX                         how late requests left, because of us
+ *     late P99 MAX                         how long requests waited for a free connection
  *     unanswered COUNT
  *     closed COUNT                         connections closed by the server amid a request
  */
@@ -37,7 +37,7 @@ enum { BUFFER = 256 * 1024, EVENTS = 512 };
 
 struct connection {
     int socket, status, waiting, last; /* waiting for an answer; which is the last one on it */
-    double due;
+    double sent;
     long filled, expected; /* bytes of the answer: so far, and in all (-1: not known yet) */
     char *answer;
 };
@@ -65,8 +65,8 @@ static void open_again(struct connection *one, long number) {
     open_connection(one, number);
 }
 
-static void ask(struct connection *one, double due) {
-    one->due = due;
+static void ask(struct connection *one) {
+    one->sent = now();
     one->filled = 0;
     one->expected = -1;
     one->waiting = 1;
@@ -104,7 +104,7 @@ static enum state take(struct connection *one) {
 /* Wait until all have been answered once. */
 static void warm_up(struct connection *all, long connections) {
     double began = now();
-    for (long number = 0; number < connections; number++) ask(&all[number], now());
+    for (long number = 0; number < connections; number++) ask(&all[number]);
     for (long number = 0; number < connections; number++) {
         struct connection *one = &all[number];
         enum state state;
@@ -159,7 +159,7 @@ int main(int count, char **words) {
         while (more && idle_count) {
             double due = rate > 0 ? began + (double)asked / rate : present;
             if (due > present) break;
-            ask(&all[idle[--idle_count]], due);
+            ask(&all[idle[--idle_count]]);
             note(&late, (now() - due) * 1000);
             asked++;
             more = rate <= 0 || asked < total;
@@ -185,7 +185,7 @@ int main(int count, char **words) {
             last = now();
             while (phase + 1 < phases && last >= began + atof(words[7 + phase]))
                 phase_began[++phase] = last;
-            note(&by_status[phase][one->status % MOST_STATUS], (last - one->due) * 1000);
+            note(&by_status[phase][one->status % MOST_STATUS], (last - one->sent) * 1000);
         }
     }
     for (int number = 0; number < phases; number++) {

@@ -582,7 +582,7 @@ for package in ("asyncmy", "aiohttp", "cryptography", "prometheus_client", "aios
 
 def test_client_imports_no_server_package():
     program = f"""{WITHOUT_SERVER_PACKAGES}
-sys.modules["pydantic_settings"] = sys.modules["dotenv"] = sys.modules["mcp"] = None
+sys.modules["dotenv"] = sys.modules["mcp"] = None
 from bridge.client import BridgeClient
 from bridge.client.sync import BridgeClient
 """

@@ -11,7 +11,8 @@ import pytest
 
 from bridge import cli
 from bridge.client import BridgeClient
-from tests.lab.bridge import PROJECT
+from bridge.client.sync import BridgeClient as BlockingClient
+from tests.lab.bridge import PROJECT, Bridge
 from tests.lab.mosquitto import Mosquitto
 
 
@@ -89,12 +90,7 @@ def test_every_command_runs_on_a_loop_that_can_watch_sockets(monkeypatch):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_demo_starts_and_stops_where_loops_wait_for_no_signals(number):
-    program = f"""{WINDOWS}
-from tests.client.test_loops import LikeProactor
-asyncio.SelectorEventLoop.add_signal_handler = LikeProactor.add_signal_handler
-from bridge.cli import (main)
-sys.exit(main(["demo"]))
-"""
+    program = f"{FEWER_SIGNALS}\nsys.exit(main(['demo']))"
     with subprocess.Popen(
         [sys.executable, "-c", program], cwd=PROJECT, stdout=subprocess.PIPE, text=True
     ) as demo:
@@ -108,9 +104,48 @@ sys.exit(main(["demo"]))
             demo.kill()
 
 
+# As above, and neither `SIGHUP`, nor a loop that waits for signals, nor ports that are shared.
+FEWER_SIGNALS = f"""{WINDOWS}
+import signal, socket
+from tests.client.test_loops import LikeProactor
+asyncio.SelectorEventLoop.add_signal_handler = LikeProactor.add_signal_handler
+del signal.SIGHUP, socket.SO_REUSEPORT
+from bridge.cli import (main)
+"""
+
+
+class OnWindows(Bridge):
+    """The bridge, where that is so."""
+
+    def command(self) -> list[str]:
+        return [sys.executable, "-c", f"{FEWER_SIGNALS}\nsys.exit(main(['serve']))"]
+
+
+def test_bridge_serves_and_drains_where_loops_wait_for_no_signals(private_mosquitto, mariadb):
+    broker = private_mosquitto()
+    with OnWindows(broker, mariadb) as bridge:
+        with BlockingClient(url_of(broker)) as client:
+            assert client.health().mqtt
+        assert bridge.stop() == 0
+
+
+def test_workers_are_refused_in_one_line_where_ports_cannot_be_shared():
+    ended = run(f"{FEWER_SIGNALS}\nsys.exit(main(['serve']))", WORKERS="2", DB_USER="x")
+    assert ended.returncode == 2
+    (line,) = ended.stderr.splitlines()
+    assert "WORKERS" in line
+
+
+def test_mcp_runs_where_loops_wait_for_no_signals(mosquitto):
+    settings = {"MQTT_BROKER": mosquitto.host, "MQTT_PORT": str(mosquitto.port)}
+    ended = run(f"{FEWER_SIGNALS}\nsys.exit(main(['mcp']))", **settings)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "", "")
+
+
 def run(program: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", program],
+        stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=30,

@@ -24,6 +24,7 @@ ROUTES = {
     "control": ("POST", "/api/control"),
     "preset": ("POST", "/api/preset"),
     "device": ("GET", "/api/devices/{device_uuid}"),
+    "devices": ("GET", "/api/devices"),
     "batch": ("POST", "/api/batch"),
     "operations": ("GET", "/api/operations"),
 }

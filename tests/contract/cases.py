@@ -249,7 +249,7 @@ WRONG_FIELDS = [
     Refusal("no sensor", "sensor-data", _of(BOARD_A), 422, "validation_error", at_fault="sensor"),
     Refusal("no fields", "control", {}, 422, "validation_error", at_fault="device_uuid"),
     Refusal("no port at all", "control", _control(action="on", port=" "), 422,
-            "validation_error", ("port_type", "or by port"), "port_type"),
+            "validation_error", ("port_type", "或用 port"), "port_type"),
     Refusal("blank sensor", "sensor-data", _of(BOARD_A, sensor=" "), 422,
             "validation_error", at_fault="sensor"),
     Refusal("blank preset_key", "preset", _of(BOARD_A, preset_key=" "), 422,

@@ -75,3 +75,30 @@ async def test_waiting_duplicate_leaves_its_place_to_others():
     duplicate.release()
     other.step_aside()
     assert admission.in_flight == 0
+
+
+async def test_overdue_waiters_are_rejected_over_several_turns_of_the_loop():
+    """A turn that rejects all of them would be long for the requests that have a place."""
+    admission = Admission(1, wait_seconds=0.01)
+    place = await admission.enter()
+    waiting = [asyncio.create_task(admission.enter()) for _ in range(100)]
+    most = rejected = 0
+    while rejected < len(waiting):
+        await asyncio.sleep(0)
+        before, rejected = rejected, sum(task.done() for task in waiting)
+        most = max(most, rejected - before)
+    assert 0 < most < 20
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {Busy}
+    place.release()
+    assert admission.in_flight == 0
+
+
+async def test_request_that_has_waited_before_does_not_wait_again():
+    admission = Admission(1, wait_seconds=0.25)
+    long_ago = asyncio.get_running_loop().time() - 1
+    place = await admission.enter(long_ago)
+    with pytest.raises(Busy):
+        await admission.enter(long_ago)
+    place.release()
+    await admission.enter(long_ago)

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
+from bridge.database.columns import flag, text, time
 from bridge.database.init_db import make_table
 from bridge.database.pool import Database, StatementRefused
 from bridge.database.statements import PROFILES, READINGS, SENSORS, fitted
-from bridge.database.store import MysqlStore, flag, text, time
+from bridge.database.store import MysqlStore
 from bridge.observability.metrics import Metrics
 from tests.database.test_pool import settings_for, within
 from tests.lab.certificates import Certificates

@@ -218,7 +218,7 @@ def test_boards_go_on_reporting(demo):
         (1, "temperature", "°C"),
         (1, "DHT11_humidity", "%"),
         (1, "rain", ""),
-        (1, "RAIN_SENSOR_level", ""),
+        (1, "RAIN_SENSOR_level", "级"),
         (2, "DS18B20", "°C"),
     ],
 )
@@ -301,9 +301,36 @@ def test_given_http_port_is_used(start_demo):
     assert start_demo("--http-port", str(port)).url == f"http://localhost:{port}"
 
 
+def test_given_mqtt_port_is_used(start_demo):
+    port = free_port()
+    assert start_demo("--mqtt-port", str(port)).broker.port == port
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "language"),
+    [
+        (["--language", "en"], {"LANGUAGE": "zh"}, "en"),
+        ([], {"LANGUAGE": "en", "LC_ALL": "zh_CN.UTF-8"}, "en"),
+        ([], {"LANGUAGE": "", "LC_ALL": "en_US.UTF-8", "LANG": "zh_CN.UTF-8"}, "en"),
+        ([], {"LANGUAGE": "", "LC_ALL": "C.UTF-8", "LANG": ""}, "zh"),
+    ],
+)
+def test_it_speaks_the_readers_language(start_demo, arguments, environment, language):
+    demo = start_demo(*arguments, **environment)
+    assert LAST_WORD[language] in demo.output
+    assert f"{demo.url}/docs" in demo.output
+
+
+def test_bad_env_file_does_not_concern_it():
+    demo = Demo()
+    (demo.folder / ".env").write_text("DB_PORT=none\nthis is no 'setting\n", encoding="utf-8")
+    with demo as running:
+        assert running.ask("/api/operations")
+
+
 @pytest.mark.parametrize(
     ("port", "status", "words"),
-    [("taken", 1, "can't be used"), ("0", 2, "from 1 to 65535"), ("65536", 2, "from 1 to 65535")],
+    [("taken", 1, "can't be used"), ("0", 2, "1 到 65535"), ("65536", 2, "1 到 65535")],
 )
 def test_unusable_http_port_is_one_line_and_an_exit_status(take_ports, port, status, words):
     if port == "taken":
@@ -323,7 +350,7 @@ def test_unusable_http_port_is_one_line_and_an_exit_status(take_ports, port, sta
 # How it ends
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("whole_group", [False, True], ids=["alone", "as from a terminal"])
 def test_signal_ends_it_and_nothing_is_left(start_demo, number, whole_group):
     demo = start_demo()

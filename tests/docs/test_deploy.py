@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from bridge.observability.metrics import Metrics
+from bridge.observability.observations import RequestAnswered
 from tests.lab.bridge import PROJECT
 from tests.lab.commands import checked
 from tests.lab.servers import LOOPBACK, program
@@ -115,7 +116,7 @@ def test_every_alert_has_a_test_that_it_fires():
 def exposed() -> dict[str, set[str]]:
     """The labels of each sample that /metrics has, once everything has happened."""
     metrics = Metrics()
-    metrics.answered("http", "health", "ok", 0.0)
+    metrics.request_answered(RequestAnswered("http", "health", None, 200, "ok", 0.0))
     metrics.dropped("retained")
     found: dict[str, set[str]] = {}
     for family in metrics.registry.collect():

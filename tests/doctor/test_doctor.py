@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 import trustme
 from iotcore import Broker as EmbeddedBroker
 
-from bridge.database.idempotency import CREATE_TABLE, TABLE
+from bridge.database.idempotency_table import CREATE_TABLE, TABLE
 from bridge.doctor import columns_read
 from tests.lab.bridge import PROJECT
 from tests.lab.certificates import Certificates, KeyPair
@@ -40,9 +41,11 @@ SUBJECTS = (
     "table device_main",
     "table device_sensors",
     "table device_products",
+    "statements",
     "times",
     "broker",
     "broker login",
+    "broker limits",
     "request topics",
     "reply topics",
     "command topics",
@@ -181,10 +184,11 @@ def own_mariadb() -> Iterator[MariaDb]:
 def test_all_is_well(doctor):
     report = doctor(API_KEYS="coze:not-a-secret")
     assert report.status == 0
-    assert report.marked(OK) == set(SUBJECTS)
+    # Mosquitto as it comes takes 20 unacknowledged messages.
+    assert report.marked(OK) == set(SUBJECTS) - {"broker limits"}
     assert tuple(report.found) == SUBJECTS
     assert "MariaDB" in report.found["database login"].says
-    assert report.output.endswith("\nThe bridge can run: python run.py\n")
+    assert "\nThe bridge can run: python run.py" in report.output
 
 
 def test_it_speaks_chinese(doctor):
@@ -343,6 +347,7 @@ def test_database_that_refuses(doctor):
         "table device_main",
         "table device_sensors",
         "table device_products",
+        "statements",
         "times",
     }
     assert report.found["broker speed"].mark == OK
@@ -421,7 +426,7 @@ def test_missing_table(doctor, own_mariadb):
     assert report.marked(FAILED) == {"table device_sensors"}
     assert report.found["table device_sensors"].says == "there is none in no_table"
     assert "DB_NAME" in report.found["table device_sensors"].advice
-    assert report.marked(SKIPPED) == {"times"}
+    assert report.marked(SKIPPED) == {"statements", "times"}
 
 
 def test_missing_columns_are_all_named(doctor, own_mariadb):
@@ -453,6 +458,7 @@ def test_columns_are_those_that_the_statements_of_the_store_name():
     assert columns_read() == {
         "device_main": [
             "device_control_config",
+            "device_sensor_config",
             "device_settings",
             "is_online",
             "last_seen",
@@ -511,10 +517,33 @@ def test_table_of_ids(doctor, own_mariadb):
     own_mariadb.execute(CREATE_TABLE.replace(f"EXISTS {TABLE}", f"EXISTS ids.{TABLE}"))
     readable = table()
     assert readable.mark == FAILED
-    assert "INSERT command denied" in readable.says
+    assert "INSERT, UPDATE command denied" in readable.says
     assert "GRANT SELECT, INSERT, UPDATE, DELETE" in readable.advice
     own_mariadb.execute(f"GRANT INSERT, UPDATE, DELETE ON ids.{TABLE} TO '{READER}'@'%'")
     assert table().mark == OK
+
+
+def test_read_only_replica_is_named(doctor, own_mariadb):
+    own_mariadb.execute("SET GLOBAL read_only = 1")
+    try:
+        altered(own_mariadb, "replica")
+        own_mariadb.execute(CREATE_TABLE.replace(f"EXISTS {TABLE}", f"EXISTS replica.{TABLE}"))
+        own_mariadb.execute(f"GRANT INSERT, UPDATE, DELETE ON replica.{TABLE} TO '{READER}'@'%'")
+        found = doctor(database=own_mariadb, DB_NAME="replica", DEDUP_STORE="mysql").found
+    finally:
+        own_mariadb.execute("SET GLOBAL read_only = 0")
+    assert found[f"table {TABLE}"].mark == FAILED
+    assert f"{own_mariadb.host} is a read-only replica" in found[f"table {TABLE}"].says
+    assert "DB_HOST" in found[f"table {TABLE}"].advice
+
+
+def test_check_of_the_table_of_ids_leaves_nothing_in_it(doctor, own_mariadb):
+    altered(own_mariadb, "kept")
+    own_mariadb.execute(CREATE_TABLE.replace(f"EXISTS {TABLE}", f"EXISTS kept.{TABLE}"))
+    own_mariadb.execute(f"GRANT INSERT, UPDATE, DELETE ON kept.{TABLE} TO '{READER}'@'%'")
+    report = doctor(database=own_mariadb, DB_NAME="kept", DEDUP_STORE="mysql")
+    assert report.found[f"table {TABLE}"].mark == OK
+    assert own_mariadb.query(f"SELECT COUNT(*) FROM kept.{TABLE}") == [{"COUNT(*)": 0}]
 
 
 # Broker
@@ -655,12 +684,147 @@ def scripted_broker(packets: Mapping[int, bytes]) -> Iterator[Endpoint]:
         thread.join()
 
 
+LIMITS = [
+    ("retain_available false", NOTE, "retains no messages", "retain_available true"),
+    ("max_qos 0", FAILED, "QoS 0 alone", "max_qos 2"),
+    ("max_packet_size 4000", NOTE, "packets of 4000 bytes", "max_packet_size 66560"),
+    ("max_inflight_messages 30", NOTE, "takes 30 unacknowledged", "max_inflight_messages 1000"),
+]
+
+
+@pytest.mark.parametrize(("line", "mark", "says", "advice"), LIMITS)
+def test_limit_of_the_broker_is_told_with_the_line_to_change(
+    doctor, private_mosquitto, line, mark, says, advice
+):
+    found = doctor(private_mosquitto(line)).found["broker limits"]
+    assert found.mark == mark
+    assert says in found.says
+    assert advice in found.advice.splitlines()
+
+
+def test_limits_that_suffice(doctor, private_mosquitto):
+    broker = private_mosquitto("max_inflight_messages 1000")
+    assert doctor(broker).found["broker limits"].mark == OK
+
+
+def test_short_keepalive_of_the_broker_is_a_note(doctor):
+    with scripted_broker({CONNACK: b"\x00\x00\x03\x13\x00\x03"}) as broker:
+        found = doctor(broker).found["broker limits"]
+    assert (found.mark, "keepalive of 3 s" in found.says) == (NOTE, True)
+
+
+def test_broker_that_says_it_has_no_shared_subscriptions(doctor):
+    connack = b"\x00\x00\x02\x2a\x00"
+    with scripted_broker({CONNACK: connack, SUBACK: b"\x00\x9e\x9e"}) as broker:
+        found = doctor(broker).found["broker limits"]
+    assert (found.mark, found.says.partition(":")[0]) == (
+        FAILED,
+        "it has no shared subscriptions",
+    )
+    assert "MQTT_SHARE=" in found.advice.splitlines()
+
+
+def test_broker_that_takes_a_share_for_a_literal_topic(doctor):
+    with literal_broker() as broker:
+        shared = doctor(broker, MQTT_PROTOCOL="3.1.1")
+        plain = doctor(broker, MQTT_PROTOCOL="3.1.1", MQTT_SHARE="")
+    found = shared.found["request topics"]
+    assert (shared.status, found.mark) == (1, FAILED)
+    assert "delivers nothing by it" in found.says
+    assert "MQTT_SHARE=" in found.advice.splitlines()
+    assert plain.found["request topics"].mark == OK
+
+
+@contextlib.contextmanager
+def literal_broker() -> Iterator[Endpoint]:
+    """Speaks 3.1.1, and sends what is published back to whoever subscribed to that very topic."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        topics: set[bytes] = set()
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                (first,) = await reader.readexactly(1)
+                length = shift = 0
+                while True:
+                    (digit,) = await reader.readexactly(1)
+                    length |= (digit & 127) << shift
+                    shift += 7
+                    if digit < 128:
+                        break
+                body = await reader.readexactly(length)
+                match first >> 4:
+                    case 1:
+                        writer.write(b"\x20\x02\x00\x00")
+                    case 3 if first & 6:
+                        size = int.from_bytes(body[:2])
+                        writer.write(b"\x40\x02" + body[2 + size : 4 + size])
+                        if body[2 : 2 + size] in topics:
+                            content = body[: 2 + size] + body[4 + size :]
+                            writer.write(b"\x30" + bytes((len(content),)) + content)
+                    case 8:
+                        rest, count = body[2:], 0
+                        while rest:
+                            size = int.from_bytes(rest[:2])
+                            topics.add(rest[2 : 2 + size])
+                            rest, count = rest[3 + size :], count + 1
+                        writer.write(b"\x90" + bytes((2 + count,)) + body[:2] + b"\x01" * count)
+                    case 12:
+                        writer.write(b"\xd0\x00")
+        writer.close()
+
+    loop = asyncio.new_event_loop()
+    server = loop.run_until_complete(asyncio.start_server(serve, LOOPBACK, 0))
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    yield Endpoint(*server.sockets[0].getsockname()[:2])
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    server.close()
+    loop.run_until_complete(asyncio.sleep(0.05))
+    loop.close()
+
+
+RIGHTS = {
+    "publishClientSend": ("plugin/request/#", "plugin/reply/#", "plugin/status/#", "devices/#"),
+    "publishClientReceive": ("plugin/#", "devices/#"),
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "mark"), [("$share/bridge/plugin/request/#", OK), ("plugin/request/#", FAILED)]
+)
+def test_dynamic_security_wants_the_share_in_its_rights(
+    doctor, private_mosquitto, tmp_path, pattern, mark
+):
+    file = tmp_path / "dynamic-security.json"
+    command = ("mosquitto_ctrl", "dynsec", "init", str(file), "bridge", "right")
+    subprocess.run(command, check=True, capture_output=True)
+    rights = json.loads(file.read_text())
+    rights["roles"][0]["acls"] = [
+        {"acltype": kind, "topic": topic, "allow": True, "priority": 0}
+        for kind, topics in (*RIGHTS.items(), ("subscribePattern", (pattern, "plugin/status/+")))
+        for topic in topics
+    ]
+    file.write_text(json.dumps(rights))
+    broker = private_mosquitto(
+        f"plugin {dynamic_security()}", f"plugin_opt_config_file {file}", anonymous=False
+    )
+    found = doctor(broker, MQTT_USERNAME="bridge", MQTT_PASSWORD="right").found["request topics"]
+    assert found.mark == mark
+    assert ("'$share/bridge/plugin/request/#' allow" in found.advice) == (mark == FAILED)
+
+
+def dynamic_security() -> Path:
+    """Mosquitto's plugin, where Debian puts it."""
+    return next(Path("/usr/lib").glob("*/mosquitto_dynamic_security.so"))
+
+
 def test_deployed_acl_is_enough(doctor, private_mosquitto):
     acl = (PROJECT / "deploy" / "mosquitto" / "acl").read_text(encoding="utf-8")
     broker = private_mosquitto(anonymous=False, passwords={"bridge": "right"}, acl=acl)
     report = doctor(broker, MQTT_USERNAME="bridge", MQTT_PASSWORD="right")
     assert report.status == 0
-    assert report.marked(NOTE) == {"API keys"}
+    assert report.marked(NOTE) == {"API keys", "broker limits"}
 
 
 ALL_RULES = {
@@ -814,7 +978,7 @@ def test_running_bridge_is_a_note_and_goes_on(doctor, private_bridge):
     assert "a bridge is already running" in report.found["port"].says
     assert "healthy" in report.found["port"].says
     assert f"{bridge.instance} is online already" in report.found["instance"].says
-    assert report.marked(NOTE) == {"API keys", "port", "instance"}
+    assert report.marked(NOTE) == {"API keys", "broker limits", "port", "instance"}
     assert bridge.ready
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import aiohttp
 import pytest
-from playwright.async_api import Page, expect
+from playwright.async_api import Page, Route, expect
 
 from bridge import __version__
 from bridge.observability.activity import LISTED_REQUESTS, WINDOW_SECONDS, Activity
@@ -173,6 +174,9 @@ async def test_snapshot_shows_health_and_what_was_answered(private_bridge):
         "operation": "device",
         "device_uuid": UNKNOWN_BOARD,
         "code": 404,
+        "outcome": "device_not_found",
+        "detail": "设备不存在，请核对 device_uuid",
+        "who": "http",
     }
     assert snapshot["health"]["status"] == "healthy"
 
@@ -251,7 +255,9 @@ async def test_a_switched_led_reaches_the_board_and_the_list(
     await page.goto(f"{bridge.url}/console")
     await open_device(page, BOARD_A)
     await expect(page.get_by_text(NAMES[BOARD_A])).to_be_visible()
-    await expect(page.locator(".reading", has_text="temperature")).to_contain_text("29.1°C")
+    reading = page.locator(".reading", has_text="temperature")
+    await expect(reading).to_contain_text("温度")
+    await expect(reading).to_contain_text("29.1°C")
     led = page.locator(".port", has_text=ALIAS)
     for button in await led.get_by_role("button").all():
         # Nobody knows yet, so that neither is claimed.
@@ -262,7 +268,7 @@ async def test_a_switched_led_reaches_the_board_and_the_list(
     command = (await listening.next_command()).json
     assert command == {"cmd": "led", "device_id": 1, "action": "on"}
     await expect(led.get_by_role("button", name="开")).to_have_attribute("aria-pressed", "true")
-    await expect(led.locator("summary")).to_contain_text("200")
+    await expect(led.locator("summary")).to_contain_text("已发送「开」")
     await expect(rows(page, "HTTP", "control", BOARD_A, "200")).to_have_count(1)
 
 
@@ -280,7 +286,7 @@ async def test_a_slider_sends_the_value_that_it_shows(
     await servo.get_by_role("button", name="发送").click()
 
     assert (await listening.next_command()).json["angle"] == 180
-    await expect(servo.locator("summary")).to_contain_text("200")
+    await expect(servo.locator("summary")).to_contain_text("已发送「180」")
 
 
 async def test_a_preset_is_run_by_its_button(
@@ -323,7 +329,7 @@ async def test_a_refusal_is_shown_as_the_bridge_words_it(page: Page, private_bri
 
     await led.get_by_role("button", name="开").click()
 
-    await expect(led.locator("summary")).to_contain_text("409")
+    await expect(led.locator("summary")).to_contain_text("「开」没有执行")
     await led.locator("summary").click()
     reply = json.loads(await led.locator("pre").inner_text())
     assert reply["error"] == "device_unreachable"
@@ -354,7 +360,7 @@ async def test_a_killed_broker_is_told_within_three_seconds_and_its_return_too(
     broker = private_mosquitto()
     bridge = private_bridge(broker=broker)
     await page.goto(f"{bridge.url}/console")
-    await expect(page.get_by_role("status")).to_have_text("一切正常")
+    await expect(page.locator("#verdict")).to_have_text("一切正常")
 
     await asyncio.to_thread(broker.kill)
     await expect(page.locator("#peer-mqtt")).to_contain_text("未连接", timeout=3000)
@@ -369,7 +375,7 @@ async def test_a_frozen_bridge_is_told_within_three_seconds(
 ):
     bridge = private_bridge()
     await page.goto(f"{bridge.url}/console")
-    await expect(page.get_by_role("status")).to_have_text("一切正常")
+    await expect(page.locator("#verdict")).to_have_text("一切正常")
 
     bridge.pause()
     try:
@@ -388,8 +394,9 @@ async def test_a_reload_shows_what_was_there_before(page: Page, private_bridge: 
 
     await page.reload()
 
-    await expect(rows(page, UNKNOWN_BOARD)).to_have_count(1)
-    await expect(page.locator("#plot-rate .note")).to_contain_text("1 次")
+    # The page opens the device of its address again.
+    await expect(rows(page, UNKNOWN_BOARD, "404")).to_have_count(2)
+    await expect(page.locator("#plot-rate .note")).not_to_contain_text(" 0 次")
 
 
 async def test_with_a_wrong_key_nothing_is_shown_and_with_the_right_one_everything(
@@ -439,7 +446,69 @@ async def test_the_chosen_language_and_theme_are_kept(page: Page, bridge: Bridge
 async def test_the_language_is_first_that_of_the_settings(page: Page, private_bridge: StartBridge):
     bridge = private_bridge(LANGUAGE="en")
     await page.goto(f"{bridge.url}/console")
-    await expect(page.get_by_role("status")).to_have_text("All is well")
+    await expect(page.locator("#verdict")).to_have_text("All is well")
+
+
+async def test_a_request_tells_its_reason_and_leads_to_its_device(
+    page: Page, private_bridge: StartBridge
+):
+    bridge = private_bridge()
+    await look_up(bridge, BOARD_A)
+    await look_up(bridge, UNKNOWN_BOARD)
+    await page.goto(f"{bridge.url}/console")
+    await expect(rows(page, UNKNOWN_BOARD)).to_contain_text("设备不存在")
+
+    await page.get_by_label("筛选请求").fill(BOARD_A)
+    await expect(rows(page, UNKNOWN_BOARD)).to_have_count(0)
+    await rows(page, BOARD_A).first.get_by_role("link").click()
+
+    await expect(page.locator("#device .name")).to_have_text(NAMES[BOARD_A])
+    # Its name is told in the list from now on.
+    await expect(rows(page, NAMES[BOARD_A])).not_to_have_count(0)
+
+
+async def test_a_device_is_found_by_name_and_opened(page: Page, bridge: Bridge):
+    asked: list[str] = []
+
+    async def listed(route: Route) -> None:
+        asked.append(route.request.url)
+        device = {"device_uuid": BOARD_A, "name": "走廊板", "online": True, "room": "三楼"}
+        await route.fulfill(
+            json={"code": 200, "msg": "成功", "data": {"devices": [device], "next_cursor": None}}
+        )
+
+    await page.route("**/api/devices?*", listed)
+    await page.goto(f"{bridge.url}/console")
+    await page.get_by_label("查找设备").fill("走廊")
+    await page.get_by_label("房间").select_option("三楼")
+    entry = page.locator("#devices").get_by_role("link", name="走廊板")
+    await expect(entry).to_contain_text("三楼")
+
+    await entry.press("Enter")
+
+    await expect(page.locator("#device .name")).to_have_text(NAMES[BOARD_A])
+    await expect(entry).to_have_attribute("aria-current", "true")
+    assert any("query=%E8%B5%B0%E5%BB%8A" in url for url in asked)
+
+
+async def test_a_list_that_is_refused_says_why_and_leaves_the_uuid(page: Page, bridge: Bridge):
+    refusal = {"code": 403, "msg": "失败", "data": None, "detail": "不可列出", "error": "forbidden"}
+    await page.route("**/api/devices?*", lambda route: route.fulfill(status=403, json=refusal))
+    await page.goto(f"{bridge.url}/console")
+    await expect(page.locator("#devices-note")).to_have_text("不可列出")
+    await open_device(page, BOARD_A)
+    await expect(page.locator("#device .name")).to_have_text(NAMES[BOARD_A])
+
+
+def test_the_page_keeps_to_what_chromium_90_knows():
+    newer = re.compile(
+        r"toReversed|toSorted|\.at\(|findLast|structuredClone|randomUUID\(|hasOwn\(|light-dark\("
+        r"|:has\(|color-mix\(|@container|@layer"
+    )
+    static = Path(__file__).parents[2] / "bridge" / "http" / "console" / "static"
+    for file in static.iterdir():
+        found = newer.search(file.read_text(encoding="utf-8"))
+        assert found is None, (file.name, found)
 
 
 @pytest.mark.parametrize("width", [320, 390, 768, 1280])

@@ -33,13 +33,13 @@ OFFERED_SENSORS = {
     "温度": (BOARD_A, 29.1, "°C"),
     "湿度": (BOARD_A, 61, "%"),
     "雨水": (BOARD_A, 0, ""),
-    "雨水级别": (BOARD_A, 3, ""),
+    "雨水级别": (BOARD_A, 3, "级"),
     "DS18B20": (BOARD_B, 23.8, "°C"),
     "DS18B20温度": (BOARD_B, 23.8, "°C"),
     "temperature": (BOARD_A, 29.1, "°C"),
     "humidity": (BOARD_A, 61, "%"),
     "rain": (BOARD_A, 0, ""),
-    "rain_level": (BOARD_A, 3, ""),
+    "rain_level": (BOARD_A, 3, "级"),
 }
 
 

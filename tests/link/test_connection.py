@@ -32,6 +32,8 @@ from bridge.link import (
     Link,
     LinkError,
     NotSentError,
+    heartbeat,
+    stream,
 )
 from bridge.link import connection as link_module
 from bridge.link import packets as wire
@@ -189,7 +191,7 @@ async def test_paho_keeps_to_the_socket_it_was_given(links):
     async with Scripted(ACCEPTED) as broker:
         link = await links.opened(broker)
         assert link._client._client._sock is link._for_paho
-        assert isinstance(link._socket, socket.socket)
+        assert isinstance(link._stream._socket, socket.socket)
 
 
 async def test_aiomqtt_starts_no_loop_of_its_own_on_our_connection(links):
@@ -197,7 +199,7 @@ async def test_aiomqtt_starts_no_loop_of_its_own_on_our_connection(links):
         link = await links.opened(broker)
         names = {task.get_name() for task in asyncio.all_tasks()}
         assert link._client._misc_task is None
-        assert "mqtt watch" in names
+        assert "mqtt heartbeat" in names
 
 
 async def test_aiomqtt_keeps_the_future_of_its_disconnection(links):
@@ -250,7 +252,7 @@ async def test_packet_ids_start_again_after_the_last_and_pass_over_those_in_use(
 
 async def test_connection_has_no_nagle_delay(links, mosquitto):
     link = await links.opened(mosquitto)
-    assert link._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
+    assert link._stream._socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
@@ -627,14 +629,14 @@ async def test_acknowledgement_says_which_message(links):
 async def test_reading_pauses_while_the_broker_does_not_read_and_goes_on_when_it_does(
     links, monkeypatch
 ):
-    monkeypatch.setattr(link_module, "_UNSENT_HIGH", 200_000)
-    monkeypatch.setattr(link_module, "_UNSENT_LOW", 50_000)
+    monkeypatch.setattr(stream, "_UNSENT_HIGH", 200_000)
+    monkeypatch.setattr(stream, "_UNSENT_LOW", 50_000)
     async with Scripted(ACCEPTED) as broker:
         inbox = Inbox()
         link = await links.opened(broker, inbox)
         broker.pause()
         sent = 0
-        while len(link._unsent) < 400_000:
+        while len(link._stream._unsent) < 400_000:
             link.publish("t", bytes(100_000), qos=0)
             sent += 1
             await asyncio.sleep(0)
@@ -645,7 +647,7 @@ async def test_reading_pauses_while_the_broker_does_not_read_and_goes_on_when_it
         assert (await inbox.next()).payload == b"not yet"
         for _ in range(sent):
             await broker.packet(wire.PUBLISH)
-        assert link._unsent == b""
+        assert link._stream._unsent == b""
         assert not link.lost.done()
 
 
@@ -794,8 +796,8 @@ async def test_end_of_the_broker_is_noticed_and_reaches_all_who_wait(
 
 
 async def test_broker_that_falls_silent_is_pinged_and_then_let_go(links, monkeypatch, no_noise):
-    monkeypatch.setattr(link_module, "SILENCE_BEFORE_PING", 0.5)
-    monkeypatch.setattr(link_module, "SILENCE_UNTIL_LOST", 1.5)
+    monkeypatch.setattr(heartbeat, "SILENCE_BEFORE_PING", 0.5)
+    monkeypatch.setattr(heartbeat, "SILENCE_UNTIL_LOST", 1.5)
     async with Scripted(ACCEPTED) as broker:
         link = await links.opened(broker)
         await broker.packet(PINGREQ)
@@ -805,8 +807,8 @@ async def test_broker_that_falls_silent_is_pinged_and_then_let_go(links, monkeyp
 
 
 async def test_broker_that_answers_pings_is_kept(links, monkeypatch):
-    monkeypatch.setattr(link_module, "SILENCE_BEFORE_PING", 0.5)
-    monkeypatch.setattr(link_module, "SILENCE_UNTIL_LOST", 1.5)
+    monkeypatch.setattr(heartbeat, "SILENCE_BEFORE_PING", 0.5)
+    monkeypatch.setattr(heartbeat, "SILENCE_UNTIL_LOST", 1.5)
     async with Scripted(ACCEPTED) as broker:
         link = await links.opened(broker)
         for _ in range(3):
@@ -817,8 +819,8 @@ async def test_broker_that_answers_pings_is_kept(links, monkeypatch):
 
 async def test_broker_that_answers_pings_but_acknowledges_no_more_is_let_go(links, monkeypatch):
     """A PUBACK that was dropped on the way would take its place in the send quota for good."""
-    monkeypatch.setattr(link_module, "SILENCE_BEFORE_PING", 0.2)
-    monkeypatch.setattr(link_module, "UNACKNOWLEDGED_UNTIL_LOST", 1.5)
+    monkeypatch.setattr(heartbeat, "SILENCE_BEFORE_PING", 0.2)
+    monkeypatch.setattr(heartbeat, "UNACKNOWLEDGED_UNTIL_LOST", 1.5)
     async with Scripted(ACCEPTED) as broker:
         link = await links.opened(broker)
         acknowledged = link.publish("plugin/reply/me", b"{}", qos=1)
@@ -838,7 +840,7 @@ async def test_broker_that_answers_pings_but_acknowledges_no_more_is_let_go(link
 
 async def test_broker_that_talks_without_end_is_told_that_we_live(links, monkeypatch):
     """What it sends does not count for its keepalive: only what we send does."""
-    monkeypatch.setattr(link_module, "_KEEPALIVE_SECONDS", 2)
+    monkeypatch.setattr(heartbeat, "KEEPALIVE_SECONDS", 2)
     async with Scripted(ACCEPTED) as broker:
         await links.opened(broker)
 
@@ -865,8 +867,8 @@ async def test_second_client_of_the_same_name_ends_the_first(links, mosquitto):
 
 def power_cut(link: Link) -> None:
     """Its connection ends as when its process is killed: without a DISCONNECT."""
-    assert link._socket is not None
-    link._socket.shutdown(socket.SHUT_RDWR)
+    assert link._stream._socket is not None
+    link._stream._socket.shutdown(socket.SHUT_RDWR)
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])

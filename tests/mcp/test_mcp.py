@@ -41,6 +41,8 @@ from tests.lab.platform import (
     UNKNOWN_BOARD,
 )
 
+LIST = "list_devices"
+# To those who may not list devices.
 TOOLS = ["describe_device", "read_sensor", "read_sensors", "control_port", "run_preset"]
 TEMPERATURE = {"device_uuid": BOARD_A, "sensor": "温度"}
 LED_ON = {"cmd": "led", "device_id": 1, "action": "on"}
@@ -121,8 +123,8 @@ async def test_tools_are_listed_to_clients_of_both_protocol_eras(connect, mode):
     assert [tool.name for tool in listed] == TOOLS
 
 
-async def test_tools_describe_themselves_in_both_languages_and_valid_schemas(bridge):
-    async with by_url(bridge) as client:
+async def test_tools_describe_themselves_in_both_languages_and_valid_schemas(open_list):
+    async with by_url(open_list) as client:
         listed = (await client.list_tools()).tools
         assert "设备" in client.instructions
         assert "devices" in client.instructions
@@ -134,9 +136,9 @@ async def test_tools_describe_themselves_in_both_languages_and_valid_schemas(bri
             assert schema["type"] == "object", tool.name
 
 
-async def test_arguments_have_plain_types(bridge):
+async def test_arguments_have_plain_types(open_list):
     """Clients that show a model the first type only would show it half of an `anyOf`."""
-    async with by_url(bridge) as client:
+    async with by_url(open_list) as client:
         listed = (await client.list_tools()).tools
     for tool in listed:
         for name, schema in tool.input_schema["properties"].items():
@@ -144,11 +146,11 @@ async def test_arguments_have_plain_types(bridge):
             assert schema["description"], (tool.name, name)
 
 
-async def test_only_reading_tools_say_that_they_change_nothing(bridge):
-    async with by_url(bridge) as client:
+async def test_only_reading_tools_say_that_they_change_nothing(open_list):
+    async with by_url(open_list) as client:
         listed = (await client.list_tools()).tools
     reading = {tool.name for tool in listed if tool.annotations.read_only_hint}
-    assert reading == {"describe_device", "read_sensor", "read_sensors"}
+    assert reading == {LIST, "describe_device", "read_sensor", "read_sensors"}
 
 
 @pytest.mark.parametrize("mode", ["auto", "legacy"])
@@ -386,6 +388,84 @@ async def test_trusted_address_needs_no_key(private_bridge: StartBridge):
         assert given(await client.call_tool("read_sensor", TEMPERATURE))["value"] == 29.1
 
 
+# ---- the list of devices ------------------------------------------------------------------------
+
+
+async def names_of(client: Client) -> list[str]:
+    return [tool.name for tool in (await client.list_tools()).tools]
+
+
+@pytest.fixture(scope="module")
+def open_list(mariadb: MariaDb) -> Iterator[Bridge]:
+    """A bridge whose list of devices is open to all."""
+    with Mosquitto() as broker, Bridge(broker, mariadb, DEVICE_LIST="open") as process:
+        yield process
+
+
+@pytest.fixture(params=["http", "stdio"])
+def connect_to_open_list(request, open_list: Bridge, tmp_path: Path) -> Connect:
+    if request.param == "http":
+        return lambda: by_url(open_list)
+    return lambda: by_stdio(open_list.broker, tmp_path, DEVICE_LIST="open")
+
+
+async def test_open_list_is_the_first_tool(connect_to_open_list):
+    async with connect_to_open_list() as client:
+        assert await names_of(client) == [LIST, *TOOLS]
+        assert "list_devices" in client.instructions
+
+
+async def test_device_is_found_by_name_and_read(connect_to_open_list):
+    async with connect_to_open_list() as client:
+        found = given(await client.call_tool(LIST, {"query": "水温"}))
+        assert found["next_cursor"] is None
+        (device,) = found["devices"]
+        assert (device["name"], device["product"]) == (NAMES[BOARD_B], "水温套件")
+        arguments = {"device_uuid": device["device_uuid"], "sensor": "temperature"}
+        assert given(await client.call_tool("read_sensor", arguments))["value"] == 23.8
+
+
+@pytest.mark.parametrize("empty", ["", None], ids=repr)
+async def test_what_a_model_leaves_empty_counts_as_not_given(connect_to_open_list, empty):
+    names = ("query", "room", "group", "online", "limit", "cursor")
+    async with connect_to_open_list() as client:
+        found = given(await client.call_tool(LIST, dict.fromkeys(names, empty)))
+    assert len(found["devices"]) == 5
+
+
+async def test_pages_are_turned_by_the_cursor(connect_to_open_list):
+    async with connect_to_open_list() as client:
+        first = given(await client.call_tool(LIST, {"limit": 3}))
+        second = given(await client.call_tool(LIST, {"limit": 3, "cursor": first["next_cursor"]}))
+        assert "cursor" in told(await client.call_tool(LIST, {"cursor": "made-up"}))
+    assert [len(page["devices"]) for page in (first, second)] == [3, 2]
+
+
+async def test_default_device_does_not_narrow_the_list(private_bridge: StartBridge):
+    process = private_bridge(DEVICE_LIST="open", MCP_DEVICE_UUID=BOARD_A)
+    async with by_url(process) as client:
+        assert len(given(await client.call_tool(LIST, {}))["devices"]) == 5
+
+
+async def test_list_that_is_not_to_be_had_is_not_offered_and_says_what_to_set(connect):
+    async with connect() as client:
+        assert await names_of(client) == TOOLS
+        assert "DEVICE_LIST" in told(await client.call_tool(LIST, {}))
+
+
+@pytest.mark.parametrize(
+    ("key", "offered"), [("open-sesame", True), ("just-looking", False), ("my-board", False)]
+)
+async def test_list_is_offered_to_a_key_that_allows_it(guarded, key, offered):
+    async with by_url(guarded, headers={"X-API-Key": key}) as client:
+        assert (LIST in await names_of(client)) is offered
+        result = await client.call_tool(LIST, {})
+    if offered:
+        assert len(given(result)["devices"]) == 5
+    else:
+        assert "密钥" in told(result)
+
+
 # ---- whose pages may ask ------------------------------------------------------------------------
 
 
@@ -413,7 +493,7 @@ async def test_page_of_a_stranger_is_refused_on_an_open_bridge(bridge, headers):
 async def test_who_shows_a_key_is_not_asked_for_names(guarded, headers):
     status, body = await post(guarded.url, **{"X-API-Key": "open-sesame"}, **headers)
     assert status == 200
-    assert len(body["result"]["tools"]) == len(TOOLS)
+    assert [tool["name"] for tool in body["result"]["tools"]] == [LIST, *TOOLS]
 
 
 # ---- the endpoint -------------------------------------------------------------------------------
@@ -429,7 +509,7 @@ MALFORMED: list[tuple[bytes, dict[str, str], int, str]] = [
     (b"{", {}, 400, "malformed_request"),
     (b'{"params":{"value":NaN}}', {}, 400, "malformed_request"),
     (b'{"params":"\\ud800"}', {}, 400, "malformed_request"),
-    (b"[]", {}, 400, "malformed_request"),
+    (b"1", {}, 400, "malformed_request"),
     (b" " * 70_000, {}, 413, "payload_too_large"),
     (b"{}", {"Content-Type": "text/plain"}, 415, "unsupported_media_type"),
 ]
@@ -441,6 +521,32 @@ async def test_what_is_no_message_gets_the_error_of_the_contract(
 ):
     got, body = await post(bridge.url, payload, **headers)
     assert (got, body["error"]) == (status, error)
+
+
+@pytest.mark.parametrize("batch", [b"[]", b' [{"jsonrpc":"2.0","id":1,"method":"ping"}]'])
+async def test_batch_is_refused_in_the_form_of_json_rpc(bridge, batch):
+    status, body = await post(bridge.url, batch)
+    assert (status, body["jsonrpc"], body["id"]) == (400, "2.0", None)
+    assert body["error"]["code"] == -32600
+    assert "batch" in body["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        "oauth-protected-resource",
+        "oauth-protected-resource/mcp/",
+        "oauth-authorization-server",
+        "openid-configuration",
+    ],
+)
+async def test_with_keys_there_is_no_authorization_server_to_be_found(guarded, bridge, document):
+    async with aiohttp.ClientSession() as http:
+        for url in (guarded.url, bridge.url):
+            async with http.get(f"{url}/.well-known/{document}") as response:
+                assert response.status == 404
+        async with http.get(f"{guarded.url}/.well-known/anything-else") as response:
+            assert response.status == 401
 
 
 async def test_there_is_no_stream_to_open(http):

@@ -147,13 +147,12 @@ def test_requirements_file_is_the_server_and_the_demo():
 
 def test_client_needs_four_packages(install):
     packages = install("").packages() - {NAME}
-    direct = {"aiomqtt", "orjson", "pydantic", "pydantic-settings"}
+    direct = {"aiomqtt", "orjson", "pydantic", "python-dotenv"}
     # What these four need in turn.
     indirect = {
         "annotated-types",
         "paho-mqtt",
         "pydantic-core",
-        "python-dotenv",
         "typing-extensions",
         "typing-inspection",
     }

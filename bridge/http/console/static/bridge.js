@@ -28,6 +28,14 @@ export function readDevice(uuid) {
   return ask(`api/devices/${encodeURIComponent(uuid)}`, { headers: headers() });
 }
 
+export function listDevices({ query, room, cursor }) {
+  const parameters = new URLSearchParams();
+  for (const [name, value] of Object.entries({ query, room, cursor })) {
+    if (value) parameters.set(name, value);
+  }
+  return ask(`api/devices?${parameters}`, { headers: headers() });
+}
+
 export function control(fields) {
   return command("api/control", fields);
 }

@@ -2,9 +2,11 @@
 
 import { follow, storeKey, storedKey } from "./bridge.js";
 import { DeviceView } from "./device.js";
+import { DeviceList } from "./devices.js";
 import { byId, make } from "./dom.js";
+import { deviceLink, forgetDevices, linkedDevice } from "./names.js";
 import { Plots } from "./plots.js";
-import { Requests } from "./requests.js";
+import { nameRows, Requests } from "./requests.js";
 import { count, currentLanguage, span, speak, word } from "./words.js";
 
 const LANGUAGE = "bridge-console-language";
@@ -20,16 +22,14 @@ const plots = new Plots({
   rate: byId("plot-rate"), errors: byId("plot-errors"), latency: byId("plot-latency"),
 });
 const device = new DeviceView(byId("device"));
+const devices = new DeviceList();
 const requests = new Requests({
   body: byId("requests"),
   empty: byId("no-requests"),
   pause: byId("pause"),
   onlyErrors: byId("only-errors"),
-  onDevice(uuid) {
-    byId("uuid").value = uuid;
-    device.lookUp(uuid);
-    byId("device-title").scrollIntoView({ block: "nearest" });
-  },
+  operations: byId("operations"),
+  filter: byId("filter"),
 });
 
 // ---- snapshots of the bridge ---------------------------------------------------------------------
@@ -40,7 +40,12 @@ function connect() {
     snapshot(snapshot) {
       byId("hail").hidden = true;
       byId("key-form").hidden = true;
-      byId("all").hidden = false;
+      byId("peers").hidden = false;
+      if (byId("all").hidden) {
+        byId("all").hidden = false;
+        devices.load();
+        openLinked();
+      }
       byId("forget-key").hidden = !storedKey();
       show(snapshot);
     },
@@ -58,6 +63,7 @@ function show(snapshot) {
   lost = false;
   plots.show(snapshot);
   requests.show(snapshot.requests);
+  nameRows();
   showState();
 }
 
@@ -66,8 +72,10 @@ function showState() {
   const { health, workers, instance } = latest;
   showPeer("mqtt", !lost && health.mqtt);
   showPeer("database", !lost && health.database);
-  fact("in-flight", lost ? word("noneYet") : count(health.in_flight));
-  fact("uptime", lost ? word("noneYet") : span(Math.floor(health.uptime_seconds)));
+  byId("facts").textContent = lost ? "" : [
+    `${word("inFlight")} ${count(health.in_flight)}`,
+    `${word("uptime")} ${span(Math.floor(health.uptime_seconds))}`,
+  ].join(" · ");
   byId("build").textContent = health.version;
   const name = verdict(health);
   const place = byId("verdict");
@@ -93,10 +101,6 @@ function showPeer(peer, connected) {
   );
 }
 
-function fact(name, text) {
-  byId(`peer-${name}`).querySelector("dd").textContent = text;
-}
-
 // ---- the key -----------------------------------------------------------------------------------
 
 function askForKey() {
@@ -107,8 +111,10 @@ function askForKey() {
   requests.forget();
   requests.draw();
   device.forget();
+  devices.forget();
+  forgetDevices();
   byId("build").textContent = "";
-  byId("all").hidden = byId("hail").hidden = true;
+  byId("all").hidden = byId("hail").hidden = byId("peers").hidden = true;
   byId("forget-key").hidden = true;
   byId("key-form").hidden = false;
   byId("key-fault").textContent = tried ? word("keyWrong") : "";
@@ -132,7 +138,30 @@ byId("forget-key").addEventListener("click", () => {
 byId("device-form").addEventListener("submit", (event) => {
   event.preventDefault();
   const uuid = byId("uuid").value.trim();
-  if (uuid) device.lookUp(uuid);
+  if (!uuid) return;
+  if (linkedDevice() === uuid) openLinked();
+  else location.hash = deviceLink(uuid);
+});
+
+async function openLinked() {
+  const uuid = linkedDevice();
+  devices.mark(uuid);
+  if (uuid === null) {
+    device.clear();
+    return;
+  }
+  await device.lookUp(uuid);
+  nameRows();
+}
+
+addEventListener("hashchange", async () => {
+  if (byId("all").hidden) return;
+  await openLinked();
+  // On a phone the device stands below the list.
+  const title = byId("device-title");
+  title.focus({ preventScroll: true });
+  title.scrollIntoView({ block: "nearest" });
+  if (innerWidth <= 900) title.scrollIntoView();
 });
 
 // ---- language and theme ------------------------------------------------------------------------
@@ -145,7 +174,9 @@ function setLanguage(language) {
   showTheme();
   showState();
   plots.draw();
+  requests.offerOperations();
   requests.draw();
+  devices.draw();
   device.draw();
 }
 

@@ -1,4 +1,4 @@
-"""Reaching a server: its name, its port, its certificate."""
+"""Whether a server can be reached: its name, its port, its certificate."""
 
 import asyncio
 import contextlib
@@ -47,7 +47,7 @@ async def _connect(host: str, port: int) -> None:
         OSError: the most telling of what went wrong.
     """
     addresses = await resolve(host, port)
-    results = await asyncio.gather(*(_knock(*address) for address in addresses))
+    results = await asyncio.gather(*(_try_address(*address) for address in addresses))
     errors = [error for error in results if error is not None]
     if len(errors) == len(results):
         raise next(
@@ -55,12 +55,12 @@ async def _connect(host: str, port: int) -> None:
         )
 
 
-async def _knock(family: int, address: Any) -> OSError | None:
-    with socket.socket(family, socket.SOCK_STREAM) as door:
-        door.setblocking(False)
+async def _try_address(family: int, address: Any) -> OSError | None:
+    with socket.socket(family, socket.SOCK_STREAM) as tried:
+        tried.setblocking(False)
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                await asyncio.get_running_loop().sock_connect(door, address)
+                await asyncio.get_running_loop().sock_connect(tried, address)
         except OSError as error:
             return error
     return None

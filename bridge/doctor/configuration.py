@@ -1,14 +1,11 @@
-"""The settings as they were given: where they come from, and what they leave open."""
+"""The settings as they are written: where they come from, and what they leave open."""
 
 import difflib
-import os
 from pathlib import Path
-
-from dotenv import dotenv_values
 
 from ..errors import Text
 from ..http.authentication import Keys
-from ..settings import ENV_FILE, SECRET_NAMES, Settings, SettingsError
+from ..settings import ENV_FILE, SECRET_NAMES, Settings, SettingsError, written_names
 from .findings import Examination, Finding, failed, note, ok
 
 _OUR_NAMES = frozenset(
@@ -28,7 +25,7 @@ _ALIKE = 0.77
 async def sources(_: Examination) -> Finding:
     """Where the settings come from: `.env` is looked for in the working folder alone."""
     path = Path.cwd() / ENV_FILE
-    filed, environment = _given_names()
+    filed, environment = written_names()
     # LANGUAGE is also gettext's, and tells of no one's having configured anything.
     ours = (_OUR_NAMES - {"LANGUAGE"}) & environment.keys()
     if not filed and ours:
@@ -55,9 +52,9 @@ async def sources(_: Examination) -> Finding:
 
 async def misspelt_names(_: Examination) -> Finding:
     """Names that are nobody's, but nearly ours."""
-    filed, environment = _given_names()
-    given = filed.keys() | environment.keys()
-    meant = {name: _name_meant(name, _OUR_NAMES - given) for name in sorted(given - _OUR_NAMES)}
+    filed, environment = written_names()
+    written = filed.keys() | environment.keys()
+    meant = {name: _name_meant(name, _OUR_NAMES - written) for name in sorted(written - _OUR_NAMES)}
     found = {name: ours for name, ours in meant.items() if ours is not None}
     if not found:
         return ok("没有疑似拼错的", "none looks misspelt")
@@ -76,15 +73,6 @@ def _name_meant(name: str, candidates: frozenset[str]) -> str | None:
     return next(iter(difflib.get_close_matches(name, near, n=1, cutoff=_ALIKE)), None)
 
 
-def _given_names() -> tuple[dict[str, str], dict[str, str]]:
-    """What `.env` and the environment hold, by names in capitals: case does not matter to us."""
-    filed = dotenv_values(ENV_FILE, encoding="utf-8")
-    return (
-        {name.upper(): value or "" for name, value in filed.items()},
-        {name.upper(): value for name, value in os.environ.items()},
-    )
-
-
 async def api_keys(examination: Examination) -> Finding:
     port = examination.settings.service_port
     try:
@@ -94,8 +82,8 @@ async def api_keys(examination: Examination) -> Finding:
     if keys.required:
         return ok("HTTP 接口需要密钥", "HTTP asks for one")
     return note(
-        f"没有：能访问端口 {port} 的任何人都可以控制设备",
-        f"none: whoever reaches port {port} may control devices",
+        f"没有，对所有人开放：能访问端口 {port} 的任何人都可以控制设备",
+        f"none, so that it is open to everyone: whoever reaches port {port} may control devices",
         Text("设置 API_KEYS=名称:密钥", "set API_KEYS=name:secret"),
     )
 

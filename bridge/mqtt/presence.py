@@ -1,0 +1,65 @@
+"""Our presence: a retained message that says whether we serve, and what we subscribed to."""
+
+import logging
+
+import aiomqtt
+import orjson
+
+from .. import __version__
+from ..link import REFUSED_FROM, Link
+from ..link.topics import Topics
+
+logger = logging.getLogger(__name__)
+
+
+class Presence:
+    """Announces it, and leaves a will; on a broker that retains nothing, neither."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        self._retains = True
+        # When we started, in ISO 8601.
+        self.since: str | None = None
+
+    def give_up(self) -> None:
+        """Announce it no more: the broker keeps no retained messages. Said once."""
+        if self._retains:
+            self._retains = False
+            logger.warning("the broker keeps no retained messages: presence is not announced")
+
+    def will(self) -> aiomqtt.Will | None:
+        """What the broker shall say when we are gone."""
+        if not self._retains:
+            return None
+        return aiomqtt.Will(self._topics.presence, self._payload("offline"), qos=1, retain=True)
+
+    async def announce(self, link: Link, status: str) -> None:
+        """Say that we are `online` or `offline`.
+
+        Raises:
+            LinkError: the connection was lost.
+        """
+        if not self._retains:
+            return
+        # Before the replies that wait for a slow broker: there may be no time for all of these.
+        acknowledged = link.publish(
+            self._topics.presence, self._payload(status), qos=1, retain=True, never_late=True
+        )
+        assert acknowledged is not None
+        reason = await acknowledged
+        if reason >= REFUSED_FROM:
+            logger.warning(
+                "the broker refuses our presence on %s (reason code 0x%02X)",
+                self._topics.presence,
+                reason,
+            )
+
+    def _payload(self, status: str) -> bytes:
+        return orjson.dumps(
+            {
+                "status": status,
+                "version": __version__,
+                "since": self.since,
+                "subscribed": self._topics.filters,
+            }
+        )
