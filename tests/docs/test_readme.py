@@ -100,7 +100,12 @@ def test_test_command_is_a_program():
 
 
 @pytest.mark.parametrize(
-    "page", [ENGLISH, *sorted(str(page.relative_to(PROJECT)) for page in PROJECT.glob("docs/*.md"))]
+    "page",
+    sorted(
+        str(page.relative_to(PROJECT))
+        for pattern in ("*.md", "docs/*.md")
+        for page in PROJECT.glob(pattern)
+    ),
 )
 def test_every_link_to_a_file_leads_to_one_and_every_anchor_to_a_heading(page):
     text = (PROJECT / page).read_text(encoding="utf-8")
