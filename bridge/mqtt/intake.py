@@ -10,6 +10,7 @@ from collections.abc import Callable
 from functools import partial
 
 from ..core.dispatcher import Dispatcher
+from ..errors import Busy
 from ..link import Link, packets
 from ..observability.logs import printable
 from ..observability.metrics import Metrics
@@ -75,9 +76,28 @@ class Intake:
             self._log_retained(message)
             self._drop("retained", delivery)
             return
+        if self._is_rejected(delivery, message):
+            return
         task = self._loop.create_task(self._serve(delivery, message), name="mqtt request")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    def _is_rejected(self, delivery: Delivery, message: packets.Message) -> bool:
+        """Reject a request that has waited too long for a place before it got here.
+
+        Without a task: in a flood there are more of these than of anything else.
+        """
+        if not self._dispatcher.admission.is_overdue(message.came):
+            return False
+        try:
+            request, address = self._addressing.read(message)
+        except Dropped as dropped:
+            self._drop(dropped.reason, delivery)
+            return True
+        if not self._dispatcher.takes_place(request):
+            return False
+        self._replier.post(self._dispatcher.reject(request, Busy()), address, delivery)
+        return True
 
     async def _serve(self, delivery: Delivery, message: packets.Message) -> None:
         """Answer one request, or drop it by one of the rules."""

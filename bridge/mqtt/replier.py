@@ -6,7 +6,7 @@ that connection is lost too, the reply is what the broker hangs up on, and it is
 
 import asyncio
 import logging
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -71,15 +71,26 @@ class Replier:
 
     async def send(self, reply: Reply, address: ReplyAddress, delivery: Delivery) -> None:
         """Publish a reply; returns when it has left, or after a second."""
-        left: asyncio.Future[None] | None = None
-        has_left = False
+        departure = _Departure()
+        acknowledged = self.post(reply, address, delivery, departure.note)
+        if acknowledged is None or departure.has_left:
+            return
+        departure.left = self._loop.create_future()
+        acknowledged.add_done_callback(departure.end)
+        entry = self._deadlines.call_at(self._loop.time() + _LEAVE_SECONDS, departure.end)
+        try:
+            await departure.left
+        finally:
+            self._deadlines.cancel(entry)
 
-        def on_left() -> None:
-            nonlocal has_left
-            has_left = True
-            if left is not None and not left.done():
-                left.set_result(None)
-
+    def post(
+        self,
+        reply: Reply,
+        address: ReplyAddress,
+        delivery: Delivery,
+        on_left: Callable[[], None] | None = None,
+    ) -> "asyncio.Future[int] | None":
+        """Publish a reply without waiting; the PUBACK to come, if one is."""
         try:
             link = self._session.link
             if link is None:
@@ -87,31 +98,15 @@ class Replier:
             acknowledged = self._publish(link, reply, address, on_left=on_left)
         except (LinkError, PayloadTooLarge):
             self._begin(self._deliver(reply, address, delivery))
-            return
+            return None
         if acknowledged is None:
             self._deliveries.settle(delivery)
-            return
+            return None
         if len(self._unacknowledged) > _MANY_REPLIES:
             delivery.forget_message()
         self._unacknowledged.add(acknowledged)
         acknowledged.add_done_callback(partial(self._acknowledged, reply, address, delivery))
-        if not has_left:
-            left = self._loop.create_future()
-            await self._wait_until(left, acknowledged)
-
-    async def _wait_until(
-        self, left: "asyncio.Future[None]", acknowledged: "asyncio.Future[int]"
-    ) -> None:
-        def end(*_: object) -> None:
-            if not left.done():
-                left.set_result(None)
-
-        acknowledged.add_done_callback(end)
-        entry = self._deadlines.call_at(self._loop.time() + _LEAVE_SECONDS, end)
-        try:
-            await left
-        finally:
-            self._deadlines.cancel(entry)
+        return acknowledged
 
     def _acknowledged(
         self,
@@ -197,7 +192,7 @@ class Replier:
         reply: Reply,
         address: ReplyAddress,
         *,
-        on_left: Any = None,
+        on_left: Callable[[], None] | None = None,
         bare: bool = False,
     ) -> "asyncio.Future[int] | None":
         return link.publish(
@@ -219,3 +214,23 @@ class Replier:
             "a reply could not be delivered",
             extra={"why": why, "topic": printable(address.topic), "reason": reason},
         )
+
+
+class _Departure:
+    """Whether a reply has left, for one who may wait for it."""
+
+    __slots__ = ("has_left", "left")
+
+    def __init__(self) -> None:
+        self.has_left = False
+        self.left: asyncio.Future[None] | None = None
+
+    def note(self) -> None:
+        """It leaves."""
+        self.has_left = True
+        self.end()
+
+    def end(self, *_: object) -> None:
+        """Wait no longer."""
+        if self.left is not None and not self.left.done():
+            self.left.set_result(None)
