@@ -81,11 +81,6 @@ class Admission:
         """How many places are taken."""
         return self._taken
 
-    def is_overdue(self, received: float) -> bool:
-        """Whether a request that came then finds no place, and may wait no longer."""
-        is_full = self._taken >= self.places or bool(self._waiters)
-        return is_full and received + self._wait_seconds <= self._loop.time()
-
     async def enter(self, received: float | None = None) -> Place:
         """A place, waited for if need be.
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 
+from ..core.admission import WAIT_SECONDS
 from ..core.dispatcher import Dispatcher
 from ..errors import Busy
 from ..link import Link, packets
@@ -83,11 +84,12 @@ class Intake:
         task.add_done_callback(self._tasks.discard)
 
     def _is_rejected(self, delivery: Delivery, message: packets.Message) -> bool:
-        """Reject a request that has waited too long for a place before it got here.
+        """Reject a request that has waited longer for its turn than one may wait for a place.
 
+        More comes then than we can do, and what we do is better done for those who still wait.
         Without a task: in a flood there are more of these than of anything else.
         """
-        if not self._dispatcher.admission.is_overdue(message.came):
+        if self._clock() - message.read <= WAIT_SECONDS:
             return False
         try:
             request, address = self._addressing.read(message)
