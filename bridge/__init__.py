@@ -1,3 +1,3 @@
 """An MQTT request/reply bridge between plugins and ESP32 boards."""
 
-__version__ = "1.0.0"
+__version__ = "1.1.0"

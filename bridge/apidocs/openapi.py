@@ -11,7 +11,7 @@ from .examples import EXAMPLES
 from .refusals import Errors, by_code, example_of, refusals
 from .schemas import ENVELOPE, camel, components, error_of, fields_of, is_batch, ref, without_unused
 
-TITLE = "MQTT 请求/应答桥 / MQTT request/reply bridge"
+TITLE = "MQTT 请求/应答桥接服务 / MQTT request/reply bridge"
 DESCRIPTION = (
     "读取传感器、控制端口、执行预设；同样的操作也可通过 MQTT 调用，见 /asyncapi.json / "
     "Read sensors, control ports, run presets; the same operations answer over MQTT, "

@@ -310,6 +310,8 @@ class Link:
         if self._stream.close():
             # Releases what paho keeps of it (a socket pair, its own state).
             self._client._client._sock_close()
+        if self._watching is not None:
+            self._watching.cancel()
         self._inbox.clear()
         self._outbox.fail()
 
