@@ -116,7 +116,12 @@ class Link:
                 self._lose(LinkError("not connected"))
         self._client._disconnected.add_done_callback(self._on_disconnected)
         heartbeat = Heartbeat(
-            self._stream, self._inbox, self._outbox, ping=self._ping, lose=self._lose
+            self._stream,
+            self._inbox,
+            self._outbox,
+            ping=self._ping,
+            lose=self._lose,
+            keepalive=self.limits.keepalive or KEEPALIVE_SECONDS,
         )
         self._watching = self._loop.create_task(heartbeat.run(), name="mqtt heartbeat")
 

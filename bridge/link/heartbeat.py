@@ -32,6 +32,7 @@ class Heartbeat:
         *,
         ping: Callable[[], None],
         lose: Callable[[LinkError], None],
+        keepalive: float = KEEPALIVE_SECONDS,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._stream = stream
@@ -39,6 +40,7 @@ class Heartbeat:
         self._outbox = outbox
         self._send_ping = ping
         self._lose = lose
+        self._keepalive = keepalive
         self._last_ping = self._loop.time()
 
     async def run(self) -> None:
@@ -69,7 +71,7 @@ class Heartbeat:
             self._lose(LinkError("the broker does not answer"))
         elif oldest_age is not None and oldest_age > UNACKNOWLEDGED_UNTIL_LOST:
             self._lose(LinkError("the broker does not acknowledge"))
-        elif silence >= SILENCE_BEFORE_PING or now - stream.last_sent >= KEEPALIVE_SECONDS / 2:
+        elif silence >= SILENCE_BEFORE_PING or now - stream.last_sent >= self._keepalive / 2:
             # For the broker's keepalive only what we send counts, however much it says itself.
             self._ping(now)
 

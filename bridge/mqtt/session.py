@@ -31,6 +31,8 @@ _SHORT_LIVED_SECONDS, _SHORT_LIVED_IN_A_ROW = 5.0, 3
 # How long the retained presence may take to arrive.
 _PRESENCE_SECONDS = 1.0
 _RETAIN_NOT_SUPPORTED = 0x9A
+_QOS_NOT_SUPPORTED = 0x9B
+_NO_QOS_1 = "the broker takes no QoS 1 (maximum_qos); set it to 1 or 2 there"
 
 
 class Session:
@@ -101,6 +103,8 @@ class Session:
                 error = refused
                 if error.reason == _RETAIN_NOT_SUPPORTED:
                     self._presence.give_up()
+                elif error.reason == _QOS_NOT_SUPPORTED:
+                    error = LinkError(_NO_QOS_1, error.reason)
             self._disconnected(error)
             if not is_done():
                 await asyncio.sleep(next(waits))
@@ -276,7 +280,7 @@ class Session:
         """
         limits = link.limits
         if limits.maximum_qos < 1:
-            raise LinkError("the broker takes no QoS 1 (maximum_qos); set it to 1 or 2 there")
+            raise LinkError(_NO_QOS_1)
         if self._settings.mqtt_share and not limits.shared_subscriptions:
             raise LinkError("the broker has no shared subscriptions; set MQTT_SHARE= (empty)")
         if not limits.retain:

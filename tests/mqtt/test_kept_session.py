@@ -1,4 +1,4 @@
-"""The session that the broker keeps: never served with other subscriptions, never lost with ours."""
+"""The session that the broker keeps: never served with other subscriptions, nor lost with ours."""
 
 from __future__ import annotations
 

@@ -1,0 +1,63 @@
+"""Brokers with limits that they tell, and invokers of other protocol versions."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from tests.conftest import ConnectBoard, ConnectRequester, StartBridge
+from tests.lab.bridge import Bridge
+from tests.lab.mosquitto import Mosquitto
+from tests.lab.platform import BOARD_A
+from tests.lab.requester import Requester
+
+LIGHT = {"device_uuid": BOARD_A, "port_type": "led", "port_id": 1, "action": "on"}
+READING = {"device_uuid": BOARD_A, "sensor": "temperature"}
+
+
+@pytest.mark.parametrize("version", ["1.0", "1", "1.7", "1.0.3"])
+async def test_invoker_of_our_major_version_is_served(
+    bridge: Bridge, requester: Requester, version: str
+):
+    reply = await requester.ask("sensor-data", READING, user_properties={"__protVer": version})
+    assert reply.code == 200
+    assert dict(reply.user_properties)["__protVer"] == "1.0"
+
+
+@pytest.mark.parametrize("version", ["2.0", "0.9", "10.1", "", "one", "1.x", "-1", "1" * 400])
+async def test_invoker_of_another_version_is_told_and_nothing_is_executed(
+    bridge: Bridge, requester: Requester, board: ConnectBoard, version: str
+):
+    device = await board(BOARD_A)
+    reply = await requester.ask("control", LIGHT, user_properties={"__protVer": version})
+    assert (reply.code, reply.error) == (505, "unsupported_version")
+    told = dict(reply.user_properties)
+    assert (told["__stat"], told["__supProtMajVer"]) == ("505", "1")
+    assert told["__requestProtVer"][:300] == version[:300]
+    assert (await requester.ask("sensor-data", READING)).code == 200
+    assert not device.commands
+
+
+async def test_broker_that_retains_nothing_is_served_without_presence(
+    private_mosquitto,
+    private_bridge: StartBridge,
+    connect_requester: ConnectRequester,
+):
+    broker: Mosquitto = private_mosquitto("retain_available false")
+    bridge = private_bridge(broker=broker)
+    requester = await connect_requester(broker)
+    topic = requester.reply_topic()
+    await requester.subscribe(topic)
+    reply = await requester.ask("sensor-data", {**READING, "reply_to": topic})
+    assert reply.code == 200
+    assert bridge.output.count("presence is not announced") == 1
+
+
+async def test_broker_without_qos_1_is_named_and_the_bridge_is_not_ready(
+    private_mosquitto, private_bridge: StartBridge
+):
+    broker: Mosquitto = private_mosquitto("max_qos 0")
+    bridge = private_bridge(broker=broker, wait="live")
+    line = await asyncio.to_thread(bridge.wait_for_line, "maximum_qos")
+    assert "mqtt unavailable" in line
