@@ -322,7 +322,7 @@ async def test_operations_are_listed_each_with_the_schema_of_its_fields(call):
     (listed,) = data_of(await call.ask("operations")).values()
     fields = {one["operation"]: one["fields"] for one in listed}
     assert set(fields) == {
-        "sensor-data", "control", "preset", "device", "batch", "health", "operations",
+        "sensor-data", "control", "preset", "device", "devices", "batch", "health", "operations",
     }  # fmt: skip
     assert fields["sensor-data"]["required"] == ["device_uuid", "sensor"]
     assert set(fields["control"]["properties"]) == {

@@ -164,7 +164,7 @@ def all_expressions() -> list[str]:
 
 
 def used_metrics(expression: str) -> set[str]:
-    return set(re.findall(r"\bbridge_\w+", expression))
+    return set(re.findall(r"\b(?:bridge|process)_\w+", expression))
 
 
 def labels_used(expression: str) -> set[str]:
