@@ -71,7 +71,9 @@ def _children(parent: int) -> Iterator[int]:
 
 @pytest.fixture
 def impatient(private_mosquitto, mariadb, tmp_path) -> Iterator[Impatient]:
-    bridge = Impatient(private_mosquitto(), mariadb, WORKERS="2", TMPDIR=str(tmp_path))
+    (tmp_path / "keys").write_text("school:secret-of-the-school\n")
+    keys = {"API_KEYS_FILE": str(tmp_path / "keys"), "API_TRUSTED": "127.0.0.1"}
+    bridge = Impatient(private_mosquitto(), mariadb, WORKERS="2", TMPDIR=str(tmp_path), **keys)
     try:
         bridge.start()
         # It listens when the first of them does.
@@ -149,6 +151,30 @@ def test_parent_that_is_stopped_keeps_no_worker_from_answering(impatient):
         assert impatient.ready
     finally:
         os.kill(impatient.pid, signal.SIGCONT)
+    assert impatient.stop() == 0
+
+
+def test_worker_that_can_not_read_a_file_any_more_ends_nobody_else(impatient, mariadb, tmp_path):
+    gone = (tmp_path / "keys").rename(tmp_path / "gone")
+    ending, sound = impatient.workers
+    os.kill(ending, signal.SIGKILL)
+    # The death, and one start that fails.
+    impatient.wait_for_line("ended with status 2; starting it again")
+    assert "API_KEYS_FILE" in impatient.output
+    assert sound in impatient.workers
+    assert impatient.ready
+
+    gone.rename(tmp_path / "keys")
+    impatient.wait_until_ready(3)
+
+    # Two that share a port would split its requests between two sets of settings.
+    second = Bridge(impatient.broker, mariadb, WORKERS="2", SERVICE_PORT=str(impatient.port))
+    try:
+        second.spawn()
+        assert second.wait() == 1
+        assert f"can't listen on 127.0.0.1:{impatient.port}" in second.output
+    finally:
+        second.close()
     assert impatient.stop() == 0
 
 
