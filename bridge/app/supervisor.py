@@ -76,8 +76,8 @@ class Parent:
 
     settings: Settings
     stopping: asyncio.Event
-    # How many seconds a worker may be silent; while it starts, four times as many.
-    patience: int = 30
+    # Past this a silent worker is killed; while it starts, past four times this.
+    most_silent_seconds: int = 30
     workers: dict[int, _Worker] = field(default_factory=dict)
     # How many SIGHUPs there were.
     hangups: int = 0
@@ -195,7 +195,7 @@ class Parent:
             await asyncio.sleep(PULSE_SECONDS)
             for number, worker in self.workers.items():
                 worker.silent += 1
-                if worker.silent > self.patience * (1 if worker.listens else 4):
+                if worker.silent > self.most_silent_seconds * (1 if worker.listens else 4):
                     logger.error("worker %d hangs and is killed", number)
                     worker.send(signal.SIGKILL)
                     worker.silent = 0

@@ -11,7 +11,7 @@ What is guarded against was found by running asyncmy 0.2.18; each guard has a te
 - A deadline around connecting too: a handshake may hang (connect_timeout is for TCP alone;
   read_timeout would cost every query a timer).
 - `max_statement_time` / `max_execution_time`: a query that we gave up ends in the server too.
-- One retry on a lost connection: nobody pings what rests. For reads, and for the writes of
+- One retry on a lost connection: nobody pings idle connections. For reads, and for the writes of
   `database/idempotency.py`, which may be repeated.
 - Whatever a mangled packet makes asyncmy raise (IndexError, struct.error, …) is caught.
 """
@@ -80,7 +80,6 @@ class Database:
         self._slots = asyncio.Semaphore(settings.db_pool_size)
         self._connections = Connections(settings)
         metrics.watch_pool(settings.db_pool_size, self._connections.in_use)
-        self._address = DatabaseAddress.of(settings)
         if self._address.ignored:
             logger.warning(
                 "DATABASE_URL: parameters that are not understood and have no effect: %s",
@@ -171,7 +170,7 @@ class Database:
             if _errno(error) not in _LOST_CONNECTION:
                 raise
         # It is seldom the only one: the server was restarted, or all have rested for too long.
-        self._connections.cut_those_at_rest()
+        self._connections.cut_idle()
         return await self._run(sql, args)
 
     async def _run(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:

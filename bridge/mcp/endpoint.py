@@ -116,7 +116,7 @@ class Endpoint:
         return exchange.answered()
 
     async def close(self) -> None:
-        """End it; what is still in hand is given up."""
+        """End it, and cancel what is still in flight."""
         self._closing.set()
         if self._serving is not None:
             await self._serving

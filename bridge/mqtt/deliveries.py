@@ -44,7 +44,7 @@ class Deliveries:
         self._orphans: dict[int, Delivery] = {}
 
     def arrived(self, link: Link, message: packets.Message) -> Delivery | None:
-        """The delivery that a message is; None if it repeats one that we have in hand."""
+        """The delivery that a message is; None if it repeats one that is in flight."""
         if not message.qos:
             return Delivery(0, 0, message.came, None, message)
         orphan = self._orphans.pop(message.packet_id, None)
