@@ -49,7 +49,7 @@ class Scripted(Bridge):
         super().close()
 
 
-class KillingSoon(Scripted):
+class Supervised(Scripted):
     """Its parent kills workers that it has not heard of for `MOST_SILENT_SECONDS` seconds."""
 
     script = f"""
@@ -70,8 +70,8 @@ def _children(parent: int) -> Iterator[int]:
 
 
 @pytest.fixture
-def killing_soon(private_mosquitto, mariadb, tmp_path) -> Iterator[KillingSoon]:
-    bridge = KillingSoon(private_mosquitto(), mariadb, WORKERS="2", TMPDIR=str(tmp_path))
+def supervised(private_mosquitto, mariadb, tmp_path) -> Iterator[Supervised]:
+    bridge = Supervised(private_mosquitto(), mariadb, WORKERS="2", TMPDIR=str(tmp_path))
     try:
         bridge.start()
         # It listens when the first of them does.
@@ -102,33 +102,33 @@ async def ask(bridge: Bridge, times: int) -> None:
 # ---- one that ends or hangs ---------------------------------------------------------------------
 
 
-async def test_worker_that_crashes_goes_on_with_its_counts_and_leaves_nothing(killing_soon, tmp_path):
-    await ask(killing_soon, 40)
+async def test_worker_that_crashes_goes_on_with_its_counts_and_leaves_nothing(supervised, tmp_path):
+    await ask(supervised, 40)
     (folder,) = tmp_path.glob("bridge-metrics-*")
     files = sorted(path.name for path in folder.iterdir())
     for crash in (1, 2):
-        counted = await requests_counted(killing_soon)
+        counted = await requests_counted(supervised)
         assert counted >= 40
-        os.kill(killing_soon.workers[0], signal.SIGKILL)
-        await asyncio.to_thread(killing_soon.wait_until_ready, 2 + crash)
-        await ask(killing_soon, 40)
-        assert await requests_counted(killing_soon) == counted + 40
+        os.kill(supervised.workers[0], signal.SIGKILL)
+        await asyncio.to_thread(supervised.wait_until_ready, 2 + crash)
+        await ask(supervised, 40)
+        assert await requests_counted(supervised) == counted + 40
     assert sorted(path.name for path in folder.iterdir()) == files
 
 
-def test_worker_that_hangs_is_killed_and_replaced(killing_soon):
-    hanging, sound = killing_soon.workers
+def test_worker_that_hangs_is_killed_and_replaced(supervised):
+    hanging, sound = supervised.workers
     os.kill(hanging, signal.SIGSTOP)
-    killing_soon.wait_for_line("hangs and is killed", timeout=MOST_SILENT_SECONDS + 5)
-    killing_soon.wait_until_ready(3)
-    assert hanging not in killing_soon.workers
-    assert sound in killing_soon.workers
-    assert killing_soon.stop() == 0
+    supervised.wait_for_line("hangs and is killed", timeout=MOST_SILENT_SECONDS + 5)
+    supervised.wait_until_ready(3)
+    assert hanging not in supervised.workers
+    assert sound in supervised.workers
+    assert supervised.stop() == 0
 
 
-def test_machine_that_sleeps_costs_no_worker_its_life(killing_soon):
-    workers = killing_soon.workers
-    everyone = [killing_soon.pid, *workers]
+def test_machine_that_sleeps_costs_no_worker_its_life(supervised):
+    workers = supervised.workers
+    everyone = [supervised.pid, *workers]
     for pid in everyone:
         os.kill(pid, signal.SIGSTOP)
     # The machine's sleep; there is nothing to wait for but time.
@@ -137,19 +137,19 @@ def test_machine_that_sleeps_costs_no_worker_its_life(killing_soon):
         os.kill(pid, signal.SIGCONT)
     # Both answer, after the parent has looked at them again.
     time.sleep(1.5)
-    killing_soon.send_signal(signal.SIGHUP)
-    killing_soon.wait_for(lambda: killing_soon.output.count("were read again") == 2, "both of them")
-    assert killing_soon.workers == workers
-    assert "killed" not in killing_soon.output
+    supervised.send_signal(signal.SIGHUP)
+    supervised.wait_for(lambda: supervised.output.count("were read again") == 2, "both of them")
+    assert supervised.workers == workers
+    assert "killed" not in supervised.output
 
 
-def test_parent_that_is_stopped_keeps_no_worker_from_answering(killing_soon):
-    os.kill(killing_soon.pid, signal.SIGSTOP)
+def test_parent_that_is_stopped_keeps_no_worker_from_answering(supervised):
+    os.kill(supervised.pid, signal.SIGSTOP)
     try:
-        assert killing_soon.ready
+        assert supervised.ready
     finally:
-        os.kill(killing_soon.pid, signal.SIGCONT)
-    assert killing_soon.stop() == 0
+        os.kill(supervised.pid, signal.SIGCONT)
+    assert supervised.stop() == 0
 
 
 # ---- SIGHUP -------------------------------------------------------------------------------------
@@ -177,7 +177,7 @@ def test_hangup_before_it_serves_is_minded_and_does_not_end_it(private_mosquitto
 
 
 def test_hangup_while_workers_start_reaches_them_when_they_can_take_it(private_mosquitto, mariadb):
-    bridge = KillingSoon(private_mosquitto(), mariadb, WORKERS="2")
+    bridge = Supervised(private_mosquitto(), mariadb, WORKERS="2")
     try:
         bridge.spawn()
         wait_until(lambda: len(bridge.workers) == 2, 10, "the start of both")

@@ -580,7 +580,7 @@ async def test_drain_lets_a_tool_tell_what_was_done(
     process = private_bridge(DRAIN_TIMEOUT="4")
     listening = await board(BOARD_A, process.broker)
     async with by_url(process) as client:
-        # The client checks results against the tools' schemas, for which it could not ask during the drain.
+        # The client checks results against the tools' schemas; during the drain it can't ask.
         await client.list_tools()
         arguments = {"device_uuid": BOARD_A, "preset_key": SLOW_SEQUENCE}
         running = asyncio.create_task(client.call_tool("run_preset", arguments))
