@@ -108,9 +108,6 @@ class Connection:
                 raise refusal from None
             raise
 
-    async def _connect(self) -> Link:
-        return await self._establish(self._new_link())
-
     def _new_link(self) -> Link:
         return Link(self._broker, identifier=self._identifier, on_message=self._on_message)
 
@@ -135,7 +132,7 @@ class Connection:
     async def _reconnect(self) -> Link:
         for pause in pauses(0.1, 1.0):
             try:
-                return await self._connect()
+                return await self._establish(self._new_link())
             except LinkError as error:
                 self._trouble = str(error)
             await asyncio.sleep(pause)

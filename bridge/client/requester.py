@@ -5,7 +5,6 @@ import secrets
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import orjson
@@ -107,12 +106,7 @@ class BridgeClient:
         await self._connection.open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Leave; calls that still wait for a reply end with an error."""
         await self._connection.close()
 
