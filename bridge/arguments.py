@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
-from .errors import Language, Text
+from .errors import Language, Text, UnusableValue
 
 _DISTRIBUTION = "mqtt-request-reply-bridge"
 _USAGE = Text("用法：", "usage: ")
@@ -98,11 +98,9 @@ class _Parser(argparse.ArgumentParser):
         self.option("-h", Text("显示此帮助", "show this help"), "--help", action="help")
 
     def takes(self, name: str, told: Text, **options: Any) -> None:
-        """Add an argument that has its place."""
         self._takes.add_argument(name, help=told.in_(self._language), **options)
 
     def option(self, name: str, told: Text, *names: str, **options: Any) -> None:
-        """Add an option."""
         self._options.add_argument(name, *names, help=told.in_(self._language), **options)
 
     def error(self, message: str) -> NoReturn:
@@ -114,8 +112,6 @@ class _Parser(argparse.ArgumentParser):
 
 
 class _Commands:
-    """The commands of a parser."""
-
     def __init__(self, parser: _Parser, language: Language) -> None:
         self.language: Language = language
         title = Text("命令", "command").in_(language)
@@ -250,14 +246,6 @@ def _add_client_level(parser: _Parser) -> None:
 # ---- values -------------------------------------------------------------------------------------
 
 
-class _Wrong(Exception):
-    """A value that can't be used, in both languages."""
-
-    def __init__(self, zh: str, en: str) -> None:
-        super().__init__(en)
-        self.text = Text(zh, en)
-
-
 class _Checked:
     """Reads a value, and says what is wrong with it in the reader's language."""
 
@@ -267,14 +255,14 @@ class _Checked:
     def __call__(self, text: str) -> Any:
         try:
             return self._read(text)
-        except _Wrong as wrong:
+        except UnusableValue as wrong:
             raise argparse.ArgumentTypeError(wrong.text.in_(self._language)) from None
 
 
 def _port(text: str) -> int:
     port = int(text) if text.isascii() and text.isdigit() else 0
     if not 1 <= port <= 65535:
-        raise _Wrong("应为 1 到 65535 的整数", "must be a number from 1 to 65535")
+        raise UnusableValue("应为 1 到 65535 的整数", "must be a number from 1 to 65535")
     return port
 
 
@@ -284,7 +272,7 @@ def _field(text: str) -> tuple[str, Any]:
 
     name, equals, value = text.partition("=")
     if not (name and equals):
-        raise _Wrong(f"{text!r} 不是 名称=值", f"{text!r} is not name=value")
+        raise UnusableValue(f"{text!r} 不是 名称=值", f"{text!r} is not name=value")
     try:
         return name, orjson.loads(value)
     except orjson.JSONDecodeError:
@@ -297,5 +285,7 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 86400:
-        raise _Wrong(f"{text!r} 不是大于 0 的秒数", f"{text!r} is no number of seconds above 0")
+        raise UnusableValue(
+            f"{text!r} 不是大于 0 的秒数", f"{text!r} is no number of seconds above 0"
+        )
     return seconds

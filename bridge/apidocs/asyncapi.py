@@ -133,7 +133,6 @@ def _rows() -> list[Operation]:
 
 
 def _channels(row: Operation, prefix: str) -> JsonObject:
-    """Where an operation is asked for, and where it answers."""
     request = {"request": {"$ref": f"#/components/messages/{camel(row)}Request"}}
     return {
         row.name: {"address": f"{prefix}/request/{row.name}", "messages": request},

@@ -171,7 +171,6 @@ def _one_of(parts: list[JsonObject]) -> JsonObject:
 
 
 def _either(one: JsonObject, other: JsonObject) -> JsonObject:
-    """A property that two alternatives have."""
     if "properties" in one and "properties" in other:
         return _one_of([one, other])
     if "enum" in one and "enum" in other:

@@ -75,7 +75,6 @@ def refusals(row: Operation, transport: Transport, *, guarded: bool = False) -> 
 
 
 def by_code(errors: Errors) -> list[tuple[int, Errors]]:
-    """Errors that come sorted, a list for each code."""
     return [(code, list(group)) for code, group in groupby(errors, lambda error: error.code)]
 
 

@@ -108,7 +108,6 @@ class _Generator(GenerateJsonSchema):
 
 
 def ref(name: str) -> JsonObject:
-    """A reference to a component."""
     return {"$ref": _REF + name}
 
 
@@ -176,7 +175,6 @@ def _referred(part: object) -> Iterator[str]:
 
 
 def fields_of(row: Operation, schemas: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
-    """The properties of an operation's request."""
     properties: dict[str, JsonObject] = schemas[f"{camel(row)}Request"]["properties"]
     return properties
 

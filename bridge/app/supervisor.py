@@ -48,8 +48,6 @@ class _Pipes(NamedTuple):
 
 @dataclass(slots=True)
 class _Worker:
-    """One worker, from its start to its end."""
-
     process: asyncio.subprocess.Process
     # Heard of at least once: from then on it takes signals, and requests.
     listens: bool = False
@@ -85,7 +83,6 @@ class Parent:
     ready: bool = False
 
     async def run(self) -> int:
-        """Run all workers, and return the exit status."""
         self._warn_of_memory()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)

@@ -82,7 +82,6 @@ class Connection:
         return asyncio.get_running_loop().time() < self._settled
 
     def not_connected(self, request_id: str | None) -> NotConnected:
-        """What to raise for a request that found no connection."""
         return NotConnected(
             f"not connected to the MQTT broker at {self._broker.host}:{self._broker.port} "
             f"({self._trouble or 'closed'}) and nothing was executed; "

@@ -3,7 +3,7 @@
 from ..devices.listing import DeviceList, DevicesFields, page_of
 from ..errors import Forbidden, Text
 from ..settings import Settings
-from .context import Context
+from .attempt import Context
 from .grant import Grant
 from .request import Transport
 

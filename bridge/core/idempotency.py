@@ -59,8 +59,7 @@ class Attempt(Protocol):
     def has_left(self) -> bool:
         """Whether something has left, so that the outcome is to be kept."""
 
-    async def run(self) -> Reply:
-        """Execute it."""
+    async def run(self) -> Reply: ...
 
     def step_aside(self) -> None:
         """Say that it waits for another attempt.
@@ -71,8 +70,6 @@ class Attempt(Protocol):
 
 
 class Idempotency(Protocol):
-    """Where outcomes are kept."""
-
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
         """Run the attempt, unless the key is known: then its outcome, waiting for it if need be.
 
@@ -193,7 +190,6 @@ class MemoryIdempotency:
         self._total = _Share()
 
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
-        """See `Idempotency.execute`."""
         known = await self.recall(command, attempt)
         if known is not None:
             return Outcome(known, duplicate=True)
@@ -203,7 +199,6 @@ class MemoryIdempotency:
         return Outcome(await self._first(command, attempt), duplicate=False)
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
-        """See `Idempotency.recall`; what has expired is forgotten."""
         entry = self._entry(command.key)
         if entry is None:
             return None

@@ -37,8 +37,7 @@ from ..devices.models import (
     SequenceResult,
 )
 from ..errors import BridgeError, Text
-from .attempt import control_topic
-from .context import Context
+from .attempt import Context, control_topic
 from .device_list import devices
 from .sequences import run_sequence
 
@@ -48,8 +47,6 @@ HandleMany = Callable[[Sequence[Any], Context], Awaitable[Sequence[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row of the table."""
-
     name: str
     summary: Text
     method: Literal["GET", "POST"]
@@ -80,7 +77,6 @@ class Operation:
 
 
 async def sensor_data(fields: SensorDataFields, context: Context) -> Reading:
-    """One sensor's latest value."""
     names = sensors.candidates(fields.sensor)
     if names:
         (device,) = await context.services.store.sensors([(fields.device_uuid, names)])
@@ -143,7 +139,6 @@ async def preset(fields: PresetFields, context: Context) -> PresetResult | Seque
 
 
 async def device(fields: DeviceFields, context: Context) -> DeviceDescription:
-    """What a device says now and what can be done with it."""
     readings, profile = await asyncio.gather(
         _readings(fields.device_uuid, context), _profile(fields.device_uuid, context)
     )
@@ -164,13 +159,11 @@ async def config(fields: DeviceFields, context: Context) -> DeviceConfig:
 
 
 async def health(fields: NoFields, context: Context) -> Health:
-    """Whether database and broker are there."""
     del fields
     return context.services.health()
 
 
 async def operations(fields: NoFields, context: Context) -> OperationList:
-    """The operations there are, each with the JSON Schema of its fields."""
     del fields
     settings = context.services.settings
     return OperationList(

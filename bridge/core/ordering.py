@@ -59,7 +59,6 @@ class Ticket:
         return self._given_up or self._leave is not None
 
     def go(self) -> None:
-        """Leave, if it is to."""
         if self._leave is not None:
             self._leave()
 
@@ -82,7 +81,6 @@ class _Queue:
             self._tickets.append(ticket)
 
     def advance(self) -> None:
-        """Let all leave whose turn it is."""
         if self._advancing:
             # One that is leaving gives its place up: whoever let it leave goes on with the others.
             return

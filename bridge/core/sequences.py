@@ -8,8 +8,8 @@ from ..devices.models import DeviceProfile, ExecutedStep, SequenceResult
 from ..devices.names import device_key
 from ..devices.presets import PresetPlan, Step
 from ..errors import BridgeError, RequestTimeout, Text
-from .attempt import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM
-from .context import DRAIN_MARGIN, Context
+from .attempt import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Context
+from .context import DRAIN_MARGIN
 
 _DONE = Text(
     "预设「{preset}」已执行，共 {total} 步", "The preset '{preset}' was run, {total} steps"

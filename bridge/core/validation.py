@@ -18,20 +18,15 @@ def validated(fields: type[Fields], raw: JsonObject) -> Fields:
     try:
         return fields.model_validate(raw)
     except ValidationError as invalid:
-        faults = faults_of(invalid)
+        faults = [
+            FieldError(
+                tuple(fault["loc"]),
+                fault_text(fault["type"], **fault.get("ctx", {})),
+                fault["type"],
+            )
+            for fault in invalid.errors(include_url=False, include_input=False)
+        ]
         raise ValidationFailed(faults, _value_at(raw, faults[0].loc)) from None
-
-
-def faults_of(error: ValidationError) -> list[FieldError]:
-    """Every fault that pydantic found, in our words."""
-    return [
-        FieldError(
-            tuple(fault["loc"]),
-            fault_text(fault["type"], **fault.get("ctx", {})),
-            fault["type"],
-        )
-        for fault in error.errors(include_url=False, include_input=False)
-    ]
 
 
 def _value_at(value: Any, place: Sequence[str | int]) -> Any:

@@ -141,7 +141,6 @@ class BatchLoader(Generic[Key, Model]):
         return askers
 
     def _watch_the_first(self) -> None:
-        """See to it that whoever has waited longest is given up in time."""
         if self._overdue is not None:
             self._deadlines.cancel(self._overdue)
             self._overdue = None
@@ -150,7 +149,6 @@ class BatchLoader(Generic[Key, Model]):
             self._overdue = self._deadlines.call_at(overdue, self._give_up)
 
     def _give_up(self) -> None:
-        """Fail those who have waited too long, and nobody else."""
         count = sum(
             self._deadlines.has_passed(asker.arrived + self._timeout) for asker in self._waiting
         )

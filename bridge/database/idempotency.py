@@ -108,7 +108,6 @@ class MysqlIdempotency:
         return await self._known(_Numbered(b"", command, attempt), claimed=False)
 
     async def close(self) -> None:
-        """End the look-ups that are under way."""
         await self._rows.close()
 
     async def sweep(self) -> None:
@@ -144,7 +143,6 @@ class MysqlIdempotency:
         return await self._execute(own), False
 
     async def _execute(self, own: _Numbered) -> Reply:
-        """Execute what is written as intended, and write what came of it."""
         try:
             reply = await own.attempt.run()
         except BaseException:

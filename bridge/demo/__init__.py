@@ -66,7 +66,6 @@ async def run_demo(language: Language, *, http_port: int | None, mqtt_port: int 
 
 
 async def _run(settings: Settings) -> int:
-    """Build a world around a bridge, and end it after the bridge."""
     terminal = Terminal()
     devices = demo_devices(settings.language)
     an_hour_ago = datetime.now(settings.timezone).replace(tzinfo=None, microsecond=0) - _AN_HOUR

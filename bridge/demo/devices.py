@@ -33,7 +33,6 @@ class Device:
     active: bool = True
 
     def sensor_types(self) -> JsonObject:
-        """As in the product's column of that name."""
         return {
             f"{sensor.type}_{field}": {
                 "name": name.in_(self.language),
@@ -47,7 +46,6 @@ class Device:
         }
 
     def control_ports(self) -> JsonObject:
-        """As in the product's column of that name."""
         return {
             f"{kind}_{number}": {
                 "name": f"{kind.upper()}{number}",

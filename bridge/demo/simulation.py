@@ -16,8 +16,7 @@ class Sensor(Protocol):
     """A sensor: its type as the platform writes it, and what it measures, by field."""
 
     @property
-    def type(self) -> str:
-        """Such as DHT11."""
+    def type(self) -> str: ...
 
     @property
     def fields(self) -> Mapping[str, Text]:

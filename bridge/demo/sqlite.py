@@ -94,14 +94,12 @@ class SqliteBackend:
         return [await self.readings(device_uuid) for device_uuid, _ in wanted]
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:
-        """See `Store.readings`."""
         key = device_key(device_uuid)
         keys = _json([key])
         rows = await self._connection.execute_fetchall(_READINGS, (keys, keys))
         return readings_of(tuple(row) for row in rows).get(key)
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
-        """See `Store.profile`."""
         key = device_key(device_uuid)
         rows = await self._connection.execute_fetchall(_PROFILES, (_json([key]),))
         return profiles_of(tuple(row) for row in rows).get(key)
@@ -109,7 +107,6 @@ class SqliteBackend:
     async def devices(
         self, fields: DevicesFields, only: Collection[str] | None
     ) -> list[ListedDevice]:
-        """See `Store.devices`."""
         sql, arguments = device_list.statement(fields, only, column="{}")
         sql = sql.replace("IN %s", f"IN {_KEYS}").replace("%s", "?")
         given = [_json(each) if isinstance(each, tuple) else each for each in arguments]
@@ -120,13 +117,11 @@ class SqliteBackend:
     # ---- what the platform writes ---------------------------------------------------------------
 
     async def mark_seen(self, device_uuid: str, now: datetime) -> None:
-        """A device is there."""
         await self._connection.execute(_MARK_SEEN, (now.isoformat(" "), device_uuid))
 
     async def store_readings(
         self, device_uuid: str, sensor_type: str, values: Mapping[str, str], now: datetime
     ) -> None:
-        """The latest values of a device's sensors, by name."""
         await self._connection.executemany(
             _STORE_READING,
             [

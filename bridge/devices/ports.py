@@ -43,8 +43,6 @@ class NamedPort:
 
 @dataclass(frozen=True, slots=True)
 class PortTable:
-    """What is known of a device's ports."""
-
     ports: tuple[NamedPort, ...] = ()
     disabled: frozenset[Place] = frozenset()
     # Types of which some port is disabled: "all" (port 0) would switch that one too.
@@ -61,8 +59,6 @@ class PortTable:
 
 @dataclass(slots=True)
 class _Found:
-    """What the entries of a configuration amount to."""
-
     ports: dict[Place, Entry] = field(default_factory=dict)
     disabled: set[Place] = field(default_factory=set)
     disabled_types: set[str] = field(default_factory=set)

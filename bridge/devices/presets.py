@@ -110,7 +110,6 @@ def _check_ports(plan: PresetPlan, device: DeviceProfile) -> None:
 
 
 def preset_summaries(device: DeviceProfile) -> list[PresetSummary]:
-    """The device's presets, as `device` tells them."""
     return list(_summaries(device.settings_json))
 
 

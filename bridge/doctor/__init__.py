@@ -42,7 +42,6 @@ def _table(name: str) -> Text:
 
 
 def checks() -> tuple[Check, ...]:
-    """All checks, in the order in which they are made."""
     logged_in, connected = (_DATABASE_LOGIN,), (_BROKER_LOGIN,)
     unreachable = Text("设备是否接收", "unreachable devices")
     return (
@@ -109,7 +108,6 @@ async def examine(settings: Settings) -> int:
 
 
 async def _made(check: Check, examination: Examination, unsound: set[Text], ends: float) -> Finding:
-    """What a check found, within its time and that of the whole."""
     for need in check.needs:
         if need in unsound:
             return skipped(f"须先通过「{need.zh}」", f"'{need.en}' has to pass first")

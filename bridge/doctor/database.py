@@ -30,8 +30,6 @@ _CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
 class _ServerError(Exception):
-    """What the database server itself says, with its number."""
-
     def __init__(self, number: int, words: str) -> None:
         super().__init__(f"{words} ({number})")
         self.number = number
@@ -153,7 +151,6 @@ def columns_read() -> dict[str, list[str]]:
 
 
 async def readable(table: str, examination: Examination) -> Finding:
-    """Whether the columns that we read are there, and ours to read."""
     trouble = await _unreadable(examination, table, columns_read()[table])
     return trouble or ok("可以读取", "may be read")
 

@@ -29,8 +29,6 @@ class Finding:
 
 @dataclass(slots=True)
 class Examination:
-    """What the checks share."""
-
     settings: Settings
     database: Database
     name: str = field(default_factory=lambda: f"doctor-{secrets.token_hex(4)}")
@@ -46,7 +44,6 @@ class Check(NamedTuple):
 
 
 def ok(zh: str, en: str) -> Finding:
-    """As it should be."""
     return Finding("ok", Text(zh, en))
 
 

@@ -42,7 +42,6 @@ def _topic(examination: Examination, kind: Literal["reply", "status"]) -> str:
 
 
 def acl_rules(settings: Settings, rule: str) -> tuple[Advice, ...]:
-    """What Mosquitto's ACL has to say."""
     user = (f"user {settings.mqtt_username}",) if settings.mqtt_username else ()
     return (
         Text("ACL（示例：deploy/mosquitto/acl）：", "ACL (sample: deploy/mosquitto/acl):"),

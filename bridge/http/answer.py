@@ -30,8 +30,7 @@ class Connection(Protocol):
 
     is_surplus: bool
 
-    def watch_reader(self) -> None:
-        """Count what the client has not read among what is unsent."""
+    def watch_reader(self) -> None: ...
 
 
 class Answer(web.StreamResponse):
@@ -54,12 +53,10 @@ class Answer(web.StreamResponse):
         self._written = False
 
     def add_headers(self, headers: Sequence[tuple[str, str]]) -> None:
-        """Add headers before it is sent."""
         self._lines += "".join(f"{name}: {value}\r\n" for name, value in headers)
 
     @property
     def keep_alive(self) -> bool | None:
-        """Whether the connection goes on after it."""
         return self._keep_alive
 
     async def send(self, request: web.BaseRequest) -> None:

@@ -86,7 +86,6 @@ class Browsers:
         return _PREFLIGHT
 
     def cors(self, origin: str | None) -> Headers:
-        """The headers that say which page may read an answer."""
         if self._any_origin:
             return (("Access-Control-Allow-Origin", "*"),)
         if origin is not None and origin in self._origins:

@@ -37,7 +37,6 @@ class OperatorPages:
         self._mqtt_connected = mqtt_connected
 
     def places(self) -> Iterator[Place]:
-        """All that is to be served."""
         yield Place("/", self._root, open=True, cors=True)
         yield Place("/livez", self._livez, open=True, cors=True)
         yield Place("/readyz", self._readyz, open=True, cors=True)

@@ -44,7 +44,6 @@ class Fixed(NamedTuple):
         return cls(body, content_type, (*headers.items(), (hdrs.ETAG, tag)), tag)
 
     def answer(self, request: web.Request, status: int = 200) -> Answer:
-        """The answer to whoever asks for it."""
         if status == 200 and request.headers.get(hdrs.IF_NONE_MATCH) == self.tag:
             return Answer(304, self.content_type, b"", self.headers)
         return Answer(status, self.content_type, self.body, self.headers)
@@ -75,7 +74,6 @@ class SwaggerUi:
         self._admit = admit
 
     def places(self) -> Iterator[Place]:
-        """All that is to be served."""
         yield Place("/docs", self._page, open=True)
         for name, content_type in page.FILES.items():
             yield Place(f"/docs/{name}", fixed(partial(_swagger_file, name, content_type)))

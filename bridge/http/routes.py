@@ -25,6 +25,7 @@ from ..core.grant import Grant
 from ..core.operations import OPERATIONS, Operation
 from ..core.replies import Reply, reply_to_error
 from ..core.request import Request
+from ..devices.models import Health
 from ..errors import (
     Busy,
     Forbidden,
@@ -75,6 +76,7 @@ class HttpTransport:
         metrics: Metrics,
         observers: Observers,
         activity: Activity,
+        health: Callable[[], Health],
         is_ready: Callable[[], bool],
         mqtt_connected: Callable[[], bool],
         mounted: Sequence[Place] = (),
@@ -93,7 +95,7 @@ class HttpTransport:
             is_ready=is_ready,
             mqtt_connected=mqtt_connected,
         )
-        console = Console(settings, activity, dispatcher.health)
+        console = Console(settings, activity, health)
         swagger_ui = SwaggerUi(self._admit)
         self._places = (*pages.places(), *swagger_ui.places(), *console.places(), *mounted)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
@@ -124,7 +126,6 @@ class HttpTransport:
             raise PortTakenError(_port_taken(settings, error)) from None
 
     async def stop(self) -> None:
-        """Stop listening, and close the connections after what they are being answered."""
         if self._server is not None:
             await self._server.close(within=0.25)
 
@@ -305,10 +306,9 @@ class HttpTransport:
         body: bytes,
         status: int = 200,
         headers: Headers = (),
-        content_type: str = JSON_UTF8,
     ) -> Answer:
         cors = self._browsers.cors(_origin(request))
-        return Answer(status, content_type, body, (*cors, *headers))
+        return Answer(status, JSON_UTF8, body, (*cors, *headers))
 
 
 def _port_taken(settings: Settings, error: OSError) -> str:

@@ -99,7 +99,6 @@ class Protocol(web.RequestHandler):
         super().connection_lost(exc)
 
     def watch_reader(self) -> None:
-        """Count what this client has not read among what is unsent."""
         if self.transport is not None:
             self._server.unsent.watch(self.transport)
 
@@ -241,7 +240,6 @@ class Server:
         return self._open > self._most
 
     def closed(self) -> None:
-        """Count a connection no more."""
         self._open -= 1
 
     def _protocol(self) -> Protocol:

@@ -39,7 +39,6 @@ class UnsentReplies:
             self._timer = self._loop.call_later(_LOOK_SECONDS, self._look)
 
     def close(self) -> None:
-        """Watch nobody any more."""
         if self._timer is not None:
             self._timer.cancel()
         self._readers.clear()

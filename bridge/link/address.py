@@ -24,7 +24,6 @@ class BrokerAddress:
 
     @classmethod
     def of(cls, settings: "Settings") -> Self:
-        """The broker of the `MQTT_` settings."""
         return cls(
             settings.mqtt_broker,
             settings.mqtt_port,

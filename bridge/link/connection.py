@@ -253,7 +253,6 @@ class Link:
         return acknowledged
 
     def acknowledge(self, packet_id: int) -> None:
-        """Acknowledge a message that came in at QoS 1."""
         if not self.lost.done():
             self._stream.write(packets.puback(packet_id))
 
@@ -298,7 +297,6 @@ class Link:
         self._lose(LinkError(words, reason))
 
     def carry(self, packet: bytes) -> None:
-        """See `paho_adapter.Carrier`."""
         # Rare packets: they go at once, and what a DISCONNECT follows goes before it.
         self._stream.put(packet)
         self._stream.flush()
@@ -321,7 +319,6 @@ class Link:
         self._outbox.fail()
 
     def attach(self, real: socket.socket) -> None:
-        """See `paho_adapter.Carrier`."""
         self._stream.attach(real)
         self.reached_broker = True
 

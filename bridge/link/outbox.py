@@ -47,12 +47,10 @@ class Outgoing:
     acknowledged: asyncio.Future[int]
 
     def settle(self, reason: int) -> None:
-        """Its PUBACK has come."""
         if not self.acknowledged.done():
             self.acknowledged.set_result(reason)
 
     def fail(self, error: LinkError) -> None:
-        """No PUBACK will come."""
         if not self.acknowledged.done():
             self.acknowledged.set_exception(error)
             # Whoever waits raises it; a command whose request was given up has nobody.

@@ -102,7 +102,6 @@ def read_puback(body: bytes) -> tuple[int, int]:
 
 
 def puback(packet_id: int) -> bytes:
-    """A PUBACK that says success."""
     return b"\x40\x02" + _UINT16.pack(packet_id)
 
 

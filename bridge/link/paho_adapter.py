@@ -167,7 +167,6 @@ class PahoSocket:
         return self
 
     def give(self, first: int, body: bytes) -> None:
-        """Let paho read a packet."""
         self._given += bytes((first,)) + packets.varint(len(body)) + body
 
     def pending(self) -> int:

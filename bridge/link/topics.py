@@ -31,8 +31,6 @@ class Asked:
 
 
 class Topics:
-    """The topics of one bridge."""
-
     def __init__(
         self, prefix: str, share: str, instance: str, reply_filters: Sequence[str]
     ) -> None:

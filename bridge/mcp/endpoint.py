@@ -52,8 +52,6 @@ _NO_BATCHES = orjson.dumps(
 
 
 class Answered(NamedTuple):
-    """What the SDK answered."""
-
     status: int
     content_type: str
     body: bytes
@@ -80,7 +78,6 @@ class Endpoint:
         self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
 
     def places(self) -> Iterator[Place]:
-        """Where it is served."""
         for path in ("/mcp", "/mcp/"):
             yield Place(path, self.handle, method="POST", cors=True)
         # Clients that meet a 401 look here for a server that hands out tokens (RFC 9728, RFC 8414).
@@ -217,7 +214,6 @@ class _Exchange:
         return {"type": "http.request", "body": self.payload, "more_body": False}
 
     async def send(self, message: Message) -> None:
-        """Keep the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = dict(message.get("headers", ()))

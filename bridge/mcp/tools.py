@@ -36,8 +36,6 @@ INSTRUCTIONS = Text(
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool, which is one operation."""
-
     name: str
     operation: str
     title: Text
@@ -54,13 +52,11 @@ class Tool:
         return _self_contained(data, known)
 
     def fields(self, arguments: JsonObject, default_device: str) -> JsonObject:
-        """The operation's fields."""
         if _DEVICE not in OPERATIONS[self.operation].fields.model_fields:
             return arguments
         return _with_device(arguments, default_device)
 
     def result(self, fields: JsonObject, data: Any) -> JsonObject:
-        """What the tool gives, of the operation's data."""
         del fields
         return dict(data)
 
@@ -70,7 +66,6 @@ class ManyReadings(Tool):
     """Several readings by one batch; one that fails says so beside the others."""
 
     def input_schema(self, known: Schemas, *, has_default: bool) -> JsonObject:
-        """See `Tool.input_schema`."""
         item = _arguments("sensor-data", known, has_default=has_default)
         requests = {
             "type": "array",
@@ -82,7 +77,6 @@ class ManyReadings(Tool):
         return {"type": "object", "properties": {"requests": requests}, "required": ["requests"]}
 
     def output_schema(self, known: Schemas) -> JsonObject:
-        """See `Tool.output_schema`."""
         text = {"type": "string"}
         item = {
             "type": "object",
@@ -101,14 +95,12 @@ class ManyReadings(Tool):
         return _self_contained(whole, known)
 
     def fields(self, arguments: JsonObject, default_device: str) -> JsonObject:
-        """See `Tool.fields`."""
         requests = arguments.get("requests")
         if not isinstance(requests, list):
             return arguments
         return {"requests": [_item(request, default_device) for request in requests]}
 
     def result(self, fields: JsonObject, data: Any) -> JsonObject:
-        """See `Tool.result`."""
         both = zip(fields["requests"], data["results"], strict=True)
         return {"readings": [_outcome(request, body) for request, body in both]}
 

@@ -59,7 +59,6 @@ class MqttTransport:
             await asyncio.wait(owed)
 
     async def close(self) -> None:
-        """Give up what is still in flight, say that we are offline, and leave."""
         self._stopping = self._closed = True
         await self._intake.close()
         await self._replier.close()

@@ -155,7 +155,6 @@ class Metrics:
         return Gauge(name, words, labels, multiprocess_mode=over_workers, registry=self.registry)
 
     def request_answered(self, request: RequestAnswered) -> None:
-        """Count a request that was answered."""
         key = (request.transport, request.operation, request.outcome)
         children = self._answered.get(key)
         if children is None:
@@ -168,7 +167,6 @@ class Metrics:
         duration.observe(request.seconds)
 
     def command_executed(self, command: CommandExecuted) -> None:
-        """Count a command that was a duplicate."""
         if command.duplicate:
             self._duplicates.inc()
 
@@ -177,7 +175,6 @@ class Metrics:
         self._dropped.labels(reason).inc()
 
     def wrong_key(self) -> None:
-        """A request showed a wrong API key."""
         self._wrong_keys.inc()
 
     def watch_pool(self, size: int, in_use: Callable[[], int]) -> None:
@@ -186,11 +183,9 @@ class Metrics:
         self._count_pool_in_use = in_use
 
     def connected(self, to: str, connected: bool) -> None:
-        """Whether we are connected to `database` or `mqtt`."""
         self._connected.labels(to).set(1 if connected else 0)
 
     def reconnected(self, to: str) -> None:
-        """A lost connection was made anew."""
         self._reconnects.labels(to).inc()
 
     @property

@@ -12,7 +12,6 @@ audit = logging.getLogger("bridge.commands")
 
 
 def request_answered(request: RequestAnswered) -> None:
-    """Log a request."""
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug(
             "request",

@@ -63,7 +63,6 @@ class Console:
         self._health = health
 
     def places(self) -> Iterator[Place]:
-        """All that is to be served."""
         yield Place("/console", fixed(self._page), open=True)
         yield Place("/console/", _to_the_page, open=True)
         for file in _STATIC.iterdir():
