@@ -60,8 +60,11 @@ class Answer(web.StreamResponse):
         return self._keep_alive
 
     async def send(self, request: web.BaseRequest) -> None:
-        """Write it, and wait a second at most until its client has read it."""
-        if self._write(request):
+        """Write it, and wait a second at most until its client has read it.
+
+        A client that has gone is left to `prepare`, whose caller expects it.
+        """
+        if request.transport is not None and self._write(request):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_READ_SECONDS):
                     await request.writer.drain()
