@@ -13,17 +13,12 @@ _GAUGE_CELLS = 10
 
 
 class Sensor(Protocol):
-    """A sensor: its type as the platform writes it, and what it measures, by field."""
+    """A sensor: its type as the platform writes it, what people call its fields, and a report."""
 
-    @property
-    def type(self) -> str: ...
+    type: str
+    fields: Mapping[str, Text]
 
-    @property
-    def fields(self) -> Mapping[str, Text]:
-        """What people call each field that it reports."""
-
-    def report(self) -> JsonObject:
-        """What it measures now, a little later than the last time."""
+    def report(self) -> JsonObject: ...
 
 
 class _Drift:
