@@ -116,11 +116,6 @@ def camel(row: Operation) -> str:
     return "".join(word.capitalize() for word in row.name.split("-"))
 
 
-def is_batch(row: Operation) -> bool:
-    """Whether an operation holds others."""
-    return row.name == "batch"
-
-
 def components(envelope: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
     """Every schema by its name: `…Request` and `…Reply` of each operation, and what they use.
 
@@ -147,6 +142,16 @@ def components(envelope: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
         # Its requests hold all of it.
         found.pop(name, None)
     return dict(sorted(found.items()))
+
+
+def data_of(row: Operation) -> JsonObject:
+    """The schema of an operation's data by itself: what it refers to is in its own `$defs`."""
+    schema = TypeAdapter(row.data).json_schema(mode="serialization", schema_generator=_Generator)
+    for part in (schema, *schema.get("$defs", {}).values()):
+        _tell_meanings(part)
+        # A docstring, meant for those who read the code.
+        part.pop("description", None)
+    return schema
 
 
 def without_unused(document: JsonObject) -> JsonObject:

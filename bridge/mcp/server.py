@@ -106,7 +106,7 @@ def _listed(settings: Settings) -> list[ListedTool]:
             title=tool.title.in_(settings.language),
             description=_in_both(tool.description, settings),
             input_schema=tool.input_schema(known, has_default=has_default),
-            output_schema=tool.output_schema(known),
+            output_schema=tool.output_schema(),
             annotations=_hints(tool),
         )
         for tool in TOOLS.values()
