@@ -57,9 +57,6 @@ class SettingsError(Exception):
     """Settings that can't be used; the message is one line that names the variables."""
 
 
-# ---- kinds of values ----------------------------------------------------------------------------
-
-
 def _parts(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())

@@ -76,9 +76,6 @@ def _with_content(part: JsonObject, flat: Flatten, *, with_example: bool = True)
     return {**part, "content": content}
 
 
-# ---- schemas ------------------------------------------------------------------------------------
-
-
 def _flat(schema: JsonObject, schemas: Mapping[str, JsonObject]) -> JsonObject:
     if "$ref" in schema:
         beside = {name: value for name, value in schema.items() if name != "$ref"}

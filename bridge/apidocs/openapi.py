@@ -107,9 +107,6 @@ def _both(text: Text) -> str:
     return f"{text.zh} / {text.en}"
 
 
-# ---- requests -----------------------------------------------------------------------------------
-
-
 def _parameters(row: Operation, schemas: Mapping[str, JsonObject]) -> list[JsonObject]:
     if row.method == "POST":
         return [_IDEMPOTENCY_KEY]
@@ -146,9 +143,6 @@ def _body(row: Operation) -> JsonObject:
             for number, example in enumerate(examples, start=1)
         }
     return {"required": True, "content": {_JSON: content}}
-
-
-# ---- responses ----------------------------------------------------------------------------------
 
 
 def _success(row: Operation) -> JsonObject:

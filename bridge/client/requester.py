@@ -94,8 +94,6 @@ class BridgeClient:
         """Where the replies to this client go."""
         return self._connection.reply_topic
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def __aenter__(self) -> Self:
         """Connect; from then on the connection comes back by itself.
 
@@ -109,8 +107,6 @@ class BridgeClient:
     async def __aexit__(self, *_: object) -> None:
         """Leave; calls that still wait for a reply end with an error."""
         await self._connection.close()
-
-    # ---- operations -----------------------------------------------------------------------------
 
     async def sensor_data(
         self, device_uuid: str, sensor: str, *, timeout: float | None = None

@@ -81,8 +81,6 @@ class BridgeClient:
         """Where the replies to this client go."""
         return self._client.reply_topic
 
-    # ---- life -----------------------------------------------------------------------------------
-
     def __enter__(self) -> Self:
         """Connect; from then on the connection comes back by itself.
 
@@ -103,8 +101,6 @@ class BridgeClient:
         """Disconnect; calls of other threads that still wait for a reply end with an error."""
         self._stop(wait=True)
 
-    # ---- operations -----------------------------------------------------------------------------
-
     sensor_data = _blocking(requester.BridgeClient.sensor_data)
     control = _blocking(requester.BridgeClient.control)
     preset = _blocking(requester.BridgeClient.preset)
@@ -114,8 +110,6 @@ class BridgeClient:
     operations = _blocking(requester.BridgeClient.operations)
     call = _blocking(requester.BridgeClient.call)
     request = _blocking(requester.BridgeClient.request)
-
-    # ---- the thread -----------------------------------------------------------------------------
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """What a call returns that runs in the thread; an interrupt of ours cancels it there."""

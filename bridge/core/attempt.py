@@ -53,8 +53,6 @@ class CommandAttempt:
         self.has_left = False
         self.commands_left = 0
 
-    # ---- for the dispatcher and the store of outcomes -------------------------------------------
-
     def prepare(self, ticket: Ticket, execute: Callable[[], Awaitable[Reply]]) -> None:
         """Say in which place of its device's queue it is, and how it is executed."""
         self._ticket = ticket
@@ -79,8 +77,6 @@ class CommandAttempt:
             self._ticket.give_up()
         if self._place is not None:
             self._place.step_aside()
-
-    # ---- for handlers ---------------------------------------------------------------------------
 
     def begin_sequence(self) -> None:
         """Say that several commands follow: the request is begun with the first one."""

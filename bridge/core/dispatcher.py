@@ -180,8 +180,6 @@ class Dispatcher:
         with context.in_time():
             return Reply(200, await row.handle(fields, context))
 
-    # ---- commands -------------------------------------------------------------------------------
-
     async def _command(
         self, row: Operation, fields: Any, request: Request, attempt: CommandAttempt
     ) -> Reply:
@@ -240,8 +238,6 @@ class Dispatcher:
             raise Expired()
         return Outcome(known, duplicate=True)
 
-    # ---- batches --------------------------------------------------------------------------------
-
     async def _batch(
         self, fields: BatchFields, request: Request, attempt: CommandAttempt
     ) -> BatchResult:
@@ -295,8 +291,6 @@ class Dispatcher:
         for item, outcome in zip(items, outcomes, strict=True):
             failed = isinstance(outcome, Exception)
             item.reply = reply_to_error(outcome, self._language) if failed else Reply(200, outcome)
-
-    # ---- observations ---------------------------------------------------------------------------
 
     def _observe(self, row: Operation | None, request: Request, reply: Reply) -> None:
         uuid = request.fields.get("device_uuid")

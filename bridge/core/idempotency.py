@@ -271,8 +271,6 @@ class MemoryIdempotency:
         except TimeoutError:
             raise OutcomeUnknown() from None
 
-    # ---- room -----------------------------------------------------------------------------------
-
     def _count(self, share: str, entries: int, size: int) -> None:
         used = self._shares.setdefault(share, _Share())
         for count in (used, self._total):

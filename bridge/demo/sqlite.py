@@ -72,8 +72,6 @@ class SqliteBackend:
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
 
-    # ---- as a backend ---------------------------------------------------------------------------
-
     @property
     def store(self) -> "SqliteBackend":
         return self
@@ -84,8 +82,6 @@ class SqliteBackend:
 
     async def close(self) -> None:
         """Leave it open: the platform goes on writing when the bridge has ended."""
-
-    # ---- as a store -----------------------------------------------------------------------------
 
     async def sensors(
         self, wanted: Sequence[tuple[str, tuple[str, ...]]]
@@ -113,8 +109,6 @@ class SqliteBackend:
         return device_list.devices_of(
             tuple(row) for row in await self._connection.execute_fetchall(sql, given)
         )
-
-    # ---- what the platform writes ---------------------------------------------------------------
 
     async def mark_seen(self, device_uuid: str, now: datetime) -> None:
         await self._connection.execute(_MARK_SEEN, (now.isoformat(" "), device_uuid))

@@ -32,9 +32,6 @@ _WHICH_PORT = Text(
 )
 
 
-# ---- control ------------------------------------------------------------------------------------
-
-
 def check_control(fields: ControlFields) -> None:
     """Refuse what no device could do, before anything is asked of the database.
 
@@ -136,9 +133,6 @@ def _port_called(name: str, ports: Sequence[NamedPort], port_type: str | None) -
     if matches:
         raise AmbiguousPort(port=name, ports=listed(matches))
     raise UnknownPortName(port=name, ports=listed(ports))
-
-
-# ---- stored commands ----------------------------------------------------------------------------
 
 
 def as_firmware_takes_it(stored: Mapping[str, Any]) -> JsonObject | None:

@@ -100,8 +100,6 @@ class HttpTransport:
         self._places = (*pages.places(), *swagger_ui.places(), *console.places(), *mounted)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def start(self) -> None:
         """Listen.
 
@@ -128,8 +126,6 @@ class HttpTransport:
     async def stop(self) -> None:
         if self._server is not None:
             await self._server.close(within=0.25)
-
-    # ---- routes ---------------------------------------------------------------------------------
 
     def _add_routes(self, app: web.Application) -> None:
         for row in OPERATIONS.values():
@@ -212,8 +208,6 @@ class HttpTransport:
             return self._respond(request, self._refused(error))
         return self._send(request, b"", 204, allowed)
 
-    # ---- operations -----------------------------------------------------------------------------
-
     async def _answer(
         self, row: Operation, request: web.Request, grant: Grant | None
     ) -> web.StreamResponse:
@@ -263,8 +257,6 @@ class HttpTransport:
         raise OperationNotFound(
             operations=", ".join(f"{row.method} {row.path}" for row in OPERATIONS.values())
         )
-
-    # ---- responses ------------------------------------------------------------------------------
 
     def _refused(self, error: Exception) -> Reply:
         """The reply to what never got as far as the dispatcher, counted here for that reason."""

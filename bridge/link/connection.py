@@ -84,8 +84,6 @@ class Link:
             socket_opened=self._stream.watch,
         )
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def open(self) -> None:
         """Connect and log in.
 
@@ -202,8 +200,6 @@ class Link:
         silence = self._loop.time() - self._stream.last_heard
         return not self.lost.done() and silence < SILENCE_BEFORE_PING + 1.5
 
-    # ---- what requests cost ---------------------------------------------------------------------
-
     def publish(
         self,
         topic: str,
@@ -256,8 +252,6 @@ class Link:
         if not self.lost.done():
             self._stream.write(packets.puback(packet_id))
 
-    # ---- reading --------------------------------------------------------------------------------
-
     def _read(self, data: bytes, all_read: bool) -> None:
         self._inbox.feed(data, all_read=all_read)
 
@@ -281,8 +275,6 @@ class Link:
                 # Once paho has given the connection up, it reads no more.
                 if self._client._client.loop_read() == MQTTErrorCode.MQTT_ERR_NO_CONN:
                     break
-
-    # ---- what paho tells ------------------------------------------------------------------------
 
     def _on_connack(self, flags: Any, props: Any) -> None:
         self.session_present = bool(getattr(flags, "session_present", False))

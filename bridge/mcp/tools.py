@@ -127,9 +127,6 @@ def _with_device(arguments: JsonObject, default_device: str) -> JsonObject:
     return arguments
 
 
-# ---- schemas ------------------------------------------------------------------------------------
-
-
 def _arguments(operation: str, known: Schemas, *, has_default: bool) -> JsonObject:
     row = OPERATIONS[operation]
     properties = {name: _never_null(of) for name, of in schemas.fields_of(row, known).items()}
@@ -150,8 +147,6 @@ def _never_null(schema: JsonObject) -> JsonObject:
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     return {**kinds[0], **beside} if kinds else beside
 
-
-# ---- the table ----------------------------------------------------------------------------------
 
 _ROWS: tuple[Tool, ...] = (
     Tool(

@@ -83,8 +83,6 @@ class Session:
         """Whether the broker keeps our session over a stop."""
         return self._settings.mqtt_session_expiry > 0
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def run(self, on_message: OnMessage, since: str, is_done: Callable[[], bool]) -> None:
         """Connect, and again whenever the connection is lost, until `is_done` or cancelled."""
         self._presence.since = since
@@ -150,8 +148,6 @@ class Session:
         if self.link is link:
             self.link = None
             self._linked.clear()
-
-    # ---- connecting -----------------------------------------------------------------------------
 
     async def _connect(self, on_message: OnMessage) -> Link:
         link = await self._open(on_message)
