@@ -256,11 +256,7 @@ class Settings(BaseModel):
 
 
 def load() -> Settings:
-    """Read the settings.
-
-    Raises:
-        SettingsError: a value can't be used; its message is one line without secrets.
-    """
+    """Read the settings; SettingsError is one line without secrets."""
     filed, environment = written_names()
     texts = {**filed, **environment}
     # In the environment it is GNU gettext's too, which writes "zh_CN:zh" there.
@@ -300,11 +296,7 @@ def reader_language(environment: Mapping[str, str]) -> Language:
 
 
 def written_names() -> tuple[dict[str, str], dict[str, str]]:
-    """What `.env` and the environment hold, by names in capitals: case does not matter.
-
-    Raises:
-        SettingsError: `.env` can't be read.
-    """
+    """What `.env` and the environment hold, by names in capitals; raises SettingsError."""
     try:
         # Windows' editors begin a UTF-8 file with a mark.
         text = Path(ENV_FILE).read_text(encoding="utf-8-sig")

@@ -118,12 +118,7 @@ class Bridge:
         )
 
     async def start(self) -> None:
-        """Listen, then connect in the background: neither an absent database nor an absent broker
-        stops the start.
-
-        Raises:
-            PortTakenError: someone else listens on our port.
-        """
+        """Listen, then connect in the background; raises PortTakenError."""
         on_signal("SIGHUP", self._reload_keys)
         await self._http.start()
         self._say_what_is_served()

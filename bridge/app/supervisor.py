@@ -183,10 +183,9 @@ class Parent:
             systemd.notify(f"READY=1\nSTATUS={listening} workers")
 
     async def _watch(self) -> None:
-        """Kill a worker that hangs: connected as it is, it would swallow its share of the requests.
+        """Kill a worker that hangs: it would swallow its share of the requests.
 
-        Told by counting, not by the clock: while the machine slept we slept too, and nobody could
-        speak.
+        Silence is counted in pulses, not by the clock: while the machine slept, nobody could speak.
         """
         while True:
             await asyncio.sleep(PULSE_SECONDS)

@@ -40,12 +40,9 @@ class Connection:
         self._closed = True
 
     async def open(self) -> None:
-        """Connect; from then on the connection comes back by itself.
+        """Connect, or raise NotConnected; from then on the connection comes back by itself.
 
         The version of the protocol is settled here: a broker that hangs up later is restarting.
-
-        Raises:
-            NotConnected: the broker can't be reached, or refuses us.
         """
         try:
             link = await self._connect_in_some_version()
@@ -139,8 +136,7 @@ class Connection:
 
 
 def _may_know_only_311(link: Link, error: LinkError) -> bool:
-    """Whether the broker's answer to a CONNECT of MQTT 5 is that of one that knows 3.1.1 only: a
-    refusal that says so, a connection closed without a word, or silence."""
+    """Whether the broker may know 3.1.1 only: it says so, hangs up on us, or is silent."""
     if error.reason is None:
         return link.reached_broker
     return error.reason in _UNSUPPORTED_PROTOCOL

@@ -67,14 +67,9 @@ class Exchange:
         self._replies = replies
 
     async def ask(self, question: Question) -> JsonObject:
-        """The reply's whole body, whatever its code.
+        """The reply's whole body, whatever its code; for what it raises see `BridgeClient.call`.
 
         An answer that is worth another try at once (`RETRIES`) is returned when time has run out.
-
-        Raises:
-            NotConnected, Unheard, NoReply: no reply came; see the classes.
-            CallError: what came is not a reply of a bridge.
-            Refused: the broker takes no packet of that size.
         """
         loop = asyncio.get_running_loop()
         for pause in pauses(0.1, 1.0):
@@ -158,12 +153,7 @@ class Exchange:
         return acknowledged
 
     def _check_worth_another_try(self, reason: int, question: Question) -> None:
-        """Fail at once if nobody is subscribed, unless an earlier attempt may have been heard, or
-        the connection was lost just now and the bridge may not be back yet.
-
-        Raises:
-            Unheard: nobody has heard the request.
-        """
+        """Raise Unheard if nobody has heard the request, nor will the next try be heard."""
         if reason != _NO_MATCHING_SUBSCRIBERS:
             raise Unheard(
                 f"the broker refused the request (reason code 0x{reason:02X}) and nothing was "

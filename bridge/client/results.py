@@ -11,11 +11,7 @@ T = TypeVar("T")
 
 
 def typed(kind: type[T], data: object) -> T:
-    """The data as one of `kind`.
-
-    Raises:
-        CallError: it is none.
-    """
+    """The data as one of `kind`, or CallError."""
     try:
         answer: T = _adapter(kind).validate_python(data)  # type: ignore[arg-type]
     except ValidationError:

@@ -68,11 +68,7 @@ class CommandAttempt:
         return max(0.0, self.deadline - time.monotonic())
 
     def step_aside(self) -> None:
-        """Leave the queue and the capacity to others: it waits for another attempt's outcome.
-
-        Raises:
-            Busy: too many wait so already.
-        """
+        """Leave the queue and the place to others while another attempt runs; raises Busy."""
         if self._ticket is not None:
             self._ticket.give_up()
         if self._place is not None:
@@ -96,12 +92,7 @@ class CommandAttempt:
             return await self._send(device, command, later)
 
     def check(self, reason: int, device: DeviceProfile) -> None:
-        """Check that the PUBACK of the first command says that it was delivered.
-
-        Raises:
-            DeviceUnreachable: nobody is subscribed.
-            PublishRefused: the broker did not accept it.
-        """
+        """Raise DeviceUnreachable or PublishRefused if the first command's PUBACK says so."""
         if reason == NO_MATCHING_SUBSCRIBERS:
             # Nothing was received: no outcome to keep.
             self.has_left = False
@@ -155,12 +146,7 @@ class Context:
 
     @contextmanager
     def in_time(self) -> Iterator[None]:
-        """Wait in the body until the deadline and no longer.
-
-        Raises:
-            RequestTimeout: it has come, and nothing was sent.
-            OutcomeUnknown: it has come, and something was sent.
-        """
+        """Bound the body by the deadline: RequestTimeout, or OutcomeUnknown once a command left."""
         try:
             with self.services.deadlines.until(self.deadline):
                 yield
@@ -169,11 +155,7 @@ class Context:
 
 
 def control_topic(device: DeviceProfile) -> str:
-    """Where a device listens for commands.
-
-    Raises:
-        UncontrollableDevice: the UUID that the platform stored can't be part of a topic.
-    """
+    """Where a device listens for commands; UncontrollableDevice if its UUID can't be in a topic."""
     if (
         not device.uuid
         or _NOT_IN_A_TOPIC.intersection(device.uuid)

@@ -141,11 +141,7 @@ class Dispatcher:
         return CommandAttempt(self._services, deadline, place, on_begun)
 
     def _checked(self, row: Operation, request: Request, attempt: CommandAttempt) -> Fields:
-        """The validated fields of a request that may begin.
-
-        Raises:
-            BridgeError: it may not begin: expired, invalid, or not allowed to this key.
-        """
+        """The validated fields; raises a BridgeError if the request may not begin."""
         # A command with an id may be a duplicate, which gets the first one's reply, expired or not.
         may_be_duplicate = row.commands and request.idempotency_key is not None
         if request.is_expired and not may_be_duplicate:
@@ -216,12 +212,7 @@ class Dispatcher:
     async def _once(
         self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
     ) -> Outcome:
-        """The outcome under an id; of an expired request, only if it is a duplicate.
-
-        Raises:
-            Expired: it is none.
-            BridgeError: see `Idempotency`.
-        """
+        """The outcome under an id; of an expired request only if it is a duplicate."""
         assert request.idempotency_key is not None
         command = CommandId(
             key_of(request.who, request.idempotency_key),

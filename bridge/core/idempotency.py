@@ -62,11 +62,7 @@ class Attempt(Protocol):
     async def run(self) -> Reply: ...
 
     def step_aside(self) -> None:
-        """Say that it waits for another attempt.
-
-        Raises:
-            Busy: too many wait so already.
-        """
+        """Wait for another attempt from now on; raises Busy if too many do."""
 
 
 class Idempotency(Protocol):
@@ -81,11 +77,7 @@ class Idempotency(Protocol):
         """
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
-        """The reply if the key is known, waiting for it if need be; None if it is not.
-
-        Raises:
-            IdempotencyConflict, OutcomeUnknown, Draining, Busy: see `execute`.
-        """
+        """The reply if the key is known, waiting for it if need be; raises as `execute` does."""
 
 
 def key_of(requester: str, request_id: str | bytes) -> bytes:

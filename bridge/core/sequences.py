@@ -45,12 +45,7 @@ class _Run:
     executed: list[ExecutedStep] = field(default_factory=list)
 
     async def all_steps(self) -> None:
-        """Run all steps.
-
-        Raises:
-            _CutShortError: some steps did not leave, or their arrival is in doubt.
-            BridgeError: the very first step did not leave, or reached no one.
-        """
+        """Run all steps; raises _CutShortError, or the first step's BridgeError."""
         last = len(self.plan.steps)
         for number, step in enumerate(self.plan.steps, start=1):
             await self._leave(number, step)
@@ -114,12 +109,7 @@ class _Run:
 
 
 async def run_sequence(context: Context, device: DeviceProfile, plan: PresetPlan) -> SequenceResult:
-    """Run a sequence, alone on its device; single commands go out between its steps.
-
-    Raises:
-        DeviceBusy: another sequence is running there.
-        BridgeError: the first step did not leave, or reached no one.
-    """
+    """Run a sequence, alone on its device; raises DeviceBusy, or the first step's error."""
     with context.services.queues.sequence(device_key(device.uuid)) as alone:
         if not alone:
             raise DeviceBusy(device=device.name)

@@ -10,11 +10,7 @@ from ..errors import FieldError, ValidationFailed, fault_text
 
 
 def validated(fields: type[Fields], raw: JsonObject) -> Fields:
-    """The fields of one operation.
-
-    Raises:
-        ValidationFailed: some are missing, or of the wrong type or range.
-    """
+    """The fields of one operation, or ValidationFailed."""
     try:
         return fields.model_validate(raw)
     except ValidationError as invalid:

@@ -51,11 +51,7 @@ class DatabaseAddress(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The database of `DATABASE_URL` if that is set, else of the `DB_` settings.
-
-        Raises:
-            SettingsError: the URL can't be used; the message holds nothing of it.
-        """
+        """The database of the settings; SettingsError, without its words, for an unusable URL."""
         if settings.database_url is not None:
             return cls._of_url(settings.database_url.get_secret_value().strip(), settings)
         return cls(
@@ -113,12 +109,9 @@ class DatabaseAddress(NamedTuple):
 
 
 def _tls_asked(asked: dict[str, str], charset: str) -> DatabaseTls | None:
-    """The TLS that parameters of a URL ask for; those that do are taken out of `asked`.
+    """The TLS that a URL's parameters ask for, which are taken out of `asked`; UnusableValue.
 
     The names are those of PyMySQL and of MySQL's own clients (`ssl_mode`).
-
-    Raises:
-        UnusableValue: a value can't be used.
     """
     if not _CHARSET.fullmatch(charset):
         raise UnusableValue(

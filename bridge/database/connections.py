@@ -112,12 +112,9 @@ def _session(charset: str, seconds: float) -> str:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """The context for `DB_TLS_CA` or for what `DATABASE_URL` asks; None for plain TCP.
+    """The context of `DB_TLS_CA` or `DATABASE_URL`, None for plain TCP; raises OSError.
 
-    It verifies the server, unless `DATABASE_URL` says that it shall not.
-
-    Raises:
-        OSError: a file can't be used.
+    It verifies the server, unless `DATABASE_URL` says otherwise.
     """
     # Always a context of our own: asyncmy takes an empty mapping for plaintext, and True for
     # encryption without verification.

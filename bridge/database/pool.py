@@ -102,11 +102,8 @@ class Database:
     async def fetch(self, sql: str, args: Sequence[Any] = (), *, deadline: float) -> list[Row]:
         """The rows of a read; tried once more if its connection turns out to be lost.
 
-        Args:
-            deadline: on the loop's clock; nothing is waited for past it.
-
         Raises:
-            DatabaseTimeout: no answer came in time.
+            DatabaseTimeout: no answer came by `deadline`, which is on the loop's clock.
             DatabaseUnavailable: the database can't be reached, refuses us, or makes no sense.
             StatementRefused: it refuses this statement (a `DatabaseUnavailable` too).
         """
@@ -114,16 +111,9 @@ class Database:
         return rows
 
     async def execute(self, sql: str, args: Sequence[Any] = (), *, deadline: float) -> int:
-        """Run a write, which must be such that running it twice does no harm.
+        """Run a write, maybe twice, as `fetch` does; how many rows it affected.
 
-        It is tried once more if its connection turns out to be lost, as reads are.
-
-        Returns:
-            The number of rows that it affected.
-
-        Raises:
-            DatabaseTimeout: no answer came in time; it may have been done, or be done later.
-            DatabaseUnavailable: see `fetch`; it may have been done.
+        With `DatabaseTimeout` and `DatabaseUnavailable` it may have been done, or be done later.
         """
         _, affected = await self._ask(sql, args, deadline)
         return affected
@@ -207,8 +197,7 @@ class Database:
     def _failed(self, sql: str, error: Exception, began: float) -> BridgeError:
         """Our error for whatever was raised; what it says goes to the log.
 
-        Args:
-            began: when the database's part began, on the loop's clock; before, it waited for us.
+        `began`: when the database's part began, on the loop's clock.
         """
         self.last_error = error
         errno = _errno(error)

@@ -38,14 +38,9 @@ _Translate = Callable[[int, bytes], bytes]
 
 @asynccontextmanager
 async def front_door(broker_port: int, wanted: int | None = None) -> AsyncIterator[int]:
-    """Listen, as long as the context lasts, for clients of both versions; the port.
+    """Listen for clients of both versions, as long as the context lasts; the port.
 
-    Args:
-        broker_port: where the broker listens.
-        wanted: the port to listen on, instead of the usual or a free one.
-
-    Raises:
-        NoFreePortError: the port that is wanted is taken, or no port is left.
+    Without a `wanted` port it is the usual one or a free one. Raises NoFreePortError.
     """
     open_now: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 

@@ -94,11 +94,7 @@ class Ports:
         self.state: dict[str, list[int]] = {kind: [0] * count for kind, count in counts.items()}
 
     def take(self, command: object) -> str:
-        """Do what a command says; one line that tells what happened.
-
-        Raises:
-            NotUnderstoodError: nothing happened.
-        """
+        """Execute a command, or raise NotUnderstoodError; one line that tells what happened."""
         match command:
             case {
                 "cmd": "led" | "relay" as kind,

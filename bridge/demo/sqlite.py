@@ -129,11 +129,7 @@ class SqliteBackend:
 async def open_database(
     devices: Sequence[Device], last_seen: datetime
 ) -> AsyncIterator[SqliteBackend]:
-    """A database in memory that knows these devices, none of them online yet.
-
-    Args:
-        last_seen: when those whose board is not there were seen last.
-    """
+    """A database in memory that knows these devices; `last_seen` is when the offline ones were."""
     async with aiosqlite.connect(":memory:", isolation_level=None) as connection:
         await connection.executescript(_TABLES)
         for number, device in enumerate(devices, start=1):

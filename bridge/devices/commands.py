@@ -33,12 +33,7 @@ _WHICH_PORT = Text(
 
 
 def check_control(fields: ControlFields) -> None:
-    """Refuse what no device could do, before anything is asked of the database.
-
-    Raises:
-        ValidationFailed: fields are missing or out of range.
-        InvalidControl: unknown port type or action, or a missing value.
-    """
+    """Refuse what no device could do, before the database is asked."""
     if fields.port is not None:
         return
     missing = [
@@ -53,12 +48,7 @@ def check_control(fields: ControlFields) -> None:
 
 
 def control_command(fields: ControlFields, device: DeviceProfile) -> JsonObject:
-    """The command that a control request means on this device.
-
-    Raises:
-        InvalidControl: unknown or ambiguous port, unknown type or action, missing value.
-        ValidationFailed: the value is out of the port's range.
-    """
+    """The command that a control request means on this device."""
     table = port_table(device)
     if table.unreadable:
         raise UnreadablePorts()

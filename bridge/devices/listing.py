@@ -28,11 +28,7 @@ class Position(NamedTuple):
 
     @classmethod
     def of(cls, cursor: str) -> "Position":
-        """The position that a cursor stands for.
-
-        Raises:
-            ValueError: it is none of ours.
-        """
+        """The position that a cursor stands for; ValueError if it is none of ours."""
         padded = cursor + "=" * (-len(cursor) % 4)
         try:
             parts = orjson.loads(urlsafe_b64decode(padded.encode("ascii")))

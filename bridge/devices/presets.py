@@ -67,9 +67,7 @@ def preset_plan(
     """What running the device's preset means; `limit` in seconds.
 
     Raises:
-        PresetNotFound: no preset has that key or name; it lists the presets there are.
-        InvalidPreset: it is ambiguous, malformed, too long, has no such parameter, or would command
-            a disabled port.
+        PresetNotFound, InvalidPreset: it can't be run; the error says why.
         ValidationFailed: a parameter is of another type than the stored one.
     """
     presets = _stored_presets(device.settings_json)

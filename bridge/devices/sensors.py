@@ -58,11 +58,7 @@ def find(device: DeviceReadings, sensor: str) -> SensorRow:
     """The row that `sensor` means, of a device with all its rows.
 
     A stored name goes first; then the names that people gave, the product's display names, its
-    keys, and the common names.
-
-    Raises:
-        SensorNotFound: none; it lists the sensors there are.
-        AmbiguousSensor: several bear that name; it lists them.
+    keys, and the common names. Raises SensorNotFound or AmbiguousSensor.
     """
     row = _meant(device, plain_name(sensor), None)
     if row is None:

@@ -81,11 +81,7 @@ def checks() -> tuple[Check, ...]:
 
 
 async def examine(settings: Settings) -> int:
-    """Make all checks and print what each found.
-
-    Returns:
-        The exit status: 0 when the bridge can work with these settings, 1 when it can't.
-    """
+    """Make all checks and print what each found; 0 when the bridge can work, else 1."""
     page = Page(settings)
     # One connection, and no longer waits than a check may take.
     patient = settings.model_copy(

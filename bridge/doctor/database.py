@@ -36,12 +36,7 @@ class _ServerError(Exception):
 
 
 async def _ask(examination: Examination, sql: str, *args: object) -> list[Row]:
-    """Rows from the database, over a pool like the bridge's own.
-
-    Raises:
-        _ServerError: the server refuses us, or the statement.
-        OSError: it can't be reached, does not answer, or has no TLS that we trust.
-    """
+    """Rows from the database, over a pool like the bridge's own; _ServerError or OSError."""
     deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
     try:
         return await examination.database.fetch(sql, args, deadline=deadline)
@@ -182,8 +177,7 @@ async def _unreadable(
 
 
 async def statements(examination: Examination) -> Finding:
-    """Whether the statements that answer requests do, on these tables, for a device that is not
-    there."""
+    """Whether the bridge's statements run on these tables, for a device that is not there."""
     settings = examination.settings
     store = MysqlStore(examination.database, min(settings.db_timeout, ANSWER_SECONDS), Metrics())
     uuid = examination.name

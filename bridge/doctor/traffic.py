@@ -27,11 +27,7 @@ _RETAINED_SECONDS = 0.3
 
 
 async def publish(link: Link, topic: str, payload: bytes = b"{}") -> int:
-    """Publish what expires at once; the PUBACK's reason code.
-
-    Raises:
-        LinkError: the broker closed the connection, as some do instead of refusing.
-    """
+    """Publish what expires at once; the PUBACK's reason code."""
     acknowledged = link.publish(topic, payload, qos=1, properties=packets.properties(expiry=1))
     assert acknowledged is not None
     return await acknowledged

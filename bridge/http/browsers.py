@@ -61,11 +61,7 @@ class Browsers:
         }
 
     def check(self, host: str | None, origin: str | None) -> None:
-        """Check a request that shows no key.
-
-        Raises:
-            Forbidden: a web page may have sent it.
-        """
+        """Raise Forbidden if a web page may have sent a request that shows no key."""
         if host is not None and not self._is_ours(host):
             raise Forbidden(reason=_HOST)
         if origin is None or origin in self._origins or _is_same(origin, host):
@@ -76,9 +72,6 @@ class Browsers:
         """The headers that answer a preflight; `announced` is its Access-Control-Request-Headers.
 
         Under `CORS_ORIGINS=*` any page may announce a key: the request itself must show it.
-
-        Raises:
-            Forbidden: the page may not ask.
         """
         names = {name.strip().casefold() for name in announced.split(",")}
         if not (self._any_origin and names & _KEY_HEADERS):

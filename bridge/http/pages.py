@@ -64,11 +64,7 @@ def fixed(read: Callable[[], Fixed]) -> Handler:
 
 
 class SwaggerUi:
-    """The page that shows the API documents, and its files.
-
-    Args:
-        admit: what the bearer of a request may do, as `Keys.admit` tells it.
-    """
+    """The page that shows the API documents, and its files."""
 
     def __init__(self, admit: Callable[[web.Request], Grant | None]) -> None:
         self._admit = admit

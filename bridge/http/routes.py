@@ -101,11 +101,7 @@ class HttpTransport:
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            PortTakenError: the address can't be bound.
-        """
+        """Listen, or raise PortTakenError."""
         app = web.Application(client_max_size=self._settings.max_payload)
         self._add_routes(app)
         self._server = Server(
@@ -175,12 +171,7 @@ class HttpTransport:
         return handle
 
     def _admitted(self, request: web.Request, *, open_: bool) -> Grant | None:
-        """What the caller may do; None: everything, or what is open to all.
-
-        Raises:
-            Unauthorized: there are keys, and the caller shows none of them.
-            Forbidden: no key is shown, and a web page may have sent the request.
-        """
+        """What the caller may do, None for everything; raises Unauthorized or Forbidden."""
         try:
             grant = self._admit(request)
         except Unauthorized:

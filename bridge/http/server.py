@@ -50,13 +50,7 @@ _CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 
 
 async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
-    """A request's body.
-
-    Raises:
-        PayloadTooLarge: it is longer than `limit` bytes.
-        RequestTimeout: it did not arrive in time.
-        MalformedRequest: it broke off, or its encoding is wrong.
-    """
+    """A request's body; PayloadTooLarge, RequestTimeout, or MalformedRequest if it broke off."""
     try:
         with in_time:
             return await request.read()
@@ -210,11 +204,7 @@ class Server:
         self.unsent = unsent or UnsentReplies()
 
     async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
-        """Listen.
-
-        Raises:
-            OSError: the address can't be bound.
-        """
+        """Listen; raises OSError if the address can't be bound."""
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_server(

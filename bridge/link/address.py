@@ -38,10 +38,8 @@ class BrokerAddress:
 def tls_context(settings: "Settings") -> ssl.SSLContext | None:
     """The context for `MQTT_TLS`, which always verifies; None for plain TCP.
 
-    The files are read anew for each connection, so that renewed certificates are taken up.
-
-    Raises:
-        OSError: they can't be used; its words name the settings.
+    The files are read anew for each connection, so that renewed certificates are taken up. Raises
+    OSError, whose words name the settings.
     """
     if not (settings.mqtt_tls or settings.mqtt_tls_ca or settings.mqtt_tls_cert):
         return None

@@ -26,11 +26,7 @@ _CONNECT_SECONDS = 5.0
 
 
 class Link:
-    """One connection, from CONNECT until it is lost or closed; never used twice.
-
-    Raises:
-        RuntimeError: the event loop can't watch a socket.
-    """
+    """One connection, from CONNECT until it is lost or closed; never used twice."""
 
     def __init__(
         self,
@@ -85,11 +81,7 @@ class Link:
         )
 
     async def open(self) -> None:
-        """Connect and log in.
-
-        Raises:
-            LinkError: the broker can't be reached, or refuses us.
-        """
+        """Connect and log in, or raise LinkError."""
         entering = self._loop.create_task(self._client.__aenter__(), name="mqtt connect")
         entering.add_done_callback(_look_at)
         try:
@@ -124,13 +116,9 @@ class Link:
         self._watching = self._loop.create_task(heartbeat.run(), name="mqtt heartbeat")
 
     async def subscribe(self, filters: Sequence[str], *, retained: bool = False) -> None:
-        """Subscribe at QoS 1, with the retain flag kept.
+        """Subscribe at QoS 1, with the retain flag kept; raises LinkError.
 
-        Args:
-            retained: whether stored retained messages are wanted.
-
-        Raises:
-            LinkError: the broker refused a filter, or the connection was lost.
+        `retained`: stored retained messages are wanted.
         """
         options: Any = 1
         if self.version5:
@@ -144,21 +132,13 @@ class Link:
                 raise LinkError(f"the broker refused the subscription to {topic}", reason)
 
     async def unsubscribe(self, filters: Sequence[str]) -> None:
-        """Unsubscribe.
-
-        Raises:
-            LinkError: no acknowledgement came.
-        """
         await self._unless_lost(self._client.unsubscribe(list(filters)))
 
     async def _unless_lost(self, call: Coroutine[Any, Any, Any]) -> Any:
-        """What a call of aiomqtt returns, in a task of its own.
+        """What a call of aiomqtt returns, in a task of its own; LinkError if it fails.
 
-        It waits by `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation, and
-        it waits its whole time for the answer of a broker that is gone.
-
-        Raises:
-            LinkError: the call failed, or the connection was lost first.
+        It waits by `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation, and it
+        waits its whole time for the answer of a broker that is gone.
         """
         calling = self._loop.create_task(call, name="mqtt call")
         calling.add_done_callback(_look_at)

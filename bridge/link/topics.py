@@ -55,20 +55,12 @@ class Topics:
         return self._reply + "/".join(levels)
 
     def check_client(self, asked: Asked, operations: Sequence[str]) -> None:
-        """A client level named like an operation would make default reply topics ambiguous.
-
-        Raises:
-            Forbidden: it is.
-        """
+        """Raise Forbidden for a client level that would make default reply topics ambiguous."""
         if asked.client in operations:
             raise Forbidden(reason=_CLIENT_NAMED_LIKE_OPERATION)
 
     def check_reply(self, topic: object, asked: Asked, named_by: str) -> str:
-        """A reply topic that the requester named, by this property, if it may.
-
-        Raises:
-            ReplyTopicForbidden: it is no plain topic, or not where replies to them may go.
-        """
+        """A reply topic that the requester named, by this property; ReplyTopicForbidden."""
         below = self._reply if asked.client is None else f"{self._reply}{asked.client}/"
         if isinstance(topic, str) and is_plain(topic) and len(topic.encode()) <= _LONGEST:
             if topic.startswith(below) and len(topic) > len(below):

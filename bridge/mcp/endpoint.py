@@ -86,11 +86,7 @@ class Endpoint:
             yield Place(f"/.well-known/{{document:{name}.*}}", _no_document, open=True)
 
     async def handle(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        """Answer one message.
-
-        Raises:
-            BridgeError: it is no message, or its sender may be a page on the internet.
-        """
+        """Answer one message."""
         received = time.monotonic()
         headers = request.headers
         limit = self._settings.max_payload

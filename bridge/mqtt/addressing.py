@@ -38,11 +38,7 @@ class Addressing:
         self._max_payload = max_payload
 
     def read(self, message: packets.Message) -> tuple[Request, ReplyAddress]:
-        """The request that a message is, rejected already if it is at fault; and its address.
-
-        Raises:
-            Dropped: a rule says that it is not answered.
-        """
+        """The request that a message is, and the address of its reply; raises Dropped."""
         asked = self._topics.asked(message.topic)
         envelope = self._open(message, asked)
         topic, refusal = self._reply_topic(message, asked, envelope)

@@ -132,11 +132,7 @@ class Session:
         await link.close(keep_session=self.keeps_session)
 
     async def next_link(self, give_up: float) -> Link:
-        """The connection, waited for until `give_up` on the loop's clock.
-
-        Raises:
-            TimeoutError: there was none in time.
-        """
+        """The connection, waited for until `give_up` on the loop's clock; then TimeoutError."""
         if self.link is None:
             async with asyncio.timeout_at(give_up):
                 while self.link is None:
@@ -269,11 +265,7 @@ class Session:
         )
 
     def _check_limits(self, link: Link) -> None:
-        """Check that the broker can do what we need, as its CONNACK tells.
-
-        Raises:
-            LinkError: it can't; it says what to change.
-        """
+        """Raise LinkError if the broker can't do what we need, as its CONNACK tells."""
         limits = link.limits
         if limits.maximum_qos < 1:
             raise LinkError(_NO_QOS_1)

@@ -15,12 +15,7 @@ from .session import Session
 
 
 class MqttTransport:
-    """Serves requests over MQTT by the dispatcher.
-
-    Args:
-        session: made first, since the dispatcher publishes commands by it.
-        deliveries: those of the session.
-    """
+    """Serves requests over MQTT by the dispatcher; `deliveries` are those of the session."""
 
     def __init__(
         self,

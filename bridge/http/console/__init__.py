@@ -49,11 +49,7 @@ _SNAPSHOT_HEADERS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "n
 
 
 class Console:
-    """The page, and the snapshots that it shows.
-
-    Args:
-        health: our state; never waits.
-    """
+    """The page, and the snapshots that it shows."""
 
     def __init__(
         self, settings: Settings, activity: Activity, health: Callable[[], Health]
