@@ -158,13 +158,11 @@ async def config(fields: DeviceFields, context: Context) -> DeviceConfig:
     return configuration.device_config(await _profile(fields.device_uuid, context))
 
 
-async def health(fields: NoFields, context: Context) -> Health:
-    del fields
+async def health(_: NoFields, context: Context) -> Health:
     return context.services.health()
 
 
-async def operations(fields: NoFields, context: Context) -> OperationList:
-    del fields
+async def operations(_: NoFields, context: Context) -> OperationList:
     settings = context.services.settings
     return OperationList(
         [

@@ -54,6 +54,7 @@ _PROBE_SECONDS = 1.0
 # was mangled on its way. RuntimeError is asyncmy's word for a login that it has not the means for.
 _TROUBLE = (MySQLError, OSError, EOFError, RuntimeError)
 _SILENT = "no answer in time"
+_OUTAGE = "outage"
 
 
 class StatementRefused(DatabaseUnavailable):
@@ -90,11 +91,8 @@ class Database:
         self.last_trouble: str | None = None
         # What the driver raised last; None once a statement has succeeded.
         self.last_error: Exception | None = None
-        # What was told of an outage, and of each statement that fails: once per change.
-        self._outage: str | None = None
-        self._told: dict[str, str] = {}
-        # What kinds of content were told of: the words differ with each value.
-        self._told_contents: set[object] = set()
+        # What was told of an outage, of each statement that fails, and of each kind of content.
+        self._told: dict[object, str] = {}
         self._last_success = float("-inf")
         self._was_available = False
         self.available = False
@@ -187,7 +185,8 @@ class Database:
             self._told.pop(sql, None)
         if not self.available:
             self.available = True
-            self.last_trouble = self._outage = None
+            self.last_trouble = None
+            self._told.pop(_OUTAGE, None)
             self._metrics.connected("database", True)
             if self._was_available:
                 self._metrics.reconnected("database")
@@ -210,49 +209,41 @@ class Database:
         trouble = f"{type(error).__name__}: {error}"
         if errno in _OVER_CONTENT or isinstance(error, UnicodeError):
             kind = _COLLATIONS if errno in _COLLATIONS else errno or type(error)
-            self._tell_of_content(kind, trouble)
+            # The words differ with each value.
+            level = logging.WARNING if self._is_new(kind, "") else logging.DEBUG
+            words = "a statement fails over a value in it and is tried again without: %s"
+            logger.log(level, words, trouble)
             return StatementRefused(errno, over_content=True)
+        if isinstance(error, _TROUBLE) and errno not in _REFUSED:
+            self._lost(trouble)
+            return DatabaseUnavailable()
+        self.last_trouble = trouble
         if not isinstance(error, _TROUBLE):
-            if self._is_news(sql, trouble):
+            if self._is_new(sql, trouble):
                 logger.error(
                     "a statement failed unexpectedly", exc_info=error, extra={"statement": sql}
                 )
             # Of a row that the driver can't convert, or of a packet that was mangled on its way.
             return StatementRefused(None, over_content=True)
-        if errno in _REFUSED:
-            if self._is_news(sql, trouble):
-                logger.warning("the database refuses a statement: %s", trouble)
-            return StatementRefused(errno, over_content=False)
-        self._lost(trouble)
-        return DatabaseUnavailable()
-
-    def _tell_of_content(self, kind: object, trouble: str) -> None:
-        """Log a statement that fails over its content: the first of its kind as a warning."""
-        first = kind not in self._told_contents
-        self._told_contents.add(kind)
-        logger.log(
-            logging.WARNING if first else logging.DEBUG,
-            "a statement fails over a value in it and is tried again without: %s",
-            trouble,
-        )
+        if self._is_new(sql, trouble):
+            logger.warning("the database refuses a statement: %s", trouble)
+        return StatementRefused(errno, over_content=False)
 
     def _lost(self, trouble: str) -> None:
         """The database is in trouble, by its own doing; told once per change."""
         self.available = False
         self._metrics.connected("database", False)
         self.last_trouble = trouble
-        if trouble != self._outage:
-            self._outage = trouble
+        if self._is_new(_OUTAGE, trouble):
             logger.warning(
                 "database unavailable: %s",
                 trouble,
                 extra={"database": str(self._address)},
             )
 
-    def _is_news(self, sql: str, trouble: str) -> bool:
-        """Whether one statement has not yet failed so; others may do well meanwhile."""
-        self.last_trouble = trouble
-        told, self._told[sql] = self._told.get(sql), trouble
+    def _is_new(self, about: object, trouble: str) -> bool:
+        """Whether this was not the last that was told about it."""
+        told, self._told[about] = self._told.get(about), trouble
         return told != trouble
 
 

@@ -53,8 +53,7 @@ def fixed(read: Callable[[], Fixed]) -> Handler:
     """A handler that serves what `read` gives; it is read once, when it is first asked for."""
     kept: Fixed | None = None
 
-    async def serve(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del grant
+    async def serve(request: web.Request, _: Grant | None) -> web.StreamResponse:
         nonlocal kept
         if kept is None:
             kept = await asyncio.to_thread(read)
@@ -74,11 +73,10 @@ class SwaggerUi:
         for name, content_type in page.FILES.items():
             yield Place(f"/docs/{name}", fixed(partial(_swagger_file, name, content_type)))
 
-    async def _page(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+    async def _page(self, request: web.Request, _: Grant | None) -> web.StreamResponse:
         """A browser can't show a key when it opens a page: with the 401 it gets the page all the
         same, which holds nothing yet and asks for the key.
         """
-        del grant
         try:
             self._admit(request)
         except WrongKey:

@@ -234,17 +234,15 @@ class HttpTransport:
         payload = await json_body(request, self._settings.max_payload, in_time)
         return open_payload(payload, self._settings.max_payload)
 
-    async def _health(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+    async def _health(self, request: web.Request, _: Grant | None) -> web.StreamResponse:
         """The health object bare, for monitors that read it so."""
-        del grant
         asked = Request(transport="http", operation="health", received=self._loop.time())
         async with self._dispatcher.serve(asked) as reply:
             pass
         healthy = reply.error is None and reply.data.status == "healthy"
         return self._send(request, orjson.dumps(reply.data), 200 if healthy else 503)
 
-    async def _not_found(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
+    async def _not_found(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
         raise OperationNotFound(
             operations=", ".join(f"{row.method} {row.path}" for row in OPERATIONS.values())
         )

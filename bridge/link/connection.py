@@ -55,7 +55,7 @@ class Link:
         )
         self._for_paho = paho_adapter.PahoSocket(self)
         self._stream = Stream(
-            on_data=self._read,
+            on_data=lambda data, all_read: self._inbox.feed(data, all_read=all_read),
             on_lost=lambda words: self._lose(LinkError(words)),
             before_write=self._before_write,
             may_read=lambda: not self._inbox.is_full,
@@ -231,9 +231,6 @@ class Link:
     def acknowledge(self, packet_id: int) -> None:
         if not self.lost.done():
             self._stream.write(packets.puback(packet_id))
-
-    def _read(self, data: bytes, all_read: bool) -> None:
-        self._inbox.feed(data, all_read=all_read)
 
     def _malformed(self, error: packets.MalformedPacketError) -> None:
         self._lose(LinkError(f"the broker sent a malformed packet: {error}"))

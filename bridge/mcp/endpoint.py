@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
@@ -49,12 +49,6 @@ _NO_BATCHES = orjson.dumps(
         "error": {"code": -32600, "message": "no batches: send each message by itself"},
     }
 )
-
-
-class Answered(NamedTuple):
-    status: int
-    content_type: str
-    body: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,14 +93,10 @@ class Endpoint:
         if refusal is not None:
             raise refusal
         caller = Caller(grant, received, traceparent_of(headers.get("traceparent")))
-        answered = await self._answer(payload, request, caller)
-        return Answer(answered.status, answered.content_type, answered.body)
-
-    async def _answer(self, payload: bytes, request: web.Request, caller: Caller) -> Answered:
         manager = await self._manager()
         exchange = _Exchange(payload)
         await manager.handle_request(_scope(request, caller), exchange.receive, exchange.send)
-        return exchange.answered()
+        return exchange.answer()
 
     async def close(self) -> None:
         """End it, and cancel what is still in flight."""
@@ -170,8 +160,7 @@ class Endpoint:
         return body
 
 
-async def _no_document(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-    del request, grant
+async def _no_document(_: web.Request, __: Grant | None) -> web.StreamResponse:
     raise OperationNotFound(operations="/openapi.json, /asyncapi.json, /docs")
 
 
@@ -217,11 +206,11 @@ class _Exchange:
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
 
-    def answered(self) -> Answered:
+    def answer(self) -> Answer:
         """The answer, once the application has ended."""
         if not self.status:
             raise RuntimeError("the MCP server ended without an answer")
-        return Answered(self.status, self.content_type, bytes(self.body))
+        return Answer(self.status, self.content_type, bytes(self.body))
 
 
 def _scope(request: web.Request, caller: Caller) -> dict[str, Any]:

@@ -54,8 +54,7 @@ class Tool:
             return arguments
         return _with_device(arguments, default_device)
 
-    def result(self, fields: JsonObject, data: Any) -> JsonObject:
-        del fields
+    def result(self, _: JsonObject, data: Any) -> JsonObject:
         return dict(data)
 
 

@@ -33,23 +33,7 @@ if WORKER_NUMBER in os.environ:
     # Before the first metric is made.
     _go_on_with_the_files_of(os.environ[WORKER_NUMBER])
 
-_SECONDS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    120.0,
-)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
