@@ -116,7 +116,6 @@ class _Parser(argparse.ArgumentParser):
         return checked
 
     def error(self, message: str) -> NoReturn:
-        """Complain in the reader's language, and end with status 2."""
         if self._language == "zh":
             message = _in_chinese(message)
         self.print_usage(sys.stderr)

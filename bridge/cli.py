@@ -13,7 +13,6 @@ from .settings import Settings, SettingsError, load, reader_language
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command that the arguments name; the exit status."""
     parsed = parse(arguments, reader_language(os.environ))
     try:
         if parsed.command == "demo":

@@ -38,8 +38,6 @@ Language = Literal["zh", "en"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One sentence in the two languages that we speak."""
-
     zh: str
     en: str
 

@@ -181,7 +181,6 @@ class Bridge:
         return MemoryIdempotency(settings.dedup_ttl, self._deadlines, settings.language)
 
     def is_ready(self) -> bool:
-        """Whether database and broker are there and we are not draining."""
         return (
             self._backend.available and self._session.available and not self._drain.begun.is_set()
         )

@@ -40,8 +40,6 @@ _SYSTEMD = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
 
 class _Pipes(NamedTuple):
-    """The ends that workers inherit."""
-
     lifeline: int
     pulse: int
 

@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings) -> int:
-    """Serve until told to stop; the exit status."""
     raise_descriptor_limit()
     stop = stop_signal()
     # Until there are keys that could be read again it has no meaning, and would end us.

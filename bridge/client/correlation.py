@@ -72,7 +72,6 @@ class Replies:
 
 
 def _body_of(payload: bytes) -> JsonObject | None:
-    """A reply's body; None if the payload is not one."""
     try:
         body: object = orjson.loads(payload)
     except orjson.JSONDecodeError:

@@ -60,8 +60,6 @@ class Question:
 
 
 class Exchange:
-    """Asks over one connection, any number of questions at a time."""
-
     def __init__(self, connection: Connection, replies: Replies) -> None:
         self._connection = connection
         self._replies = replies
@@ -91,7 +89,6 @@ class Exchange:
             return expected.reply.result()
 
     async def _send_until_answered(self, question: Question, expected: Expected) -> None:
-        """Send a question, and once more whenever its connection was lost."""
         for pause in pauses(0.1, 1.0):
             link = await self._connection.link()
             if link is None:
@@ -134,7 +131,6 @@ class Exchange:
         return None
 
     def _publish(self, link: Link, question: Question, correlation: bytes) -> asyncio.Future[int]:
-        """Hand the question over; the future is its PUBACK's reason code."""
         reply_topic = self._connection.reply_topic
         payload = question.payload(version5=link.version5, reply_topic=reply_topic)
         properties = packets.properties(

@@ -44,7 +44,6 @@ class Item:
 
 
 def item_of(batch: Request, raw: JsonObject, number: int) -> Item:
-    """One item as the request that it stands for."""
     envelope = open_fields(raw)
     refusal = envelope.refusal
     row = None

@@ -54,8 +54,6 @@ class Acknowledgement(Protocol):
 
 
 class Publisher(Protocol):
-    """How commands leave."""
-
     def publish_command(
         self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
     ) -> Acknowledgement:
@@ -80,15 +78,12 @@ class Drain:
     until: float = float("inf")
 
     def begin(self, until: float) -> None:
-        """Begin to drain; `until` is on the loop's clock."""
         self.until = until
         self.begun.set()
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What all requests share."""
-
     settings: Settings
     store: Store
     publisher: Publisher

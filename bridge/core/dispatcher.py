@@ -64,12 +64,10 @@ class Dispatcher:
         return Serving(self, request, on_begun)
 
     async def idle(self) -> None:
-        """Wait until nothing is being answered."""
         while self._answering:
             await self._idle.wait()
 
     def takes_place(self, request: Request) -> bool:
-        """Whether a request needs one of the places there are."""
         row = _row_of(request)
         if row is None or row.always or request.refusal is not None:
             return False
@@ -80,7 +78,6 @@ class Dispatcher:
         return self._services.drain.begun.is_set() and request.transport != "mqtt"
 
     def reject(self, request: Request, error: BridgeError) -> Reply:
-        """The reply to a request that is not answered otherwise."""
         reply = reply_to_error(error, self._language)
         self._observe(_row_of(request), request, reply)
         return reply
@@ -167,7 +164,6 @@ class Dispatcher:
     async def _run(
         self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
     ) -> Reply:
-        """Run the handler until the deadline."""
         context = Context(self._services, attempt.deadline, request, attempt)
         # The store ends every read itself within DB_TIMEOUT.
         is_long = attempt.seconds_left() > self._services.settings.db_timeout + 1.0
@@ -232,7 +228,6 @@ class Dispatcher:
     async def _batch(
         self, fields: BatchFields, request: Request, attempt: CommandAttempt
     ) -> BatchResult:
-        """Several requests in one: reads together, commands in list order."""
         items = [item_of(request, raw, number) for number, raw in enumerate(fields.requests)]
         for item in items:
             self._open(item, attempt)
@@ -269,7 +264,6 @@ class Dispatcher:
             item.reply = reply_to_error(error, self._language)
 
     async def _run_together(self, items: Sequence[Item], batch: CommandAttempt) -> None:
-        """Answer items of one operation by its `handle_many`."""
         row = items[0].operation
         assert row.handle_many is not None
         context = Context(self._services, batch.deadline, items[0].request, batch)

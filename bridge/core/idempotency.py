@@ -56,8 +56,7 @@ class Attempt(Protocol):
         """On the loop's clock."""
 
     @property
-    def has_left(self) -> bool:
-        """Whether something has left, so that the outcome is to be kept."""
+    def has_left(self) -> bool: ...
 
     async def run(self) -> Reply: ...
 

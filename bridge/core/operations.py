@@ -115,7 +115,6 @@ async def sensor_data_of_many(
 
 
 async def control(fields: ControlFields, context: Context) -> ControlResult:
-    """Switch or set one port; answered after the broker's acknowledgement."""
     device = await _profile(fields.device_uuid, context)
     command = commands.control_command(fields, device)
     await _send(device, command, context)
@@ -123,7 +122,6 @@ async def control(fields: ControlFields, context: Context) -> ControlResult:
 
 
 async def preset(fields: PresetFields, context: Context) -> PresetResult | SequenceResult:
-    """Run a stored preset: one command, or a sequence with pauses."""
     with context.in_time():
         device = await _profile(fields.device_uuid, context)
     limit = context.services.settings.preset_timeout
@@ -225,7 +223,6 @@ async def _profile(device_uuid: str, context: Context) -> DeviceProfile:
 
 
 async def _send(device: DeviceProfile, command: JsonObject, context: Context) -> None:
-    """Send one command in its turn, and wait until the broker has it."""
     context.commands.check(await context.commands.send(device, command), device)
 
 

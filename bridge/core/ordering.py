@@ -64,8 +64,6 @@ class Ticket:
 
 
 class _Queue:
-    """The places of one device, the next one first."""
-
     __slots__ = ("_advancing", "_tickets", "users")
 
     def __init__(self) -> None:
@@ -75,7 +73,6 @@ class _Queue:
         self.users = 0
 
     def join(self, ticket: Ticket) -> None:
-        """Give a ticket the last place, unless it has one."""
         if not ticket.in_queue:
             ticket.in_queue = True
             self._tickets.append(ticket)
@@ -93,8 +90,6 @@ class _Queue:
 
 
 class DeviceQueues:
-    """The queues of all devices, and the sequences that run."""
-
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         self._in_sequence: set[str] = set()

@@ -53,7 +53,6 @@ class _Run:
                 await self._pause(step.delay, sum(s.delay for s in self.plan.steps[number:-1]))
 
     async def _leave(self, number: int, step: Step) -> None:
-        """Send one step, and note it if it left."""
         context, commands = self.context, self.context.commands
         left_before = commands.commands_left
         executed = ExecutedStep(number, step.command, step.delay, "unknown")

@@ -32,8 +32,6 @@ class DatabaseTls(NamedTuple):
 
 
 class DatabaseAddress(NamedTuple):
-    """Where the database is and who we are there."""
-
     host: str
     port: int
     name: str

@@ -74,7 +74,6 @@ class BatchLoader(Generic[Key, Model]):
         return asker.answer
 
     async def close(self) -> None:
-        """Give up those who wait, cancel what is under way, and wait until it has ended."""
         for asker in self._take(len(self._waiting)):
             asker.answer.cancel()
         under_way = list(self._under_way)
@@ -127,7 +126,6 @@ class BatchLoader(Generic[Key, Model]):
         return models
 
     def _next_askers(self) -> "list[_Asker[Key, Model]]":
-        """Who goes along in the next statement: all who wait, or as many as it shall hold."""
         keys = count = 0
         while count < len(self._waiting) and keys < _KEYS_A_STATEMENT:
             keys += len(self._waiting[count].keys)
@@ -135,7 +133,6 @@ class BatchLoader(Generic[Key, Model]):
         return self._take(count)
 
     def _take(self, count: int) -> "list[_Asker[Key, Model]]":
-        """The first so many of those who wait, who wait no more."""
         askers, self._waiting = self._waiting[:count], self._waiting[count:]
         self._watch_the_first()
         return askers

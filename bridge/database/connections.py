@@ -21,8 +21,6 @@ _RECYCLE_SECONDS = 240
 
 
 class Connections:
-    """The open connections: in use, or idle."""
-
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._address = DatabaseAddress.of(settings)

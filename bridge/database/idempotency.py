@@ -106,7 +106,6 @@ class MysqlIdempotency:
         await self._rows.close()
 
     async def sweep(self) -> None:
-        """Remove rows that mean nothing any more, again and again, until cancelled."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:

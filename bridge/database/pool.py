@@ -124,7 +124,6 @@ class Database:
             await asyncio.sleep(_PROBE_SECONDS)
 
     async def close(self, within: float = 0.25) -> None:
-        """Close all connections; `within` seconds are for leaving the server politely."""
         await self._connections.close(within)
 
     async def _probe(self) -> None:

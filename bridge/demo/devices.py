@@ -15,8 +15,6 @@ ALIAS = Text("客厅灯", "living room light")
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """A device, its product and its board."""
-
     uuid: str
     name: str
     room: str

@@ -34,8 +34,6 @@ class _Drift:
 
 
 class Dht11:
-    """Temperature in tenths of a degree, humidity in whole percents."""
-
     type = "DHT11"
     fields: Mapping[str, Text] = {
         "temperature": Text("室内温度", "room temperature"),
@@ -54,8 +52,6 @@ class Dht11:
 
 
 class RainSensor:
-    """Whether it rains, and how much; dry for most of the time."""
-
     type = "RAIN_SENSOR"
     fields: Mapping[str, Text] = {
         "rain": Text("窗外雨水", "rain outside"),
@@ -71,8 +67,6 @@ class RainSensor:
 
 
 class Ds18b20:
-    """A thermometer on a wire, in water."""
-
     type = "DS18B20"
     fields: Mapping[str, Text] = {"temperature": Text("水温", "water temperature")}
 

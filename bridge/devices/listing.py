@@ -23,7 +23,6 @@ class Position(NamedTuple):
     uuid: str
 
     def as_cursor(self) -> str:
-        """The cursor of the page that follows."""
         return urlsafe_b64encode(orjson.dumps(list(self))).decode().rstrip("=")
 
     @classmethod

@@ -35,8 +35,6 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NamedPort:
-    """A port, and all that it is called, made comparable."""
-
     port: Port
     names: frozenset[str]
 
@@ -180,7 +178,6 @@ def _named(place: Place, entry: Entry) -> NamedPort:
 
 
 def listed(ports: Iterable[NamedPort]) -> str:
-    """The ports as a sentence tells them: type, number and names."""
     shown = []
     for named in ports:
         port = named.port

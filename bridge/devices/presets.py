@@ -112,7 +112,6 @@ def preset_summaries(device: DeviceProfile) -> list[PresetSummary]:
 
 
 def presets_of(device: DeviceProfile) -> list[Mapping[str, Any]]:
-    """The device's presets, as stored; none where they can't be read."""
     return _stored_presets(device.settings_json) or []
 
 

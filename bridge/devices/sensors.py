@@ -115,7 +115,6 @@ def reading(device: DeviceReadings, row: SensorRow, now: datetime) -> Reading:
 
 
 def all_readings(device: DeviceReadings, now: datetime) -> list[Reading]:
-    """Every sensor of a device that has a value."""
     return [reading(device, row, now) for row in device.rows if row.sensor_value is not None]
 
 

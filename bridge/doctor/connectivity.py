@@ -12,7 +12,6 @@ from .findings import ANSWER_SECONDS, Finding, failed, ok
 
 
 async def server_reached(host: str, port: int, names: str, unit: str) -> Finding:
-    """Whether something takes TCP connections there; each way to fail has its own sentence."""
     where = f"{host}:{port}"
     look = Text(f"核对 {names}", f"check {names}")
     try:

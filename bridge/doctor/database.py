@@ -153,7 +153,6 @@ async def readable(table: str, examination: Examination) -> Finding:
 async def _unreadable(
     examination: Examination, table: str, columns: Sequence[str]
 ) -> Finding | None:
-    """What keeps us from reading these columns; None when nothing does."""
     name = DatabaseAddress.of(examination.settings).name
     listed = ", ".join(f"`{column}`" for column in columns)
     theirs = Text(

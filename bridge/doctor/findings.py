@@ -20,8 +20,6 @@ Advice = Text | str
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found: one sentence, and what to do about it."""
-
     level: Level
     says: Text
     advice: tuple[Text, ...] = ()
@@ -58,7 +56,6 @@ def failed(zh: str, en: str, *advice: Advice) -> Finding:
 
 
 def skipped(zh: str, en: str) -> Finding:
-    """Not looked at, and why."""
     return Finding("skipped", Text(f"已跳过：{zh}", f"skipped: {en}"))
 
 

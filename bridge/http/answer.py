@@ -34,8 +34,6 @@ class Connection(Protocol):
 
 
 class Answer(web.StreamResponse):
-    """A whole response, written with its head in one piece."""
-
     def __init__(
         self,
         status: int,

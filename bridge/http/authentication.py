@@ -113,7 +113,6 @@ def read_keys(settings: Settings) -> dict[bytes, Grant]:
 
 
 def _parse_keys(text: str) -> dict[str, str]:
-    """`name:secret,…` as a mapping of name to secret."""
     keys: dict[str, str] = {}
     for number, entry in enumerate((part.strip() for part in text.split(",")), start=1):
         if not entry:

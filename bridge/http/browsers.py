@@ -116,7 +116,6 @@ def _is_same(origin: str, host: str | None) -> bool:
 
 
 def _split(url: str) -> SplitResult:
-    """A URL's parts; none where it can't be read."""
     try:
         return urlsplit(url)
     except ValueError:

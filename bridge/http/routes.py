@@ -65,8 +65,6 @@ class PortTakenError(Exception):
 
 
 class HttpTransport:
-    """Serves requests over HTTP, and what operators ask of a service."""
-
     def __init__(
         self,
         settings: Settings,

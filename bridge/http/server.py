@@ -63,7 +63,6 @@ async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
 
 
 def is_surplus(request: web.BaseRequest) -> bool:
-    """Whether the request came by a connection above the cap."""
     return isinstance(request.protocol, Protocol) and request.protocol.is_surplus
 
 
@@ -127,7 +126,6 @@ class Protocol(web.RequestHandler):
         return self._body is None or self._body.is_eof()
 
     def _fail_body(self) -> None:
-        """Tell the reader of a body that no more of it can be parsed."""
         if self._body is not None and not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError("the body can't be parsed"))
 
@@ -183,8 +181,6 @@ async def meet_expectation(request: web.Request) -> None:
 
 
 class Server:
-    """An aiohttp application behind `Protocol`, on one address."""
-
     def __init__(
         self,
         app: web.Application,

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is, who we are there, and what we speak with it."""
-
     host: str
     port: int = 1883
     username: str = ""

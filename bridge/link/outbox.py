@@ -100,7 +100,6 @@ class Outbox:
         self._wake()
 
     def acknowledged(self, packet_id: int, reason: int) -> None:
-        """Note a PUBACK, which makes room for what waits."""
         outgoing = self._pending.pop(packet_id, None)
         if outgoing is not None:
             outgoing.settle(reason)
@@ -117,7 +116,6 @@ class Outbox:
             self._send_unless_expired(waiting.popleft())
 
     def fail(self) -> None:
-        """The connection was lost: tell all who wait."""
         pending, held = list(self._pending.values()), [*self._hurried, *self._held]
         self._pending.clear()
         self._hurried.clear()

@@ -92,7 +92,6 @@ class Stream:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write now, as much as the socket takes."""
         self._flush_due = False
         if self._socket is not None:
             self._before_write()

@@ -43,7 +43,6 @@ class Topics:
         self.filters = [f"{shared}{self._request}+", f"{shared}{self._request}+/+"]
 
     def asked(self, topic: str) -> Asked:
-        """What a topic that matched one of `filters` asks for."""
         operation, slash, client = topic.removeprefix(self._request).partition("/")
         return Asked(operation, client if slash else None)
 

@@ -62,8 +62,6 @@ class Caller:
 
 
 class Endpoint:
-    """Answers MCP messages by the dispatcher."""
-
     def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
         self._settings = settings
         self._dispatcher = dispatcher

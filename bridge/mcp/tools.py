@@ -42,7 +42,6 @@ class Tool:
     reads: bool = True
 
     def input_schema(self, known: Schemas, *, has_default: bool) -> JsonObject:
-        """What it takes; with a default device, none need be named."""
         return _arguments(self.operation, known, has_default=has_default)
 
     def output_schema(self) -> JsonObject:

@@ -31,8 +31,6 @@ class Dropped(Exception):
 
 
 class Addressing:
-    """Reads messages by the topics and limits of one bridge."""
-
     def __init__(self, topics: Topics, max_payload: int) -> None:
         self._topics = topics
         self._max_payload = max_payload
@@ -97,7 +95,6 @@ class Addressing:
 
 
 def _fault_of(message: packets.Message) -> BridgeError | None:
-    """What is wrong with a message's properties, if anything is; the property is named."""
     if message.overloaded:
         return TooManyProperties(limit=packets.MOST_USER_PROPERTIES)
     declared = message.content_type

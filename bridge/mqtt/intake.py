@@ -98,7 +98,6 @@ class Intake:
         return True
 
     async def _serve(self, delivery: Delivery, message: packets.Message) -> None:
-        """Answer one request, or drop it by one of the rules."""
         try:
             request, address = self._addressing.read(message)
             on_begun = partial(self._deliveries.settle, delivery)

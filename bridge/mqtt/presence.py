@@ -28,7 +28,6 @@ class Presence:
             logger.warning("the broker keeps no retained messages: presence is not announced")
 
     def will(self) -> aiomqtt.Will | None:
-        """What the broker shall say when we are gone."""
         if not self._retains:
             return None
         return aiomqtt.Will(self._topics.presence, self._payload("offline"), qos=1, retain=True)

@@ -32,8 +32,6 @@ _MANY_REPLIES = 256
 
 
 class Replier:
-    """Publishes replies, and settles the deliveries that they answer."""
-
     def __init__(
         self,
         settings: Settings,

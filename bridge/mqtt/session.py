@@ -118,7 +118,6 @@ class Session:
             logger.debug("could not unsubscribe: %s", error)
 
     async def close(self) -> None:
-        """Say that we are offline, and leave."""
         self._stopping = True
         link, self.link = self.link, None
         self.ready = False

@@ -155,7 +155,6 @@ class Metrics:
             self._duplicates.inc()
 
     def dropped(self, reason: str) -> None:
-        """One request was dropped; `reason` is one of our own words."""
         self._dropped.labels(reason).inc()
 
     def wrong_key(self) -> None:

@@ -42,8 +42,6 @@ class CommandExecuted(NamedTuple):
 
 
 class Observers:
-    """Tells everyone who wants to know."""
-
     def __init__(
         self,
         requests: Sequence[Callable[[RequestAnswered], None]] = (),
