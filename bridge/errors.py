@@ -97,7 +97,6 @@ def fault_text(kind: str, **facts: Any) -> Text:
     if "expected" in facts:
         # pydantic writes 'a', 'b' or 'c'
         facts["expected"] = " / ".join(re.findall("'(.*?)'", facts["expected"]))
-    # 0 rather than 0.0
     facts = {name: int(fact) if isinstance(fact, float) else fact for name, fact in facts.items()}
     text = _FAULTS.get(kind) or Text("该值无效", "is not accepted")
     return Text(text.zh.format_map(facts), text.en.format_map(facts))
@@ -244,7 +243,7 @@ class Expired(BridgeError):
         "check the clocks and send it anew",
     )
     property_name = "expires_at"
-    # Azure's invokers read a duration here (ISO 8601), and nothing else: no time was left.
+    # Azure's invokers read an ISO 8601 duration here: no time was left.
     property_value = "PT0S"
 
 

@@ -60,7 +60,7 @@ class _Numbered:
     number: bytes
     command: CommandId
     attempt: Attempt
-    # Whether another process has been executing it.
+    # Whether another process executes it.
     waited: bool = False
 
 
@@ -83,7 +83,7 @@ class MysqlIdempotency:
         # Attempts that sent nothing, and whose row may be there or come late: number and id. That
         # a row of ours means nothing is known from here alone; any other may have been sent.
         self._unsent: dict[bytes, bytes] = {}
-        # Looked up together: a flood of commands that are rejected is to cost few statements.
+        # Looked up in batches, so that a flood of rejected commands costs few statements.
         self._rows = BatchLoader(self._load, self._timeout, database.deadlines)
 
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
@@ -136,7 +136,7 @@ class MysqlIdempotency:
         try:
             reply = await own.attempt.run()
         except BaseException:
-            # Cancelled by the end of a drain. What was sent stays intended, which is the truth.
+            # Cancelled by the end of a drain. A command that was sent stays `intended`: unknown.
             if not own.attempt.has_left:
                 await self._forget(own, _MOMENT)
             raise
@@ -149,7 +149,7 @@ class MysqlIdempotency:
     async def _intend(self, own: _Numbered) -> bool:
         """Write that we are going to execute it; false if the id is taken."""
         left = _seconds_left(own.attempt)
-        # A little more than it has, for writing the reply here.
+        # With some time on top for writing the reply.
         times = (left + self._timeout, left + self._ttl)
         values = (*self._owner(own), *times, own.number)
         with self._unsent_if_it_fails(own), self._in_time(own):
@@ -162,7 +162,7 @@ class MysqlIdempotency:
         """
         while True:
             if not claimed:
-                # Each time anew: another request of this process may have begun it meanwhile.
+                # Again each time: another request of this process may have begun it meanwhile.
                 known = await self._ours.recall(own.command, own.attempt)
                 if known is not None:
                     return known
@@ -203,7 +203,7 @@ class MysqlIdempotency:
         next_look = asyncio.get_running_loop().time() + _LOOK_SECONDS
         if self._drain.begun.is_set() and next_look > self._drain.until - DRAIN_MARGIN:
             raise Draining()
-        # It will most likely send nothing itself, so that nobody need wait for it.
+        # It will most likely send nothing itself, and need not hold a place in a queue.
         own.attempt.step_aside()
         await asyncio.sleep(_LOOK_SECONDS)
 
@@ -218,7 +218,7 @@ class MysqlIdempotency:
         try:
             await self._database.execute(ANSWERED, values, deadline=self._soon())
         except Exception as error:
-            # Elsewhere a duplicate is told that the outcome is unknown; here our memory has it.
+            # Other processes answer `outcome_unknown` to a duplicate; this one remembers the reply.
             logger.warning("the outcome of a command could not be kept in the database: %r", error)
         else:
             self._ours.note_kept_elsewhere(own.command.key)

@@ -26,9 +26,9 @@ class Device:
     # What people named: as in `device_control_config`, and in `device_settings`.
     control_config: JsonObject = field(default_factory=dict)
     presets: tuple[JsonObject, ...] = ()
-    # Whether its board is there; of one that is not, the tables hold what it last reported.
+    # Whether its board is simulated; if not, the tables hold its last report.
     online: bool = True
-    # Whether the school still uses it.
+    # As in `is_active`.
     active: bool = True
 
     def sensor_types(self) -> JsonObject:
@@ -143,7 +143,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
 
 
 def _sequence(name: str) -> JsonObject:
-    # In the words in which the platform stores steps, which are not the firmware's.
+    # As the platform stores steps, which is not what the firmware takes.
     return {
         "preset_key": SEQUENCE,
         "name": name,

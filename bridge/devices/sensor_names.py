@@ -66,7 +66,7 @@ TIERS = 3
 class Kind:
     """A sensor that the product or the device's configuration tells of; names comparable."""
 
-    # What a sentence calls it; None if the entry is disabled, and so lends no name.
+    # Its name in sentences; None if the entry is disabled.
     shown: str | None
     # Names that people gave, the product's display name, the entry's key.
     tiers: tuple[frozenset[str], frozenset[str], frozenset[str]]
@@ -117,7 +117,7 @@ class _Entry(NamedTuple):
 def _object(value: object) -> Mapping[str, Any]:
     if value is None:
         return {}
-    # What is no object says nothing of its sensor, and lends it no name.
+    # An entry that is no object counts as disabled.
     return value if isinstance(value, Mapping) else {"enabled": False}
 
 

@@ -50,7 +50,7 @@ def find_among(device: DeviceReadings, sensor: str) -> SensorRow | None:
     try:
         return _meant(device, plain_name(sensor), frozenset(candidates(sensor)))
     except AmbiguousSensor:
-        # All rows are needed to tell the names.
+        # The error lists names, for which all rows are needed.
         return None
 
 
@@ -185,10 +185,10 @@ def _listed(rows: list[SensorRow], kinds: tuple[Kind, ...]) -> str:
 def _age(timestamp: datetime | None, now: datetime) -> float | None:
     if timestamp is None:
         return None
-    # Of the two moments that one time means at the end of summer time, the later that has passed.
+    # At the end of summer time a naive time means two moments: the later that has passed.
     ages = sorted(
         (now - timestamp.replace(tzinfo=now.tzinfo, fold=fold).astimezone(UTC)).total_seconds()
         for fold in (0, 1)
     )
-    # A board's clock may run ahead of the database's; no reading comes from the future.
+    # A board's clock may be ahead of the database's: ages are never negative.
     return round(next((age for age in ages if age >= 0), 0.0), 3)

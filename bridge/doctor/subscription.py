@@ -36,7 +36,7 @@ async def requests(examination: Examination) -> Finding:
     try:
         sent, delivered = await _delivery(examination, share, topic)
         if not sent:
-            # Where we may ask for our own operations alone: by a share of the doctor's own.
+            # The ACL may allow known operations only: then with a share of the doctor's own.
             topic = f"{settings.mqtt_topic_prefix}/request/health"
             own_share = f"$share/{examination.name}/" if share else ""
             sent, delivered = await _delivery(examination, own_share, topic)
@@ -96,7 +96,7 @@ async def _taken(link: Link, topic: str, payload: bytes) -> bool:
 
 
 def _request_topics(base: str, settings: Settings) -> Sequence[str]:
-    # Where users may ask under their own name only, so may we.
+    # The ACL may allow requests under the user's own name only.
     user = settings.mqtt_username
     named = user and user not in OPERATIONS and not re.search(r"[+#/\x00-\x1f]", user)
     return [f"{base}/{user}", base] if named else [base]

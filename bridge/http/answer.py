@@ -43,7 +43,7 @@ class Answer(web.StreamResponse):
         *,
         keep_alive: bool = True,
     ) -> None:
-        # Not super().__init__(), which makes a multidict of headers and much else.
+        # Without super().__init__(), which makes a multidict of headers.
         self._status = status
         self._keep_alive = keep_alive
         self._content = body

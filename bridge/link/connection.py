@@ -42,7 +42,7 @@ class Link:
         loops.check(self._loop)
         self._on_message = on_message
         self.version5 = broker.version5
-        # Whether the network connection (and TLS) stood, whatever the broker then said.
+        # Whether TCP (and TLS) was connected, whatever followed.
         self.reached_broker = False
         self._client = paho_adapter.client(
             broker,
@@ -242,14 +242,14 @@ class Link:
             message.came, message.read = came, read
             self._on_message(self, message)
         elif kind == packets.DISCONNECT:
-            # Not left to paho: the end of the stream, which comes with it, would be heard first.
+            # Not left to paho, which would report the end of the stream first.
             reason = body[0] if body else 0
             words = f"the broker ended the connection (reason code 0x{reason:02X})"
             self._lose(LinkError(words, reason))
         else:
             self._for_paho.give(first, body)
             while self._for_paho.pending() and not self.lost.done():
-                # Once paho has given the connection up, it reads no more.
+                # paho has given the connection up.
                 if self._client._client.loop_read() == MQTTErrorCode.MQTT_ERR_NO_CONN:
                     break
 
@@ -266,7 +266,7 @@ class Link:
         self._lose(LinkError(words, reason))
 
     def carry(self, packet: bytes) -> None:
-        # Rare packets: they go at once, and what a DISCONNECT follows goes before it.
+        # These packets are rare. What was written before a DISCONNECT leaves before it.
         self._stream.put(packet)
         self._stream.flush()
 
@@ -293,7 +293,7 @@ class Link:
 
 
 def _look_at(ended: "asyncio.Task[Any]") -> None:
-    # Its failure may come when nobody waits for it any more.
+    # Nobody may await its failure any more, which asyncio would log.
     if not ended.cancelled():
         ended.exception()
 

@@ -53,24 +53,24 @@ class Heartbeat:
             slept = now - checked > 2 * SLEPT_SECONDS
             checked = now
             if slept:
-                # A suspended process or machine: hear first what has come meanwhile.
+                # The process or machine was suspended: read first what has come meanwhile.
                 continue
             if self._stream.is_reading:
-                # Or it would have been read by now.
+                # Else it would have been read by now.
                 self._inbox.nothing_came()
             self._check_broker(None if oldest is None else now - oldest_since)
 
     def _check_broker(self, oldest_age: float | None) -> None:
         now = self._loop.time()
         stream = self._stream
-        # One that we don't listen to, but that takes what we write, is there.
+        # While we don't read, a broker that takes what we write is alive.
         silence = now - (stream.last_heard if stream.is_reading else stream.last_sent)
         if silence > SILENCE_UNTIL_LOST:
             self._lose(LinkError("the broker does not answer"))
         elif oldest_age is not None and oldest_age > UNACKNOWLEDGED_UNTIL_LOST:
             self._lose(LinkError("the broker does not acknowledge"))
         elif silence >= SILENCE_BEFORE_PING or now - stream.last_sent >= self._keepalive / 2:
-            # For the broker's keepalive only what we send counts, however much it says itself.
+            # For the broker's keepalive only what we send counts.
             self._ping(now)
 
     def _ping(self, now: float) -> None:

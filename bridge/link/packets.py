@@ -50,7 +50,7 @@ class Message:
     content_type: str | None = None
     payload_format: int | None = None
     user_properties: list[tuple[str, str]] = field(default_factory=list)
-    # It has more user properties than anyone means by them; what follows them was not read.
+    # It has too many user properties; what follows them was not read.
     overloaded: bool = False
     # It was longer than we take: there is no payload, and there are no properties.
     oversized: bool = False
@@ -170,7 +170,7 @@ def _read_properties(message: Message, body: bytes, at: int, end: int) -> None:
         elif kind == _SUBSCRIPTION_IDENTIFIER:
             _, at = _varint(body, at)
         elif kind == _TOPIC_ALIAS:
-            # We allow the broker none, so that this is its mistake.
+            # We announce a Topic Alias Maximum of 0.
             raise MalformedPacketError("a topic alias that was not allowed")
         else:
             raise MalformedPacketError(f"unknown property 0x{kind:02X}")
