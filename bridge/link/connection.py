@@ -53,7 +53,7 @@ class Link:
             timeout=_CONNECT_SECONDS,
             keepalive=KEEPALIVE_SECONDS,
         )
-        self._for_paho = paho_adapter.PahoSocket(self)
+        self._for_paho = paho_adapter.PahoSocket(self._attach, self._carry)
         self._stream = Stream(
             on_data=lambda data, all_read: self._inbox.feed(data, all_read=all_read),
             on_lost=lambda words: self._lose(LinkError(words)),
@@ -109,7 +109,7 @@ class Link:
             self._stream,
             self._inbox,
             self._outbox,
-            ping=self._ping,
+            send_ping=self._ping,
             lose=self._lose,
             keepalive=self.limits.keepalive or KEEPALIVE_SECONDS,
         )
@@ -265,7 +265,7 @@ class Link:
         words = "closed" if error is None else str(error)
         self._lose(LinkError(words, reason))
 
-    def carry(self, packet: bytes) -> None:
+    def _carry(self, packet: bytes) -> None:
         # These packets are rare. What was written before a DISCONNECT leaves before it.
         self._stream.put(packet)
         self._stream.flush()
@@ -287,7 +287,7 @@ class Link:
         self._inbox.clear()
         self._outbox.fail()
 
-    def attach(self, real: socket.socket) -> None:
+    def _attach(self, real: socket.socket) -> None:
         self._stream.attach(real)
         self.reached_broker = True
 

@@ -74,7 +74,7 @@ def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
             message.oversized = True
             return message
         if with_properties:
-            length, at = _varint(body, at)
+            length, at = read_varint(body, at)
             if at + length > len(body):
                 raise MalformedPacketError("properties longer than the packet")
             if length:
@@ -168,7 +168,7 @@ def _read_properties(message: Message, body: bytes, at: int, end: int) -> None:
             message.payload_format = body[at]
             at += 1
         elif kind == _SUBSCRIPTION_IDENTIFIER:
-            _, at = _varint(body, at)
+            _, at = read_varint(body, at)
         elif kind == _TOPIC_ALIAS:
             # We announce a Topic Alias Maximum of 0.
             raise MalformedPacketError("a topic alias that was not allowed")
@@ -192,7 +192,7 @@ def _text(body: bytes, at: int) -> tuple[str, int]:
     return raw.decode("utf-8", "surrogateescape"), at
 
 
-def _varint(body: bytes, at: int) -> tuple[int, int]:
+def read_varint(body: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = body[at]
@@ -277,15 +277,8 @@ class Frames:
 
 def _header_at(buffer: bytes, at: int) -> tuple[int, int] | None:
     """Where a packet's content begins, and its length; None while these have not come whole."""
-    start, size = at + 1, len(buffer)
-    length = shift = 0
-    while start < size:
-        byte = buffer[start]
-        start += 1
-        length |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return start, length
-        shift += 7
-        if shift > 21:
-            raise MalformedPacketError("a length of more than four bytes")
-    return None
+    try:
+        length, start = read_varint(buffer, at + 1)
+    except IndexError:
+        return None
+    return start, length
