@@ -45,7 +45,7 @@ from .browsers import Browsers, Headers
 from .console import Console
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
-from .pages import Place, SwaggerUi
+from .pages import Place, swagger_ui
 from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
@@ -94,8 +94,7 @@ class HttpTransport:
             mqtt_connected=mqtt_connected,
         )
         console = Console(settings, activity, health)
-        swagger_ui = SwaggerUi(self._admit)
-        self._places = (*pages.places(), *swagger_ui.places(), *console.places(), *mounted)
+        self._places = (*pages.places(), *swagger_ui(self._admit), *console.places(), *mounted)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 
     async def start(self) -> None:
