@@ -117,7 +117,8 @@ class MysqlIdempotency:
             OutcomeUnknown: whoever executed it has crashed, or has not answered in our time.
             Draining: it is being executed elsewhere, and we can't wait for it.
         """
-        claim = _Claim(self, self._next_number(), command, attempt)
+        number = next(self._begun) % (1 << 8 * _COUNT_BYTES)
+        claim = _Claim(self, self._process + number.to_bytes(_COUNT_BYTES), command, attempt)
         outcome = await self._ours.execute(command, claim)
         return Outcome(outcome.reply, outcome.duplicate or claim.is_duplicate)
 
@@ -220,7 +221,9 @@ class MysqlIdempotency:
 
     async def _wait(self, row: OutcomeRow, own: _Claim) -> None:
         """Wait a little for whoever executes it; raises OutcomeUnknown or Draining."""
-        by_our_predecessor = row.instance == self._instance and not self._is_ours(row)
+        by_our_predecessor = row.instance == self._instance and not row.attempt.startswith(
+            self._process
+        )
         if by_our_predecessor or row.works_for < 0 or own.seconds_left <= _LOOK_SECONDS:
             raise OutcomeUnknown()
         next_look = asyncio.get_running_loop().time() + _LOOK_SECONDS
@@ -282,13 +285,6 @@ class MysqlIdempotency:
 
     def _owner(self, own: _Claim) -> tuple[bytes, bytes, bytes, str]:
         return own.command.key, own.command.fingerprint, own.number, self._instance
-
-    def _is_ours(self, row: OutcomeRow) -> bool:
-        return row.attempt.startswith(self._process)
-
-    def _next_number(self) -> bytes:
-        number = next(self._begun) % (1 << 8 * _COUNT_BYTES)
-        return self._process + number.to_bytes(_COUNT_BYTES)
 
     def _soon(self) -> float:
         return asyncio.get_running_loop().time() + self._timeout

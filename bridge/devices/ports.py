@@ -142,14 +142,11 @@ def _found_in(entries: Mapping[str, Entry], product: Entry) -> _Found:
         elif port_id is not None and (
             _says_its_place(entry) or key in product or not (decides or product)
         ):
-            _add(found.ports, (port_type, port_id), entry)
+            # Of two entries for one port the first value of each name counts.
+            place = (port_type, port_id)
+            found.ports[place] = {**entry, **found.ports.get(place, {})}
     found.decides = decides
     return found
-
-
-def _add(ports: dict[Place, Entry], place: Place, entry: Entry) -> None:
-    # Of two entries for one port the first value of each name counts.
-    ports[place] = {**entry, **ports.get(place, {})}
 
 
 def _says_its_place(entry: Entry) -> bool:

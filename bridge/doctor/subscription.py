@@ -8,7 +8,7 @@ import orjson
 
 from ..core.operations import OPERATIONS
 from ..errors import Text
-from ..link import REFUSED_FROM, Link, LinkError, packets
+from ..link import REFUSED_FROM, LinkError, packets
 from ..settings import Settings
 from .broker import connected, reason_given
 from .findings import Examination, Finding, failed, note, ok
@@ -81,7 +81,7 @@ async def _delivery(examination: Examination, share: str, base: str) -> tuple[bo
     async with connected(examination, hear) as link:
         await link.subscribe([f"{share}{base}", f"{share}{base}/+"])
         for topic in _request_topics(base, settings):
-            if await _taken(link, topic, payload):
+            if await publish(link, topic, payload) < REFUSED_FROM:
                 try:
                     async with asyncio.timeout(_DELIVERY_SECONDS):
                         await heard.wait()
@@ -89,10 +89,6 @@ async def _delivery(examination: Examination, share: str, base: str) -> tuple[bo
                     return True, False
                 return True, True
     return False, False
-
-
-async def _taken(link: Link, topic: str, payload: bytes) -> bool:
-    return await publish(link, topic, payload) < REFUSED_FROM
 
 
 def _request_topics(base: str, settings: Settings) -> Sequence[str]:

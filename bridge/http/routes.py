@@ -122,7 +122,7 @@ class HttpTransport:
 
     def _add_routes(self, app: web.Application) -> None:
         for row in OPERATIONS.values():
-            handler = self._health if row.name == "health" else self._operation(row)
+            handler = self._health if row.name == "health" else partial(self._answer, row)
             self._add(app, row.method, row.path, self._guarded(handler, open_=row.name == "health"))
         for place in self._places:
             guarded = self._guarded(place.handler, open_=place.open, cors=place.cors)
@@ -144,9 +144,6 @@ class HttpTransport:
             return self._respond(request, reply, headers=(("Allow", f"{method}, OPTIONS"),))
 
         add_route("*", not_allowed)
-
-    def _operation(self, row: Operation) -> Guarded:
-        return partial(self._answer, row)
 
     def _guarded(self, handler: Guarded, *, open_: bool = False, cors: bool = False) -> Handler:
         """Admit the caller, unless the place is open to all; whatever is raised is answered."""

@@ -109,7 +109,7 @@ class Link:
             self._stream,
             self._inbox,
             self._outbox,
-            send_ping=self._ping,
+            send_ping=self._client._client._send_pingreq,
             lose=self._lose,
             keepalive=self.limits.keepalive or KEEPALIVE_SECONDS,
         )
@@ -272,9 +272,6 @@ class Link:
 
     def _before_write(self) -> None:
         self._outbox.send()
-
-    def _ping(self) -> None:
-        self._client._client._send_pingreq()
 
     def _lose(self, error: LinkError) -> None:
         if not self.lost.done():

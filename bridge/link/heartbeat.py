@@ -27,7 +27,7 @@ class Heartbeat:
     stream: Stream
     inbox: Inbox
     outbox: Outbox
-    send_ping: Callable[[], None]
+    send_ping: Callable[[], object]
     lose: Callable[[LinkError], None]
     keepalive: float = KEEPALIVE_SECONDS
     last_ping: float = field(default_factory=time.monotonic)
@@ -60,11 +60,10 @@ class Heartbeat:
             self.lose(LinkError("the broker does not answer"))
         elif oldest_age is not None and oldest_age > UNACKNOWLEDGED_UNTIL_LOST:
             self.lose(LinkError("the broker does not acknowledge"))
-        elif silence >= SILENCE_BEFORE_PING or now - stream.last_sent >= self.keepalive / 2:
+        elif now - self.last_ping >= _BETWEEN_PINGS and (
+            silence >= SILENCE_BEFORE_PING
             # For the broker's keepalive only what we send counts.
-            self._ping(now)
-
-    def _ping(self, now: float) -> None:
-        if now - self.last_ping >= _BETWEEN_PINGS:
+            or now - stream.last_sent >= self.keepalive / 2
+        ):
             self.last_ping = now
             self.send_ping()

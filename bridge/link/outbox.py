@@ -173,9 +173,6 @@ def with_expiry(properties: bytes | None, expires: float | None) -> bytes | None
     """Properties and, as Message Expiry, what is left until `expires` on the monotonic clock."""
     if properties is None or expires is None:
         return properties
-    return packets.properties(expiry=_whole_seconds(expires - time.monotonic())) + properties
-
-
-def _whole_seconds(seconds: float) -> int:
     # An expiry of 0 would be delivered as none. The subtrahend removes rounding errors.
-    return max(1, math.ceil(seconds - 1e-6))
+    seconds = max(1, math.ceil(expires - time.monotonic() - 1e-6))
+    return packets.properties(expiry=seconds) + properties
