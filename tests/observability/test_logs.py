@@ -365,7 +365,7 @@ def test_busy_process_whose_lines_are_read_loses_none(pipe, tmp_path):
         for number in numbers:
             log(writer, number)
         try:
-            reader.wait(timeout=10)
+            reader.wait(timeout=60)
         finally:
             reader.kill()
     assert (tmp_path / "log").read_text().splitlines() == numbers
