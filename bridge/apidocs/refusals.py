@@ -52,7 +52,7 @@ _COMMANDS: Errors = [
     OutcomeUnknown,
 ]
 _OVER_MQTT: Errors = [PayloadTooLarge, UnsupportedMediaType, ReplyTopicForbidden, Forbidden]
-# What an operation asks of the platform's tables shows in what it is given.
+# An operation's fields show what it asks of the platform's tables.
 _BY_FIELD: dict[str, Errors] = {
     "device_uuid": [DeviceNotFound, DatabaseUnavailable, DatabaseTimeout],
     "sensor": [SensorNotFound, AmbiguousSensor],
@@ -81,13 +81,13 @@ def by_code(errors: Errors) -> list[tuple[int, Errors]]:
 
 def example_of(error: type[BridgeError], language: Language) -> JsonObject:
     """A body as such an error has it; what its sentence would name is left open."""
-    told = _first_with_words(error)
+    worded = _first_with_words(error)
     body: JsonObject = {
-        "code": told.code,
+        "code": worded.code,
         "msg": FAILURE,
         "data": None,
-        "detail": told.text.in_(language).format_map(_Blanks()),
-        "error": told.error,
+        "detail": worded.text.in_(language).format_map(_Blanks()),
+        "error": worded.error,
     }
     if error is ValidationFailed:
         fault = {

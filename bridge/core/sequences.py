@@ -1,4 +1,4 @@
-"""Running a preset's sequence: its steps with their pauses, told truthfully when cut short."""
+"""Running a preset's sequence: its steps with their pauses, and what it reports when cut short."""
 
 import asyncio
 from dataclasses import dataclass, field

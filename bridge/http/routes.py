@@ -313,8 +313,8 @@ def _secret(request: web.Request) -> str | None:
     keys = request.headers.getall("X-API-Key", ())
     if keys:
         return keys[0] if len(keys) == 1 else ""
-    given = request.headers.getall("Authorization", ())
-    if len(given) > 1:
+    shown = request.headers.getall("Authorization", ())
+    if len(shown) > 1:
         return ""
-    scheme, _, token = "".join(given).partition(" ")
+    scheme, _, token = "".join(shown).partition(" ")
     return token.strip() if scheme.casefold() == "bearer" and token.strip() else None
