@@ -4,9 +4,9 @@ The intent is written before anything is published, so that after a crash the id
 used: the outcome of its command is then `outcome_unknown`.
 
 A row's life: INSERT (intended) -> REPLACE (answered) -> removed when it has expired; or INSERT ->
-DELETE, when nothing was sent. Each statement may be repeated without harm, and may be executed late:
-a stopped server executes one that we gave up when it goes on. Its effect is therefore bound to the
-attempt that it was for. Times are on the database server's clock.
+DELETE, when nothing was sent. Each statement may be repeated without harm, and may be executed
+late: a stopped server executes one that we gave up when it goes on. Its effect is therefore bound
+to the attempt that it was for. Times are on the database server's clock.
 """
 
 import asyncio

@@ -5,10 +5,10 @@ a message with MQTT 5 properties, as all our replies and commands have. So rumqt
 5 only, and 3.1.1 is translated here: most packets of MQTT 5 have a block of properties, which is
 added empty on the way to the broker and removed on the way back (MQTT 5.0, chapter 3).
 
-To a client with 100 unacknowledged messages rumqttd sends nothing more, not even PUBACKs. The bridge
-acknowledges a request after the PUBACK of its reply, so that 100 requests at once would stall it.
-Therefore all subscriptions are made at QoS 0 (MQTT 5.0, section 3.9.3), which loses nothing over
-loopback.
+To a client with 100 unacknowledged messages rumqttd sends nothing more, not even PUBACKs. The
+bridge acknowledges a request after the PUBACK of its reply, so that 100 requests at once would
+stall it. Therefore all subscriptions are made at QoS 0 (MQTT 5.0, section 3.9.3), which loses
+nothing over loopback.
 """
 
 import asyncio
