@@ -81,7 +81,8 @@ def by_code(errors: Errors) -> list[tuple[int, Errors]]:
 
 def example_of(error: type[BridgeError], language: Language) -> JsonObject:
     """A body as such an error has it; what its sentence would name is left open."""
-    worded = _first_with_words(error)
+    # Some errors have sentences for their kinds only.
+    worded = next(kind for kind in (error, *error.__subclasses__()) if "text" in vars(kind))
     body: JsonObject = {
         "code": worded.code,
         "msg": FAILURE,
@@ -114,13 +115,6 @@ def _over_http(row: Operation, guarded: bool) -> Errors:
     if guarded:
         errors.append(Unauthorized)
     return errors
-
-
-def _first_with_words(error: type[BridgeError]) -> type[BridgeError]:
-    """The error, or the first of its kinds that has a sentence."""
-    if "text" in vars(error):
-        return error
-    return next(kind for kind in error.__subclasses__() if "text" in vars(kind))
 
 
 class _Blank:
