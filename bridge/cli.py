@@ -13,7 +13,6 @@ from .settings import Settings, SettingsError, load, reader_language
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command that the arguments name; the exit status."""
     parsed = parse(arguments, reader_language(os.environ))
     try:
         if parsed.command == "demo":
@@ -44,8 +43,7 @@ def run_loop(main_coroutine: Coroutine[Any, Any, int]) -> int:
         return runner.run(main_coroutine)
 
 
-def _serve(settings: Settings, parsed: argparse.Namespace) -> int:
-    del parsed
+def _serve(settings: Settings, _: argparse.Namespace) -> int:
     from .app.worker import serve
 
     logs.set_up(settings.log_level, settings.log_format)
@@ -67,8 +65,7 @@ def _demo(parsed: argparse.Namespace) -> int:
     return run_loop(run_demo(language, http_port=parsed.http_port, mqtt_port=parsed.mqtt_port))
 
 
-def _doctor(settings: Settings, parsed: argparse.Namespace) -> int:
-    del parsed
+def _doctor(settings: Settings, _: argparse.Namespace) -> int:
     from .doctor import examine
 
     logs.set_up("ERROR", settings.log_format)

@@ -23,9 +23,8 @@
     ├─ DatabaseTimeout, RequestTimeout, OutcomeUnknown                     504
     └─ UnsupportedVersion             505 unsupported_version
 
-Errors about a device, its ports, presets and sensors are in `devices/errors.py`. An error is raised
-anywhere and becomes a reply in one place (`core/replies.py`). Its sentence is for a person or a
-model and says what to do next, in Chinese or English; a driver's words never enter it.
+`core/replies.py` turns an error into a reply. Its sentence says what to do next, and never holds a
+driver's words. Errors about devices are in `devices/errors.py`.
 """
 
 import json
@@ -39,8 +38,6 @@ Language = Literal["zh", "en"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """One sentence in the two languages that we speak."""
-
     zh: str
     en: str
 
@@ -48,17 +45,21 @@ class Text:
         return self.en if language == "en" else self.zh
 
 
+class UnusableValue(ValueError):
+    """A setting, a key or an argument that can't be used; no secret is in the words."""
+
+    def __init__(self, zh: str, en: str) -> None:
+        super().__init__(en)
+        self.text = Text(zh, en)
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
     """One fault in one field; 422 replies list them as `loc`, `msg`, `type`."""
 
     loc: tuple[str | int, ...]
-    msg: Text | str
+    msg: Text
     type: str
-
-    def told(self, language: Language) -> str:
-        """What is wrong, for a person."""
-        return self.msg if isinstance(self.msg, str) else self.msg.in_(language)
 
 
 _WHOLE_NUMBER = Text("应为整数", "must be a whole number")
@@ -136,7 +137,6 @@ class BridgeError(Exception):
         return self
 
     def detail(self, language: Language) -> str:
-        """The sentence for a person, in `language`."""
         facts = {
             name: fact.in_(language) if isinstance(fact, Text) else fact
             for name, fact in self.facts.items()
@@ -270,8 +270,7 @@ class ValidationFailed(BridgeError):
         self.about(_name_of(errors[0]), value)
 
     def detail(self, language: Language) -> str:
-        """Every field at fault, with what is wrong there."""
-        faults = (f"{_name_of(fault)}: {fault.told(language)}" for fault in self.errors)
+        faults = (f"{_name_of(fault)}: {fault.msg.in_(language)}" for fault in self.errors)
         return self.text.in_(language).format(fields="; ".join(faults))
 
 

@@ -76,9 +76,6 @@ def _with_content(part: JsonObject, flat: Flatten, *, with_example: bool = True)
     return {**part, "content": content}
 
 
-# ---- schemas ------------------------------------------------------------------------------------
-
-
 def _flat(schema: JsonObject, schemas: Mapping[str, JsonObject]) -> JsonObject:
     if "$ref" in schema:
         beside = {name: value for name, value in schema.items() if name != "$ref"}
@@ -171,7 +168,6 @@ def _one_of(parts: list[JsonObject]) -> JsonObject:
 
 
 def _either(one: JsonObject, other: JsonObject) -> JsonObject:
-    """A property that two alternatives have."""
     if "properties" in one and "properties" in other:
         return _one_of([one, other])
     if "enum" in one and "enum" in other:

@@ -40,16 +40,12 @@ _SYSTEMD = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
 
 class _Pipes(NamedTuple):
-    """The ends that workers inherit."""
-
     lifeline: int
     pulse: int
 
 
 @dataclass(slots=True)
 class _Worker:
-    """One worker, from its start to its end."""
-
     process: asyncio.subprocess.Process
     # Heard of at least once: from then on it takes signals, and requests.
     listens: bool = False
@@ -76,8 +72,8 @@ class Parent:
 
     settings: Settings
     stopping: asyncio.Event
-    # How many seconds a worker may be silent; while it starts, four times as many.
-    patience: int = 30
+    # Past this a silent worker is killed; while it starts, past four times this.
+    most_silent_seconds: int = 30
     workers: dict[int, _Worker] = field(default_factory=dict)
     # How many SIGHUPs there were.
     hangups: int = 0
@@ -85,7 +81,6 @@ class Parent:
     ready: bool = False
 
     async def run(self) -> int:
-        """Run all workers, and return the exit status."""
         self._warn_of_memory()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
@@ -186,16 +181,15 @@ class Parent:
             systemd.notify(f"READY=1\nSTATUS={listening} workers")
 
     async def _watch(self) -> None:
-        """Kill a worker that hangs: connected as it is, it would swallow its share of the requests.
+        """Kill a worker that hangs: it would swallow its share of the requests.
 
-        Told by counting, not by the clock: while the machine slept we slept too, and nobody could
-        speak.
+        Silence is counted in pulses, not by the clock: while the machine slept, nobody could speak.
         """
         while True:
             await asyncio.sleep(PULSE_SECONDS)
             for number, worker in self.workers.items():
                 worker.silent += 1
-                if worker.silent > self.patience * (1 if worker.listens else 4):
+                if worker.silent > self.most_silent_seconds * (1 if worker.listens else 4):
                     logger.error("worker %d hangs and is killed", number)
                     worker.send(signal.SIGKILL)
                     worker.silent = 0

@@ -9,7 +9,6 @@ import socket
 
 
 def notify(state: str) -> None:
-    """Tell systemd, such as `READY=1` or `STATUS=…`."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

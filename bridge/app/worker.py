@@ -37,7 +37,6 @@ logger = logging.getLogger(__name__)
 
 
 async def serve(settings: Settings) -> int:
-    """Serve until told to stop; the exit status."""
     raise_descriptor_limit()
     stop = stop_signal()
     # Until there are keys that could be read again it has no meaning, and would end us.
@@ -70,10 +69,7 @@ async def serve(settings: Settings) -> int:
 
 
 async def _insist(stop: asyncio.Event, settings: Settings) -> None:
-    """End the process some time after DRAIN_TIMEOUT, whatever still hangs in it by then.
-
-    A thread that waits for a name server can't be cancelled, and would be waited for.
-    """
+    """End the process after DRAIN_TIMEOUT, whatever hangs: a thread can't be cancelled."""
     await stop.wait()
     loop = asyncio.get_running_loop()
     loop.call_later(settings.drain_timeout + GRACE_SECONDS / 2, _end_at_once, loop)
@@ -109,11 +105,7 @@ async def _pulse(pulse: int) -> None:
 
 
 def _check_files(settings: Settings) -> None:
-    """Look into the files that settings name, before any worker stumbles over one.
-
-    Raises:
-        SettingsError: one can't be used.
-    """
+    """Look into the files that settings name; raises SettingsError if one can't be used."""
     read_keys(settings)
     try:
         link.tls_context(settings)

@@ -43,7 +43,6 @@ class Deadlines:
         }
 
     def has_passed(self, when: float) -> bool:
-        """Whether a limit at `when` is over."""
         return min(when, self._latest) <= self._loop.time()
 
     def until(self, when: float) -> "Limit":

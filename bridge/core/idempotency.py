@@ -56,23 +56,15 @@ class Attempt(Protocol):
         """On the loop's clock."""
 
     @property
-    def has_left(self) -> bool:
-        """Whether something has left, so that the outcome is to be kept."""
+    def has_left(self) -> bool: ...
 
-    async def run(self) -> Reply:
-        """Execute it."""
+    async def run(self) -> Reply: ...
 
     def step_aside(self) -> None:
-        """Say that it waits for another attempt.
-
-        Raises:
-            Busy: too many wait so already.
-        """
+        """Wait for another attempt from now on; raises Busy if too many do."""
 
 
 class Idempotency(Protocol):
-    """Where outcomes are kept."""
-
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
         """Run the attempt, unless the key is known: then its outcome, waiting for it if need be.
 
@@ -84,11 +76,7 @@ class Idempotency(Protocol):
         """
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
-        """The reply if the key is known, waiting for it if need be; None if it is not.
-
-        Raises:
-            IdempotencyConflict, OutcomeUnknown, Draining, Busy: see `execute`.
-        """
+        """The reply if the key is known, waiting for it if need be; raises as `execute` does."""
 
 
 def key_of(requester: str, request_id: str | bytes) -> bytes:
@@ -193,7 +181,6 @@ class MemoryIdempotency:
         self._total = _Share()
 
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
-        """See `Idempotency.execute`."""
         known = await self.recall(command, attempt)
         if known is not None:
             return Outcome(known, duplicate=True)
@@ -203,7 +190,6 @@ class MemoryIdempotency:
         return Outcome(await self._first(command, attempt), duplicate=False)
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
-        """See `Idempotency.recall`; what has expired is forgotten."""
         entry = self._entry(command.key)
         if entry is None:
             return None
@@ -275,8 +261,6 @@ class MemoryIdempotency:
                 return await asyncio.shield(running.outcome)
         except TimeoutError:
             raise OutcomeUnknown() from None
-
-    # ---- room -----------------------------------------------------------------------------------
 
     def _count(self, share: str, entries: int, size: int) -> None:
         used = self._shares.setdefault(share, _Share())

@@ -59,14 +59,11 @@ class Ticket:
         return self._given_up or self._leave is not None
 
     def go(self) -> None:
-        """Leave, if it is to."""
         if self._leave is not None:
             self._leave()
 
 
 class _Queue:
-    """The places of one device, the next one first."""
-
     __slots__ = ("_advancing", "_tickets", "users")
 
     def __init__(self) -> None:
@@ -76,13 +73,11 @@ class _Queue:
         self.users = 0
 
     def join(self, ticket: Ticket) -> None:
-        """Give a ticket the last place, unless it has one."""
         if not ticket.in_queue:
             ticket.in_queue = True
             self._tickets.append(ticket)
 
     def advance(self) -> None:
-        """Let all leave whose turn it is."""
         if self._advancing:
             # One that is leaving gives its place up: whoever let it leave goes on with the others.
             return
@@ -95,8 +90,6 @@ class _Queue:
 
 
 class DeviceQueues:
-    """The queues of all devices, and the sequences that run."""
-
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         self._in_sequence: set[str] = set()

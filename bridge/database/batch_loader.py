@@ -74,7 +74,6 @@ class BatchLoader(Generic[Key, Model]):
         return asker.answer
 
     async def close(self) -> None:
-        """Give up those who wait, cancel what is under way, and wait until it has ended."""
         for asker in self._take(len(self._waiting)):
             asker.answer.cancel()
         under_way = list(self._under_way)
@@ -127,7 +126,6 @@ class BatchLoader(Generic[Key, Model]):
         return models
 
     def _next_askers(self) -> "list[_Asker[Key, Model]]":
-        """Who goes along in the next statement: all who wait, or as many as it shall hold."""
         keys = count = 0
         while count < len(self._waiting) and keys < _KEYS_A_STATEMENT:
             keys += len(self._waiting[count].keys)
@@ -135,13 +133,11 @@ class BatchLoader(Generic[Key, Model]):
         return self._take(count)
 
     def _take(self, count: int) -> "list[_Asker[Key, Model]]":
-        """The first so many of those who wait, who wait no more."""
         askers, self._waiting = self._waiting[:count], self._waiting[count:]
         self._watch_the_first()
         return askers
 
     def _watch_the_first(self) -> None:
-        """See to it that whoever has waited longest is given up in time."""
         if self._overdue is not None:
             self._deadlines.cancel(self._overdue)
             self._overdue = None
@@ -150,7 +146,6 @@ class BatchLoader(Generic[Key, Model]):
             self._overdue = self._deadlines.call_at(overdue, self._give_up)
 
     def _give_up(self) -> None:
-        """Fail those who have waited too long, and nobody else."""
         count = sum(
             self._deadlines.has_passed(asker.arrived + self._timeout) for asker in self._waiting
         )

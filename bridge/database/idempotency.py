@@ -100,19 +100,12 @@ class MysqlIdempotency:
         return Outcome(outcome.reply, outcome.duplicate or claim.is_duplicate)
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
-        """See `Idempotency.recall`.
-
-        Raises:
-            DatabaseUnavailable, RequestTimeout, OutcomeUnknown, Draining: see `execute`.
-        """
         return await self._known(_Numbered(b"", command, attempt), claimed=False)
 
     async def close(self) -> None:
-        """End the look-ups that are under way."""
         await self._rows.close()
 
     async def sweep(self) -> None:
-        """Remove rows that mean nothing any more, again and again, until cancelled."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
@@ -121,11 +114,7 @@ class MysqlIdempotency:
                 logger.debug("rows without a meaning were not removed: %s", error)
 
     async def sweep_once(self) -> None:
-        """Remove expired rows, and those of our attempts that sent nothing.
-
-        Raises:
-            DatabaseTimeout, DatabaseUnavailable: see `Database.execute`.
-        """
+        """Remove expired rows, and those of our attempts that sent nothing."""
         while unsent := dict(islice(self._unsent.items(), _SWEEP_MOST)):
             numbers, keys = tuple(unsent), tuple(unsent.values())
             await self._database.execute(NOT_SENT, (keys, numbers), deadline=self._soon())
@@ -144,7 +133,6 @@ class MysqlIdempotency:
         return await self._execute(own), False
 
     async def _execute(self, own: _Numbered) -> Reply:
-        """Execute what is written as intended, and write what came of it."""
         try:
             reply = await own.attempt.run()
         except BaseException:
@@ -159,11 +147,7 @@ class MysqlIdempotency:
         return reply
 
     async def _intend(self, own: _Numbered) -> bool:
-        """Write that we are going to execute it; false if the id is taken.
-
-        Raises:
-            DatabaseUnavailable, RequestTimeout: it is not known to be written.
-        """
+        """Write that we are going to execute it; false if the id is taken."""
         left = _seconds_left(own.attempt)
         # A little more than it has, for writing the reply here.
         times = (left + self._timeout, left + self._ttl)
@@ -174,11 +158,7 @@ class MysqlIdempotency:
     async def _known(self, own: _Numbered, *, claimed: bool) -> Reply | None:
         """The reply that there is, or will be; None when the id is free to use.
 
-        Args:
-            claimed: whether our memory holds the id for this very attempt.
-
-        Raises:
-            IdempotencyConflict, and what `execute` raises.
+        `claimed`: our memory holds the id for this very attempt.
         """
         while True:
             if not claimed:
@@ -194,11 +174,7 @@ class MysqlIdempotency:
             await self._wait(row, own)
 
     async def _row(self, own: _Numbered) -> OutcomeRow | None:
-        """What is written under an id; None when the id is free to use.
-
-        Raises:
-            IdempotencyConflict, DatabaseUnavailable, RequestTimeout, OutcomeUnknown: see `execute`.
-        """
+        """What is written under an id; None when the id is free to use."""
         with self._in_time(own):
             row = await self._rows.get(own.command.key)
             if row is not None and await self._is_removed(own.command.key, row):
@@ -220,12 +196,7 @@ class MysqlIdempotency:
         return True
 
     async def _wait(self, row: OutcomeRow, own: _Numbered) -> None:
-        """Wait a little for whoever executes it.
-
-        Raises:
-            OutcomeUnknown: nobody does any more, or not in our time.
-            Draining: we can't wait any longer.
-        """
+        """Wait a little for whoever executes it; raises OutcomeUnknown or Draining."""
         by_our_predecessor = row.instance == self._instance and not self._is_ours(row)
         if by_our_predecessor or row.works_for < 0 or _seconds_left(own.attempt) <= _LOOK_SECONDS:
             raise OutcomeUnknown()
@@ -275,13 +246,7 @@ class MysqlIdempotency:
 
     @contextmanager
     def _in_time(self, own: _Numbered) -> Iterator[None]:
-        """Ask the table in the body, within the attempt's own time too.
-
-        Raises:
-            RequestTimeout: that is over; nothing was sent.
-            OutcomeUnknown: that is over, and another has been executing it.
-            DatabaseUnavailable: the table can't be reached.
-        """
+        """Bound the body by the attempt's deadline: RequestTimeout, or OutcomeUnknown."""
         try:
             if _seconds_left(own.attempt) <= 0:
                 raise TimeoutError

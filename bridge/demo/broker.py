@@ -43,12 +43,8 @@ class BrokerError(Exception):
 def embedded_broker() -> Iterator[int]:
     """A broker for this machine alone, as long as the context lasts; its port, for MQTT 5.
 
-    Starting takes a fifth of a second and blocks, so that nothing can come between the child's
-    start and its owner's knowing of it.
-
-    Raises:
-        NoFreePortError: no port is left for it.
-        BrokerError: it did not start.
+    Starting blocks for a fifth of a second, so that no cancellation comes between the child's start
+    and its owner's knowing of it. Raises NoFreePortError or BrokerError.
     """
     port = free_port(_USUAL_PORT)
     with tempfile.TemporaryDirectory(prefix="bridge-demo-") as folder:

@@ -13,18 +13,12 @@ _GAUGE_CELLS = 10
 
 
 class Sensor(Protocol):
-    """A sensor: its type as the platform writes it, and what it measures, by field."""
+    """A sensor: its type as the platform writes it, what people call its fields, and a report."""
 
-    @property
-    def type(self) -> str:
-        """Such as DHT11."""
+    type: str
+    fields: Mapping[str, Text]
 
-    @property
-    def fields(self) -> Mapping[str, Text]:
-        """What people call each field that it reports."""
-
-    def report(self) -> JsonObject:
-        """What it measures now, a little later than the last time."""
+    def report(self) -> JsonObject: ...
 
 
 class _Drift:
@@ -40,8 +34,6 @@ class _Drift:
 
 
 class Dht11:
-    """Temperature in tenths of a degree, humidity in whole percents."""
-
     type = "DHT11"
     fields: Mapping[str, Text] = {
         "temperature": Text("室内温度", "room temperature"),
@@ -60,8 +52,6 @@ class Dht11:
 
 
 class RainSensor:
-    """Whether it rains, and how much; dry for most of the time."""
-
     type = "RAIN_SENSOR"
     fields: Mapping[str, Text] = {
         "rain": Text("窗外雨水", "rain outside"),
@@ -77,8 +67,6 @@ class RainSensor:
 
 
 class Ds18b20:
-    """A thermometer on a wire, in water."""
-
     type = "DS18B20"
     fields: Mapping[str, Text] = {"temperature": Text("水温", "water temperature")}
 
@@ -100,11 +88,7 @@ class Ports:
         self.state: dict[str, list[int]] = {kind: [0] * count for kind, count in counts.items()}
 
     def take(self, command: object) -> str:
-        """Do what a command says; one line that tells what happened.
-
-        Raises:
-            NotUnderstoodError: nothing happened.
-        """
+        """Execute a command, or raise NotUnderstoodError; one line that tells what happened."""
         match command:
             case {
                 "cmd": "led" | "relay" as kind,

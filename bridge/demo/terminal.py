@@ -26,7 +26,6 @@ class Terminal:
         self._print("\n".join(lines))
 
     def event(self, board: str, words: str) -> None:
-        """Print what happened on a board."""
         for glyph, colour in _GLYPHS.items():
             words = words.replace(glyph, self._in(colour, glyph))
         self._print(f"{self._in(_CYAN, f'[board {board}]')} {words}")

@@ -39,9 +39,6 @@ DeviceUuid = Annotated[
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-# ---- requests -----------------------------------------------------------------------------------
-
-
 def _fold(value: object) -> object:
     return value.casefold() if isinstance(value, str) else value
 
@@ -154,9 +151,6 @@ class BatchFields(Fields):
     )
 
 
-# ---- what the database knows --------------------------------------------------------------------
-
-
 class SensorRow(NamedTuple):
     """The latest value of one sensor, as stored."""
 
@@ -191,9 +185,6 @@ class DeviceProfile:
     product_ports_json: str | None
     control_config_json: str | None
     settings_json: str | None
-
-
-# ---- replies ------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

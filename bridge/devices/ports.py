@@ -35,16 +35,12 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NamedPort:
-    """A port, and all that it is called, made comparable."""
-
     port: Port
     names: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class PortTable:
-    """What is known of a device's ports."""
-
     ports: tuple[NamedPort, ...] = ()
     disabled: frozenset[Place] = frozenset()
     # Types of which some port is disabled: "all" (port 0) would switch that one too.
@@ -61,8 +57,6 @@ class PortTable:
 
 @dataclass(slots=True)
 class _Found:
-    """What the entries of a configuration amount to."""
-
     ports: dict[Place, Entry] = field(default_factory=dict)
     disabled: set[Place] = field(default_factory=set)
     disabled_types: set[str] = field(default_factory=set)
@@ -184,7 +178,6 @@ def _named(place: Place, entry: Entry) -> NamedPort:
 
 
 def listed(ports: Iterable[NamedPort]) -> str:
-    """The ports as a sentence tells them: type, number and names."""
     shown = []
     for named in ports:
         port = named.port

@@ -109,8 +109,6 @@ def kinds_of(sensor_types_json: str | None, sensor_config_json: str | None) -> t
 
 
 class _Entry(NamedTuple):
-    """What the product says of a sensor, and what the device's own configuration says."""
-
     product: Mapping[str, Any]
     own: Mapping[str, Any]
     of_product: bool

@@ -58,11 +58,7 @@ def find(device: DeviceReadings, sensor: str) -> SensorRow:
     """The row that `sensor` means, of a device with all its rows.
 
     A stored name goes first; then the names that people gave, the product's display names, its
-    keys, and the common names.
-
-    Raises:
-        SensorNotFound: none; it lists the sensors there are.
-        AmbiguousSensor: several bear that name; it lists them.
+    keys, and the common names. Raises SensorNotFound or AmbiguousSensor.
     """
     row = _meant(device, plain_name(sensor), None)
     if row is None:
@@ -119,7 +115,6 @@ def reading(device: DeviceReadings, row: SensorRow, now: datetime) -> Reading:
 
 
 def all_readings(device: DeviceReadings, now: datetime) -> list[Reading]:
-    """Every sensor of a device that has a value."""
     return [reading(device, row, now) for row in device.rows if row.sensor_value is not None]
 
 

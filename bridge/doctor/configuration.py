@@ -51,7 +51,6 @@ async def sources(_: Examination) -> Finding:
 
 
 async def misspelt_names(_: Examination) -> Finding:
-    """Names that are nobody's, but nearly ours."""
     filed, environment = written_names()
     written = filed.keys() | environment.keys()
     meant = {name: _name_meant(name, _OUR_NAMES - written) for name in sorted(written - _OUR_NAMES)}

@@ -73,7 +73,6 @@ async def _taken(settings: Settings) -> Finding:
 
 
 async def _health(settings: Settings) -> dict[str, Any] | None:
-    """What a bridge on our port says of its health; None when no bridge is there."""
     host = _nearest(settings.service_host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.service_port}/health"
     try:

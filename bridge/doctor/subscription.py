@@ -69,11 +69,7 @@ async def requests(examination: Examination) -> Finding:
 
 
 async def _delivery(examination: Examination, share: str, base: str) -> tuple[bool, bool]:
-    """Whether the broker takes a request from us, and whether it comes back by a subscription.
-
-    Raises:
-        LinkError: the subscription is refused.
-    """
+    """Whether the broker takes a request from us, and whether it comes back by a subscription."""
     settings = examination.settings
     payload = orjson.dumps({"request_id": examination.name})
     heard = asyncio.Event()

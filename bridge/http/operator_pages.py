@@ -37,7 +37,6 @@ class OperatorPages:
         self._mqtt_connected = mqtt_connected
 
     def places(self) -> Iterator[Place]:
-        """All that is to be served."""
         yield Place("/", self._root, open=True, cors=True)
         yield Place("/livez", self._livez, open=True, cors=True)
         yield Place("/readyz", self._readyz, open=True, cors=True)
@@ -45,8 +44,7 @@ class OperatorPages:
         for path, document in self._documents.by_path.items():
             yield Place(path, self._document(document), cors=True)
 
-    async def _root(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
+    async def _root(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
         body = {
             "service": "mqtt-request-reply-bridge",
             "version": __version__,
@@ -55,23 +53,19 @@ class OperatorPages:
         }
         return Answer(200, JSON_UTF8, orjson.dumps(body))
 
-    async def _livez(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
+    async def _livez(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
         return Answer(200, JSON_UTF8, b'{"status":"alive"}')
 
-    async def _readyz(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
+    async def _readyz(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
         if self._is_ready():
             return Answer(200, JSON_UTF8, b'{"status":"ready"}')
         return Answer(503, JSON_UTF8, b'{"status":"not ready"}')
 
-    async def _exposition(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
+    async def _exposition(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
         return Answer(200, _EXPOSITION, self._metrics.exposition())
 
     def _document(self, document: Document) -> Handler:
-        async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-            del grant
+        async def handle(request: web.Request, _: Grant | None) -> web.StreamResponse:
             forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip()
             secure = request.secure or forwarded.casefold() == "https"
             reached = Address.of(request.headers.get("Host"), self._settings, secure=secure)

@@ -50,13 +50,7 @@ _CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 
 
 async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
-    """A request's body.
-
-    Raises:
-        PayloadTooLarge: it is longer than `limit` bytes.
-        RequestTimeout: it did not arrive in time.
-        MalformedRequest: it broke off, or its encoding is wrong.
-    """
+    """A request's body; PayloadTooLarge, RequestTimeout, or MalformedRequest if it broke off."""
     try:
         with in_time:
             return await request.read()
@@ -69,7 +63,6 @@ async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
 
 
 def is_surplus(request: web.BaseRequest) -> bool:
-    """Whether the request came by a connection above the cap."""
     return isinstance(request.protocol, Protocol) and request.protocol.is_surplus
 
 
@@ -99,7 +92,6 @@ class Protocol(web.RequestHandler):
         super().connection_lost(exc)
 
     def watch_reader(self) -> None:
-        """Count what this client has not read among what is unsent."""
         if self.transport is not None:
             self._server.unsent.watch(self.transport)
 
@@ -134,7 +126,6 @@ class Protocol(web.RequestHandler):
         return self._body is None or self._body.is_eof()
 
     def _fail_body(self) -> None:
-        """Tell the reader of a body that no more of it can be parsed."""
         if self._body is not None and not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError("the body can't be parsed"))
 
@@ -190,8 +181,6 @@ async def meet_expectation(request: web.Request) -> None:
 
 
 class Server:
-    """An aiohttp application behind `Protocol`, on one address."""
-
     def __init__(
         self,
         app: web.Application,
@@ -211,11 +200,7 @@ class Server:
         self.unsent = unsent or UnsentReplies()
 
     async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
-        """Listen.
-
-        Raises:
-            OSError: the address can't be bound.
-        """
+        """Listen; raises OSError if the address can't be bound."""
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_server(
@@ -241,7 +226,6 @@ class Server:
         return self._open > self._most
 
     def closed(self) -> None:
-        """Count a connection no more."""
         self._open -= 1
 
     def _protocol(self) -> Protocol:

@@ -11,8 +11,6 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is, who we are there, and what we speak with it."""
-
     host: str
     port: int = 1883
     username: str = ""
@@ -24,7 +22,6 @@ class BrokerAddress:
 
     @classmethod
     def of(cls, settings: "Settings") -> Self:
-        """The broker of the `MQTT_` settings."""
         return cls(
             settings.mqtt_broker,
             settings.mqtt_port,
@@ -39,10 +36,8 @@ class BrokerAddress:
 def tls_context(settings: "Settings") -> ssl.SSLContext | None:
     """The context for `MQTT_TLS`, which always verifies; None for plain TCP.
 
-    The files are read anew for each connection, so that renewed certificates are taken up.
-
-    Raises:
-        OSError: they can't be used; its words name the settings.
+    The files are read anew for each connection, so that renewed certificates are taken up. Raises
+    OSError, whose words name the settings.
     """
     if not (settings.mqtt_tls or settings.mqtt_tls_ca or settings.mqtt_tls_cert):
         return None

@@ -22,8 +22,6 @@ _BETWEEN_PINGS = 1.0
 
 
 class Heartbeat:
-    """Watches one connection until cancelled."""
-
     def __init__(
         self,
         stream: Stream,

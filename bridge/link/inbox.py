@@ -50,7 +50,6 @@ class Inbox:
 
     @property
     def is_full(self) -> bool:
-        """Whether no more should be read for now."""
         return self._waiting_bytes >= _MOST_BYTES
 
     def nothing_came(self) -> None:

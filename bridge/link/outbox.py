@@ -47,12 +47,10 @@ class Outgoing:
     acknowledged: asyncio.Future[int]
 
     def settle(self, reason: int) -> None:
-        """Its PUBACK has come."""
         if not self.acknowledged.done():
             self.acknowledged.set_result(reason)
 
     def fail(self, error: LinkError) -> None:
-        """No PUBACK will come."""
         if not self.acknowledged.done():
             self.acknowledged.set_exception(error)
             # Whoever waits raises it; a command whose request was given up has nobody.
@@ -102,7 +100,6 @@ class Outbox:
         self._wake()
 
     def acknowledged(self, packet_id: int, reason: int) -> None:
-        """Note a PUBACK, which makes room for what waits."""
         outgoing = self._pending.pop(packet_id, None)
         if outgoing is not None:
             outgoing.settle(reason)
@@ -119,7 +116,6 @@ class Outbox:
             self._send_unless_expired(waiting.popleft())
 
     def fail(self) -> None:
-        """The connection was lost: tell all who wait."""
         pending, held = list(self._pending.values()), [*self._hurried, *self._held]
         self._pending.clear()
         self._hurried.clear()

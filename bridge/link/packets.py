@@ -61,11 +61,7 @@ class Message:
 
 
 def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
-    """Read a PUBLISH from its first byte and what follows the remaining length.
-
-    Raises:
-        MalformedPacketError: the lengths in it do not add up.
-    """
+    """Read a PUBLISH from its first byte and what follows the remaining length."""
     try:
         topic, at = _text(body, 0)
         qos = header >> 1 & 3
@@ -91,18 +87,13 @@ def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
 
 
 def read_puback(body: bytes) -> tuple[int, int]:
-    """The packet id and reason code of a PUBACK; 3.1.1 has no reason, which is success.
-
-    Raises:
-        MalformedPacketError: it is too short.
-    """
+    """The packet id and reason code of a PUBACK; 3.1.1 has no reason, which is success."""
     if len(body) < 2:
         raise MalformedPacketError("a PUBACK without packet id")
     return int.from_bytes(body[:2], "big"), body[2] if len(body) > 2 else 0
 
 
 def puback(packet_id: int) -> bytes:
-    """A PUBACK that says success."""
     return b"\x40\x02" + _UINT16.pack(packet_id)
 
 
@@ -248,11 +239,7 @@ class Frames:
         self._skipped: tuple[int, Truncated, int] | None = None
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """The packets that are complete now.
-
-        Raises:
-            MalformedPacketError: a length has more than four bytes.
-        """
+        """The packets that are complete now."""
         packets: list[tuple[int, bytes]] = []
         if self._skipped is not None:
             data = self._skip(data, packets)
@@ -289,11 +276,7 @@ class Frames:
 
 
 def _header_at(buffer: bytes, at: int) -> tuple[int, int] | None:
-    """Where a packet's content begins, and its length; None while these have not come whole.
-
-    Raises:
-        MalformedPacketError: the length has more than four bytes.
-    """
+    """Where a packet's content begins, and its length; None while these have not come whole."""
     start, size = at + 1, len(buffer)
     length = shift = 0
     while start < size:

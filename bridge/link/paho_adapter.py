@@ -33,7 +33,6 @@ def client(
     timeout: float,
     keepalive: int,
 ) -> aiomqtt.Client:
-    """A client that has not connected yet; times in seconds."""
     if broker.tls is not None:
         broker.tls.sslsocket_class = _ClosingSocket
     username = broker.username or None
@@ -161,13 +160,11 @@ class PahoSocket:
         self._real: Any = None
 
     def wrap(self, real: Any) -> "PahoSocket":
-        """Stand in for the socket that paho has connected."""
         self._real = real
         self._carrier.attach(real)
         return self
 
     def give(self, first: int, body: bytes) -> None:
-        """Let paho read a packet."""
         self._given += bytes((first,)) + packets.varint(len(body)) + body
 
     def pending(self) -> int:

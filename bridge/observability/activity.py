@@ -87,8 +87,6 @@ class _Second:
 
 
 class Activity:
-    """The last five minutes, second by second, and the last 200 requests."""
-
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._current = _Second(-1)
@@ -97,7 +95,6 @@ class Activity:
         self._noted = 0
 
     def observe(self, seen: RequestAnswered) -> None:
-        """Note one request that was answered now."""
         now = self._clock()
         number = int(now)
         second = self._current
@@ -121,7 +118,6 @@ class Activity:
         self._recent.append((self._noted, now, seen))
 
     def snapshot(self) -> Snapshot:
-        """The window's seconds and requests, both with the oldest first."""
         now = self._clock()
         last = int(now) - 1
         first = last - WINDOW_SECONDS + 1

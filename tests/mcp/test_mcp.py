@@ -582,7 +582,7 @@ async def test_drain_lets_a_tool_tell_what_was_done(
     process = private_bridge(DRAIN_TIMEOUT="4")
     listening = await board(BOARD_A, process.broker)
     async with by_url(process) as client:
-        # The client checks results against the tools' schemas, for which it would ask too late.
+        # The client checks results against the tools' schemas; during the drain it can't ask.
         await client.list_tools()
         arguments = {"device_uuid": BOARD_A, "preset_key": SLOW_SEQUENCE}
         running = asyncio.create_task(client.call_tool("run_preset", arguments))
@@ -602,17 +602,17 @@ async def health(http: aiohttp.ClientSession) -> dict[str, Any]:
 async def test_tool_is_not_begun_while_the_bridge_drains(private_bridge: StartBridge):
     process = private_bridge(DRAIN_TIMEOUT="3.5")
     async with by_url(process) as client, aiohttp.ClientSession(process.url) as http:
-        # A broker that does not answer keeps a command in hand, and so the bridge draining.
+        # A broker that does not answer keeps a command in flight, and so the bridge draining.
         process.broker.pause()
         command = {"device_uuid": BOARD_A, "port": ALIAS, "action": "on"}
-        in_hand = asyncio.create_task(http.post("/api/control", json=command))
+        in_flight = asyncio.create_task(http.post("/api/control", json=command))
         async with asyncio.timeout(5):
             while (await health(http))["in_flight"] == 0:
                 pass
         process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(process.wait_for_line, "draining")
         said = told(await client.call_tool("read_sensor", TEMPERATURE))
-        (await in_hand).close()
+        (await in_flight).close()
     assert "正在停止" in said
 
 

@@ -49,11 +49,7 @@ _SNAPSHOT_HEADERS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "n
 
 
 class Console:
-    """The page, and the snapshots that it shows.
-
-    Args:
-        health: our state; never waits.
-    """
+    """The page, and the snapshots that it shows."""
 
     def __init__(
         self, settings: Settings, activity: Activity, health: Callable[[], Health]
@@ -63,7 +59,6 @@ class Console:
         self._health = health
 
     def places(self) -> Iterator[Place]:
-        """All that is to be served."""
         yield Place("/console", fixed(self._page), open=True)
         yield Place("/console/", _to_the_page, open=True)
         for file in _STATIC.iterdir():
@@ -78,8 +73,7 @@ class Console:
         page = page.replace(b"{{language}}", self._settings.language.encode())
         return Fixed.of(page, _CONTENT_TYPES[".html"], _PAGE_HEADERS)
 
-    async def _snapshot(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request
+    async def _snapshot(self, _: web.Request, grant: Grant | None) -> web.StreamResponse:
         snapshot = self._activity.snapshot()
         body = {
             "second": snapshot.second,
@@ -111,7 +105,6 @@ def _file(name: str, content_type: str) -> Fixed:
     return Fixed.of((_STATIC / name).read_bytes(), content_type, _PAGE_HEADERS)
 
 
-async def _to_the_page(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+async def _to_the_page(_: web.Request, __: Grant | None) -> web.StreamResponse:
     """`/console/` is where people land; relative, so that it holds behind a proxy's prefix too."""
-    del request, grant
     return Answer(308, "text/plain", b"", (("Location", "../console"),))
