@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from ..devices.listing import DevicesFields, ListedDevice
 from ..devices.models import DeviceProfile, DeviceReadings, Health, JsonObject
@@ -134,8 +134,7 @@ class Sender(Protocol):
         """Say that several commands follow: the request is begun with the first one."""
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """One request under way; `deadline` is on the loop's clock."""
 
     services: Services
