@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
@@ -134,8 +134,7 @@ class CommandAttempt:
             self._on_begun()
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """One request under way; `deadline` is on the loop's clock."""
 
     services: Services

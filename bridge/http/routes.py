@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..core.dispatcher import Dispatcher
 from ..core.envelope import (
@@ -173,7 +173,7 @@ class HttpTransport:
                 raise
             return None
         if grant is None and request.path not in _HEALTH_PATHS:
-            self._browsers.check(request.headers.get("Host"), _origin(request))
+            self._browsers.check(request.headers.get(hdrs.HOST), _origin(request))
         return grant
 
     def _admit(self, request: web.Request) -> Grant | None:
@@ -230,7 +230,7 @@ class HttpTransport:
 
     async def _health(self, request: web.Request, _: Grant | None) -> web.StreamResponse:
         """The health object bare, for monitors that read it so."""
-        asked = Request(transport="http", operation="health", received=self._loop.time())
+        asked = Request("http", "health", self._loop.time(), {})
         async with self._dispatcher.serve(asked) as reply:
             pass
         healthy = reply.error is None and reply.data.status == "healthy"
@@ -297,9 +297,9 @@ def _port_taken(settings: Settings, error: OSError) -> str:
 
 def _origin(request: web.Request) -> str | None:
     """Whose page asks; several origins are nobody's."""
-    origins = request.headers.getall("Origin", ())
-    if not origins:
+    if hdrs.ORIGIN not in request.headers:
         return None
+    origins = request.headers.getall(hdrs.ORIGIN)
     return origins[0] if len(origins) == 1 else "null"
 
 
