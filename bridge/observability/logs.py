@@ -79,7 +79,6 @@ class LineWriter(QueueHandler):
         return f"{line}\n".encode(errors="backslashreplace")
 
     def enqueue(self, record: Any) -> None:
-        """Have a line written, unless too many wait."""
         with self._counting:
             if self._dropped or self._is_full():
                 self._dropped += 1
@@ -112,8 +111,6 @@ class LineWriter(QueueHandler):
 
 
 class _Writer(QueueListener):
-    """Writes what is queued to a descriptor."""
-
     queue: "Queue[bytes | Event]"
 
     def __init__(
@@ -152,6 +149,8 @@ def _record(level: int, message: str) -> logging.LogRecord:
 def printable(text: str, limit: int = 200) -> str:
     """`text` with everything escaped that could forge or garble a line of a log."""
     cut = text if len(text) <= limit else text[:limit] + "…"
+    if cut.isprintable():
+        return cut
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in cut)
 
 
@@ -188,8 +187,6 @@ def _unmistakable(value: object) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """A JSON object a line, for machines."""
-
     def format(self, record: logging.LogRecord) -> str:
         event = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
