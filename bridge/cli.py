@@ -16,13 +16,13 @@ def main(arguments: list[str] | None = None) -> int:
     parsed = parse(arguments, reader_language(os.environ))
     try:
         if parsed.command == "demo":
-            # What is wrong in `.env` does not concern it.
+            # The demo does not read `.env`.
             return _demo(parsed)
         return _COMMANDS[parsed.command](load(), parsed)
     except SettingsError as error:
         print(f"settings: {error}", file=sys.stderr)
     except ModuleNotFoundError as missing:
-        # Without extras the client alone is installed.
+        # Without extras only the client is installed.
         print(
             f"{parsed.prog}: the package {missing.name} is not installed; install the bridge with "
             f'its extra "{parsed.extra}", from its folder: pip install ".[{parsed.extra}]"',
@@ -82,12 +82,12 @@ def _call(settings: Settings, parsed: argparse.Namespace) -> int:
 
     async def call() -> int:
         try:
-            # With MQTT_PROTOCOL=3.1.1 the address says so; else an old broker is found out.
+            # With MQTT_PROTOCOL=5 the client falls back to 3.1.1 if the broker knows no other.
             client = BridgeClient(
                 BrokerAddress.of(settings),
                 prefix=settings.mqtt_topic_prefix,
                 client_level=parsed.client_level,
-                # An id counts as the same one where the reply topic is the same.
+                # A retry counts as the same request if its reply topic is the same.
                 name=None if parsed.id is None else f"call-{parsed.id}",
             )
             async with client:
@@ -101,7 +101,7 @@ def _call(settings: Settings, parsed: argparse.Namespace) -> int:
             print(f"call: {error}", file=sys.stderr)
             return 2
         written = orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        # As bytes: a terminal's or pipe's encoding must not change what the bridge said.
+        # As bytes, so that the terminal's encoding does not change the reply.
         sys.stdout.buffer.write(written)
         return 0 if body["code"] == 200 else 1
 

@@ -298,7 +298,7 @@ def reader_language(environment: Mapping[str, str]) -> Language:
 def written_names() -> tuple[dict[str, str], dict[str, str]]:
     """What `.env` and the environment hold, by names in capitals; raises SettingsError."""
     try:
-        # Windows' editors begin a UTF-8 file with a mark.
+        # Windows' editors write a byte order mark.
         text = Path(ENV_FILE).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise SettingsError(f"{ENV_FILE}: it is not UTF-8 text") from None

@@ -152,7 +152,7 @@ def _channels(row: Operation, prefix: str) -> JsonObject:
             },
         },
         f"{row.name}-reply": {
-            # Each request names its own.
+            # Each request names its reply topic.
             "address": None,
             "messages": {
                 "reply": {"$ref": f"#/components/messages/{camel(row)}Reply"},

@@ -102,12 +102,12 @@ def example_of(error: type[BridgeError], language: Language) -> JsonObject:
 
 
 def _over_http(row: Operation, guarded: bool) -> Errors:
-    # Of another site's page too, where no key was shown (`http/browsers.py`).
+    # Also for a page of another origin without a key (`http/browsers.py`).
     errors: Errors = [Forbidden]
     if row.method == "POST":
         errors += [PayloadTooLarge, UnsupportedMediaType]
     if "{" in row.path:
-        # What can't be part of a path leads nowhere.
+        # A UUID that can't be part of a path matches no route.
         errors.append(OperationNotFound)
     if not row.always:
         errors.append(Draining)

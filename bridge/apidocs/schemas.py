@@ -139,7 +139,7 @@ def components(envelope: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
         found[f"{camel(row)}Reply"] = _reply(schemas[f"{row.name} data", "serialization"])
     found |= _batch_items(found)
     for name in {row.fields.__name__ for row in rows}:
-        # Its requests hold all of it.
+        # Each is contained in its operation's request.
         found.pop(name, None)
     return dict(sorted(found.items()))
 
@@ -221,7 +221,7 @@ def _batch_items(found: dict[str, JsonObject]) -> dict[str, JsonObject]:
     items: dict[str, JsonObject] = {}
     for row in rows:
         request = found[f"{camel(row)}Request"]
-        # An item's reply goes where its batch's goes.
+        # An item has no reply topic of its own.
         own = {name: of for name, of in request["properties"].items() if name not in REPLY_TO}
         items[f"{camel(row)}Item"] = {
             "type": "object",

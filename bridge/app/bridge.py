@@ -156,7 +156,7 @@ class Bridge:
         self._drain.begin(until)
         kept = min(_ANSWERING_SECONDS, timeout / 4)
         self._deadlines.end_by(until - kept)
-        # Of what was given up just then it may still have to be written down that it was.
+        # Outcomes of commands given up just then may still have to be stored.
         self._database_deadlines.end_by(until - kept / 2)
         try:
             async with asyncio.timeout_at(until):

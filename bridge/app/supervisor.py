@@ -47,11 +47,11 @@ class _Pipes(NamedTuple):
 @dataclass(slots=True)
 class _Worker:
     process: asyncio.subprocess.Process
-    # Heard of at least once: from then on it takes signals, and requests.
+    # It sent a pulse: from then on it handles signals and requests.
     listens: bool = False
-    # For how many pulses it was not heard of.
+    # How many pulses are missing since the last one.
     silent: int = 0
-    # It was to be told of a SIGHUP before it could take one.
+    # A SIGHUP came before it could handle one.
     hung_up: bool = False
 
     def send(self, number: signal.Signals) -> None:
@@ -75,7 +75,6 @@ class Parent:
     # Past this a silent worker is killed; while it starts, past four times this.
     most_silent_seconds: int = 30
     workers: dict[int, _Worker] = field(default_factory=dict)
-    # How many SIGHUPs there were.
     hangups: int = 0
     status: int = 0
     ready: bool = False
@@ -87,7 +86,7 @@ class Parent:
         folder = tempfile.mkdtemp(prefix="bridge-metrics-")
         lifeline, ours = os.pipe()
         heard, pulse = os.pipe()
-        # A worker must not wait for us.
+        # A worker must not block on a full pipe.
         os.set_blocking(pulse, False)
         loop.add_reader(heard, self._hear, heard)
         try:
@@ -121,10 +120,10 @@ class Parent:
             process = await self._start(number, folder, pipes)
             status = await process.wait()
             del self.workers[number]
-            # Its gauges; its counts are there for who comes after it.
+            # Removes its gauges; its successor goes on with its counters.
             multiprocess.mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
             if self.stopping.is_set():
-                # One that was still starting had no handler for the signal yet, and no request.
+                # A worker that was still starting had no handler for SIGTERM yet, and no request.
                 if status != -signal.SIGTERM:
                     self.status = max(self.status, abs(status))
                 return
@@ -146,10 +145,10 @@ class Parent:
             "-m",
             "bridge",
             pass_fds=pipes,
-            # A Ctrl-C at the terminal is ours to pass on.
+            # Else Ctrl-C at the terminal would reach the workers directly.
             start_new_session=True,
             env={
-                # To systemd we speak.
+                # The parent alone notifies systemd.
                 **{name: value for name, value in os.environ.items() if name not in _SYSTEMD},
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                 WORKER_NUMBER: str(number),

@@ -18,7 +18,7 @@ def notify(state: str) -> None:
         try:
             channel.sendto(state.encode(), address)
         except OSError:
-            # Whoever listens there has gone; that is no reason for us to go.
+            # systemd's socket is gone; the service goes on.
             return
 
 

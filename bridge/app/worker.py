@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 async def serve(settings: Settings) -> int:
     raise_descriptor_limit()
     stop = stop_signal()
-    # Until there are keys that could be read again it has no meaning, and would end us.
+    # By default SIGHUP ends the process, and the keys are not loaded yet.
     on_signal("SIGHUP", lambda: None)
     try:
         _check_files(settings)
@@ -59,7 +59,7 @@ async def serve(settings: Settings) -> int:
     _collect_less_often()
     if WORKER_NUMBER in os.environ:
         beside.append(asyncio.create_task(_pulse(int(os.environ[PULSE])), name="pulse"))
-        # At its end nobody would restart or drain us any more.
+        # The pipe ends with the parent, who alone restarts and drains us.
         lifeline = int(os.environ[LIFELINE])
         asyncio.get_running_loop().add_reader(lifeline, _stop_ourselves, lifeline)
     sound = await bridge.run(stop)
@@ -98,7 +98,7 @@ async def _pulse(pulse: int) -> None:
     """Tell the parent that we listen, and from then on each second that our loop turns."""
     number = bytes([int(os.environ[WORKER_NUMBER])])
     while True:
-        # A parent that has stopped reads nothing; one that has gone is noticed by its lifeline.
+        # A stopped parent lets the pipe fill; a dead one is noticed by the lifeline.
         with contextlib.suppress(OSError):
             os.write(pulse, number)
         await asyncio.sleep(PULSE_SECONDS)

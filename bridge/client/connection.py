@@ -98,7 +98,7 @@ class Connection:
         try:
             return await self._establish(self._new_link())
         except LinkError as error:
-            # What a broker says counts more than that it hung up.
+            # An explicit refusal tells more than a closed connection.
             if error.reason is None:
                 self._broker = version5
                 raise refusal from None

@@ -51,7 +51,7 @@ class Question:
             sent["reply_to"] = reply_topic
         left = self._seconds_left()
         if not version5 or left + _ROUNDING < 1:
-            # If the caller named a deadline, it stays.
+            # A deadline that the caller named stays.
             sent.setdefault("expires_at", time.time() + left)
         return orjson.dumps(sent)
 
@@ -126,7 +126,7 @@ class Exchange:
         except LinkError:
             return None
         finally:
-            # If it has not left yet, it need not any more.
+            # If it has not left yet, it never does.
             acknowledged.cancel()
         return None
 
@@ -181,6 +181,6 @@ def _unheard(question: Question) -> Unheard:
 
 
 def _retrieve(acknowledged: asyncio.Future[int]) -> None:
-    # If the reply came first, nobody looks at this error, and asyncio would log that.
+    # If the reply came first, nobody awaits this error, and asyncio would log it.
     if not acknowledged.cancelled():
         acknowledged.exception()

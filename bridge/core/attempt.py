@@ -4,7 +4,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import orjson
 
@@ -64,7 +64,7 @@ class CommandAttempt:
         return await self._execute()
 
     def seconds_left(self) -> float:
-        # Not the loop's clock, which stands still during a turn: it would tell too much.
+        # Not the loop's clock, which stands still during a turn of the loop.
         return max(0.0, self.deadline - time.monotonic())
 
     def step_aside(self) -> None:
@@ -94,7 +94,7 @@ class CommandAttempt:
     def check(self, reason: int, device: DeviceProfile) -> None:
         """Raise DeviceUnreachable or PublishRefused if the first command's PUBACK says so."""
         if reason == NO_MATCHING_SUBSCRIBERS:
-            # Nothing was received: no outcome to keep.
+            # Nothing was received, so that there is no outcome to keep.
             self.has_left = False
             raise DeviceUnreachable(device=device.name)
         if reason >= REFUSED_FROM:
@@ -106,7 +106,7 @@ class CommandAttempt:
         try:
             acknowledgement = await ticket.leave(lambda: self._hand_over(device, command, handed))
         except asyncio.CancelledError:
-            # Cancelled as its turn came: it may still wait for the broker to take more.
+            # Cancelled as its turn came: the command may still be in the outbox.
             for acknowledgement in handed:
                 acknowledgement.cancel()
             raise
@@ -134,8 +134,7 @@ class CommandAttempt:
             self._on_begun()
 
 
-@dataclass(frozen=True, slots=True)
-class Context:
+class Context(NamedTuple):
     """One request under way; `deadline` is on the loop's clock."""
 
     services: Services

@@ -87,7 +87,7 @@ class Limit:
         self._deadlines.cancel(self._entry)
         if not self._expired:
             return
-        # Others may have cancelled the task besides; then it is theirs that counts.
+        # Another cancellation of the task takes precedence.
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 

@@ -152,14 +152,14 @@ class Dispatcher:
             row.check(fields)
         return fields
 
-    async def _perform(
+    def _perform(
         self, row: Operation, fields: Any, request: Request, attempt: CommandAttempt
-    ) -> Reply:
+    ) -> Awaitable[Reply]:
         if row.commands:
-            return await self._command(row, fields, request, attempt)
+            return self._command(row, fields, request, attempt)
         if row.name == "batch":
-            return Reply(200, await self._batch(fields, request, attempt))
-        return await self._run(row, fields, request, attempt)
+            return self._batch(fields, request, attempt)
+        return self._run(row, fields, request, attempt)
 
     async def _run(
         self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
@@ -225,9 +225,8 @@ class Dispatcher:
             raise Expired()
         return Outcome(known, duplicate=True)
 
-    async def _batch(
-        self, fields: BatchFields, request: Request, attempt: CommandAttempt
-    ) -> BatchResult:
+    async def _batch(self, fields: BatchFields, request: Request, attempt: CommandAttempt) -> Reply:
+        """Several requests in one: reads together, commands in list order."""
         items = [item_of(request, raw, number) for number, raw in enumerate(fields.requests)]
         for item in items:
             self._open(item, attempt)
@@ -242,7 +241,7 @@ class Dispatcher:
         if commands:
             work.append(run_in_order())
         await asyncio.gather(*work)
-        return BatchResult(bodies_of(items, self._language))
+        return Reply(200, BatchResult(bodies_of(items, self._language)))
 
     def _open(self, item: Item, batch: CommandAttempt) -> None:
         """Check an item; one that may not begin gets its reply."""

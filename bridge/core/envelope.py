@@ -58,7 +58,7 @@ class Envelope:
 
     fields: JsonObject = field(default_factory=dict)
     request_id: str | None = None
-    # Whatever was sent as `reply_to`; the transport decides whether it will do.
+    # Whatever was sent as `reply_to`; the MQTT transport checks it.
     reply_to: Any = None
     # Unix seconds.
     expires_at: float | None = None

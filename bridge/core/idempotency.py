@@ -94,7 +94,7 @@ def fingerprint_of(operation: str, fields: Fields) -> bytes:
     try:
         digest.update(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
     except TypeError:
-        # Giant numbers, stray surrogates, and depths are more than orjson writes.
+        # orjson writes no giant numbers, stray surrogates or deep nesting.
         for token in _spelt_out(asked):
             digest.update(token)
     return digest.digest()
@@ -102,7 +102,7 @@ def fingerprint_of(operation: str, fields: Fields) -> bytes:
 
 def _spelt_out(value: Any) -> Iterator[bytes]:
     """Any JSON value piece by piece, each with its kind; whatever is in it, this does not fail."""
-    # No recursion: how deep it goes is for the requester to choose.
+    # Without recursion: the requester chooses the depth.
     pieces = [value]
     while pieces:
         piece = pieces.pop()
@@ -175,7 +175,7 @@ class MemoryIdempotency:
         self._running: dict[bytes, _Running] = {}
         # In the order in which they ended, so that the oldest come first.
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
-        # Those of them that may go before their time.
+        # Those that may be evicted before they expire.
         self._kept_elsewhere: OrderedDict[bytes, None] = OrderedDict()
         self._shares: dict[str, _Share] = {}
         self._total = _Share()
@@ -195,7 +195,7 @@ class MemoryIdempotency:
             return None
         if entry.command.fingerprint != command.fingerprint:
             raise IdempotencyConflict()
-        # It sends nothing itself: nobody need wait for it.
+        # A duplicate sends nothing, so that it need not hold a place in a queue.
         attempt.step_aside()
         if isinstance(entry, _Kept):
             return Reply.load(entry.reply)
@@ -248,9 +248,9 @@ class MemoryIdempotency:
             return
         outcome = self._running.pop(command.key).outcome
         self._count(command.share, -1, 0)
-        # A cancellation is not for those who wait: nobody has cancelled them.
+        # Those who wait were not cancelled themselves.
         outcome.set_exception(error if isinstance(error, Exception) else Draining())
-        # Without anyone who waits it has still been raised to the first.
+        # Marked as retrieved: the first attempt has raised it.
         outcome.exception()
 
     async def _outcome(self, running: _Running, deadline: float) -> Reply:
@@ -295,7 +295,7 @@ class MemoryIdempotency:
             elif self._kept_elsewhere:
                 self._forget(next(iter(self._kept_elsewhere)))
             else:
-                # It has to stay; behind one that is kept for long others may have expired.
+                # It must stay; others behind it may have expired.
                 self._kept.move_to_end(oldest)
 
     def _forget(self, key: bytes) -> None:

@@ -34,13 +34,13 @@ class Ticket:
 
         def leave() -> None:
             if left.done():
-                # Cancelled while it waited.
+                # Cancelled while it waited for its turn.
                 return
             try:
                 left.set_result(send())
             except Exception as error:
                 left.set_exception(error)
-                # Raised where it is awaited; cancelled just now, nobody awaits it any more.
+                # Marked as retrieved: if cancelled just now, nobody awaits it.
                 left.exception()
 
         self._leave, self._given_up = leave, False
@@ -79,7 +79,7 @@ class _Queue:
 
     def advance(self) -> None:
         if self._advancing:
-            # One that is leaving gives its place up: whoever let it leave goes on with the others.
+            # Re-entered from a ticket that leaves: the outer call goes on with the queue.
             return
         self._advancing = True
         while self._tickets and self._tickets[0].is_ready:

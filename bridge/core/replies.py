@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -56,7 +56,7 @@ class Reply:
 
     def dump(self) -> bytes:
         """All of the reply, to be kept and given again; see `load`."""
-        return orjson.dumps({**asdict(self), "data": self.data})
+        return orjson.dumps(self)
 
     @classmethod
     def load(cls, dumped: bytes) -> "Reply":

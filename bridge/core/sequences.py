@@ -75,7 +75,7 @@ class _Run:
             executed.status = "success"
             return
         if executed.step == 1:
-            # Nothing has reached anyone: the preset failed as a whole.
+            # The first step reached no one: the preset failed as a whole.
             self.context.commands.check(reason, self.device)
         refused = reason >= REFUSED_FROM
         executed.status = "refused" if refused else "unreachable"

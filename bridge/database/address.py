@@ -69,14 +69,14 @@ class DatabaseAddress(NamedTuple):
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
-            # The library's own words repeat what it could not read: the password.
+            # The library's message repeats what it could not parse: the password.
             refuse(_UNREADABLE)
         if parts.scheme not in _SCHEMES:
             schemes = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
             refuse(Text(f"须以此开头：{schemes}", f"must begin with one of {schemes}"))
         name = parts.path.lstrip("/")
         if "@" in name or "/" in name:
-            # What follows a slash in the password would be told as the database's name.
+            # An unescaped slash in the password: its rest would be shown as the database's name.
             refuse(_UNREADABLE)
         asked = {
             key.strip().lower().replace("-", "_"): value.strip()

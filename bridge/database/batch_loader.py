@@ -46,7 +46,7 @@ class BatchLoader(Generic[Key, Model]):
         self._load = load
         self._deadlines = deadlines
         self._timeout = timeout
-        # Those who wait for a statement to come, in the order of their arrival.
+        # Requests for the next statement, in the order of their arrival.
         self._waiting: list[_Asker[Key, Model]] = []
         self._overdue: int | None = None
         self._under_way: set[asyncio.Task[None]] = set()
@@ -82,7 +82,7 @@ class BatchLoader(Generic[Key, Model]):
         await asyncio.gather(*under_way, return_exceptions=True)
 
     def _begin(self) -> None:
-        # It begins in the next turn of the loop: what arrived in the same turn goes along.
+        # It begins in the next turn of the loop, with all that arrives in this one.
         task = asyncio.get_running_loop().create_task(self._fill(), name="batch of reads")
         self._under_way.add(task)
         task.add_done_callback(self._ended)
@@ -92,7 +92,7 @@ class BatchLoader(Generic[Key, Model]):
         if self._waiting and len(self._under_way) < LANES:
             self._begin()
         if not askers:
-            # They were given up in this very turn of the loop.
+            # All were given up in this turn of the loop.
             return
         now = asyncio.get_running_loop().time()
         oldest = askers[0].arrived
@@ -166,7 +166,7 @@ async def _hand_out(
             answer.set_result([models.get(key) for key in keys])
         handed_out += len(keys)
         if handed_out > _MODELS_A_TURN:
-            # Whoever got them works on them in the next turn, in which nobody else is heard.
+            # Their handlers all run in the next turn of the loop, which must stay short.
             handed_out = 0
             await asyncio.sleep(0)
 

@@ -99,7 +99,7 @@ class Connections:
 
 def _session(charset: str, seconds: float) -> str:
     """The statement that makes a session ours, whatever the server or a proxy has set up."""
-    # The character set once more: a server's init_connect runs after the handshake.
+    # SET NAMES again: a server's init_connect runs after the handshake.
     # Executable comments: only MariaDB reads the first, only MySQL from 5.7.8 on the second.
     # A mode of our own: under NO_BACKSLASH_ESCAPES a list that asyncmy escaped can break out.
     return (

@@ -77,7 +77,7 @@ class Database:
         self._settings = settings
         self._address = DatabaseAddress.of(settings)
         self._metrics = metrics
-        # First come, first served; whoever has a slot has a connection, or makes one.
+        # Fair, and held while a connection is used or made.
         self._slots = asyncio.Semaphore(settings.db_pool_size)
         self._connections = Connections(settings)
         metrics.watch_pool(settings.db_pool_size, self._connections.in_use)
@@ -87,7 +87,7 @@ class Database:
                 ", ".join(self._address.ignored),
             )
         self.deadlines = deadlines or Deadlines()
-        # The words for what is wrong, for logs and for administrators at a terminal.
+        # What is wrong, for logs and administrators.
         self.last_trouble: str | None = None
         # What the driver raised last; None once a statement has succeeded.
         self.last_error: Exception | None = None
@@ -131,7 +131,7 @@ class Database:
         try:
             await self.fetch("SELECT 1", deadline=deadline)
         except BridgeError:
-            # Whatever went wrong: where nobody else is answered either, it is the database's doing.
+            # If other queries fail too, the database is at fault.
             if not self._answered_lately():
                 self._lost(self.last_trouble or _SILENT)
 
@@ -156,7 +156,7 @@ class Database:
         except MySQLError as error:
             if _errno(error) not in _LOST_CONNECTION:
                 raise
-        # It is seldom the only one: the server was restarted, or all have rested for too long.
+        # The other idle connections are most likely lost too.
         self._connections.cut_idle()
         return await self._run(sql, args)
 
@@ -200,7 +200,7 @@ class Database:
         self.last_error = error
         errno = _errno(error)
         if isinstance(error, TimeoutError) or errno in _OUT_OF_TIME:
-            # With less time, it was our own queue or the caller's haste; the probe will see.
+            # With less time the queue or a short deadline may be the cause; the probe decides.
             had = asyncio.get_running_loop().time() - began
             if had >= self._settings.db_timeout / 2:
                 self._lost(_SILENT)
@@ -222,7 +222,7 @@ class Database:
                 logger.error(
                     "a statement failed unexpectedly", exc_info=error, extra={"statement": sql}
                 )
-            # Of a row that the driver can't convert, or of a packet that was mangled on its way.
+            # A row that the driver can't convert, or a mangled packet.
             return StatementRefused(None, over_content=True)
         if self._is_new(sql, trouble):
             logger.warning("the database refuses a statement: %s", trouble)

@@ -49,7 +49,7 @@ async def run_demo(language: Language, *, http_port: int | None, mqtt_port: int 
     except (NoFreePortError, BrokerError) as error:
         return _complain(str(error))
     except asyncio.CancelledError:
-        # Told to stop while starting. Once ready, `Bridge.run` listens to the signals instead.
+        # Stopped while starting; later `Bridge.run` handles the signals.
         return 0
 
 
@@ -92,7 +92,7 @@ async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
         await bridge.start()
         starting = asyncio.current_task()
         assert starting is not None
-        # In place of the bridge's own handler, which reads API keys again: here there are none.
+        # In place of the bridge's own handler, which reloads API keys.
         on_signal(_TERMINAL_CLOSED, starting.cancel)
         async with asyncio.timeout(_READY_WITHIN_SECONDS):
             while not bridge.is_ready():  # noqa: ASYNC110  it tells, but does not call

@@ -52,7 +52,7 @@ def embedded_broker() -> Iterator[int]:
         config.write_text(_CONFIG.format(host=LOOPBACK, port=port))
         broker = Broker(config_path=str(config))
         try:
-            # It listens, and so has read its file, when this returns.
+            # When this returns it listens, and has read its file.
             broker.start()
         except (OSError, RuntimeError) as error:
             raise BrokerError(f"the broker did not start: {error}") from None

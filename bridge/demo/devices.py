@@ -7,7 +7,7 @@ from typing import Any
 
 from ..devices.models import JsonObject
 from ..errors import Language, Text
-from .simulation import Dht11, Ds18b20, RainSensor, Sensor
+from .simulation import Sensor, dht11, ds18b20, rain_sensor
 
 SEQUENCE = "class_begin"
 ALIAS = Text("客厅灯", "living room light")
@@ -26,9 +26,9 @@ class Device:
     # What people named: as in `device_control_config`, and in `device_settings`.
     control_config: JsonObject = field(default_factory=dict)
     presets: tuple[JsonObject, ...] = ()
-    # Whether its board is there; of one that is not, the tables hold what it last reported.
+    # Whether its board is simulated; if not, the tables hold its last report.
     online: bool = True
-    # Whether the school still uses it.
+    # As in `is_active`.
     active: bool = True
 
     def sensor_types(self) -> JsonObject:
@@ -73,7 +73,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
             say("演示板一", "demo one"),
             classroom,
             kit,
-            sensors=(Dht11(), RainSensor()),
+            sensors=(dht11(), rain_sensor()),
             ports={"led": 4, "relay": 1, "servo": 1, "pwm": 1},
             control_config={
                 "led_1": {"alias": ALIAS.in_(language)},
@@ -98,7 +98,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
             say("演示板二", "demo two"),
             laboratory,
             thermometer,
-            sensors=(Ds18b20(),),
+            sensors=(ds18b20(),),
         ),
         device(
             "demo-board-3",
@@ -116,7 +116,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
             say("植物角", "plant corner"),
             laboratory,
             kit,
-            sensors=(Dht11(),),
+            sensors=(dht11(),),
             ports={"relay": 2, "pwm": 1},
             control_config={
                 "relay_1": {"custom_name": say("水泵", "water pump")},
@@ -128,7 +128,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
             say("鱼缸水温", "aquarium"),
             laboratory,
             thermometer,
-            sensors=(Ds18b20(),),
+            sensors=(ds18b20(),),
             online=False,
         ),
         device(
@@ -143,7 +143,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
 
 
 def _sequence(name: str) -> JsonObject:
-    # In the words in which the platform stores steps, which are not the firmware's.
+    # As the platform stores steps, which is not what the firmware takes.
     return {
         "preset_key": SEQUENCE,
         "name": name,

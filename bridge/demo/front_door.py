@@ -191,7 +191,7 @@ def _after_text(body: bytes, at: int) -> int:
 
 
 def _after_properties(body: bytes, at: int) -> int:
-    length, start = packets._varint(body, at)
+    length, start = packets.read_varint(body, at)
     return start + length
 
 

@@ -38,7 +38,7 @@ def _is_free(port: int) -> bool:
         return False
     with socket.socket() as probe:
         if os.name == "posix":
-            # As servers do: without it, a port left a minute ago counts as taken.
+            # As servers do: else a port in TIME_WAIT counts as taken.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

@@ -73,7 +73,7 @@ class Platform:
         if not isinstance(report, dict):
             return
         sensor_type = str(report.pop("sensor", ""))
-        # Python's words for booleans, `True` and `False`, as in the real tables.
+        # Booleans are stored as `True` and `False`, as in the real tables.
         values = {
             name: str(value) for name, value in report.items() if _SENSOR_NAME.fullmatch(name)
         }

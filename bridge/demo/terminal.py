@@ -13,7 +13,7 @@ class Terminal:
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A terminal that knows no Chinese shall show question marks, not end the demo.
+            # A terminal without Chinese shows question marks.
             sys.stdout.reconfigure(errors="replace")
         # https://no-color.org
         self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")

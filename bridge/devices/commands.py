@@ -162,7 +162,7 @@ def _stored_switch(kind: str, stored: Mapping[str, Any]) -> JsonObject | None:
     said = stored.get("value") if is_blank(action) else action
     if isinstance(said, str):
         said = said.strip().casefold()
-    # True and 1.0 equal 1.
+    # True and 1.0 are equal to 1.
     if said in (1, "1", "on", "true"):
         action = "on"
     elif said in (0, "0", "off", "false"):

@@ -194,7 +194,7 @@ def _total_seconds(preset: Mapping[str, Any]) -> float:
 def _check_parameters(preset: Mapping[str, Any], name: str, parameters: Mapping[str, Any]) -> None:
     stored = _stored_parameters(preset)
     if not stored:
-        # A sequence, a ready command: there is nothing to override.
+        # Sequences and ready commands have no parameters to override.
         return
     for parameter, value in parameters.items():
         if parameter not in stored:

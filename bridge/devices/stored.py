@@ -102,7 +102,7 @@ def number_of(value: object) -> int | float | None:
         value = float(text) if _NUMBER.fullmatch(text) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    # No NaN is below it either.
+    # This also excludes NaN.
     if not abs(value) < TOO_LARGE:
         return None
     return int(value) if value == int(value) else value

@@ -41,7 +41,7 @@ async def _ask(examination: Examination, sql: str, *args: object) -> list[Row]:
     try:
         return await examination.database.fetch(sql, args, deadline=deadline)
     except BridgeError:
-        # Callers of the bridge never see the driver's words; here they are what helps.
+        # Unlike a bridge's reply, the doctor shows the driver's message.
         raise _told_by_driver(examination.database.last_error) from None
 
 
@@ -51,7 +51,7 @@ def _told_by_driver(error: Exception | None) -> Exception:
     if isinstance(error, Exception) and not isinstance(error, OSError):
         match error.args:
             case (int(number), words):
-                # Its own numbers for a connection that fell silent or was cut.
+                # The driver's numbers for a connection that is silent or lost.
                 return TimeoutError() if number in (0, 2013) else _ServerError(number, str(words))
     return error or TimeoutError()
 

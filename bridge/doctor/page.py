@@ -42,7 +42,7 @@ class Page:
         try:
             print(line.encode(self._encoding, "replace").decode(self._encoding), flush=True)
         except BrokenPipeError:
-            # Whoever read has seen enough (`| head`); the rest goes nowhere, in silence.
+            # The reader has closed the pipe (`| head`).
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _shows(self, text: str) -> bool:

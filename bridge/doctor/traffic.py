@@ -119,7 +119,7 @@ async def instance(examination: Examination) -> Finding:
             online.set()
 
     async with connected(examination, hear) as link:
-        # `Link.subscribe` leaves stored messages at the broker; these are what we came for.
+        # `Link.subscribe` asks for no stored messages, which are needed here.
         await link._client.subscribe(
             [(f"{settings.mqtt_topic_prefix}/status/{name}", 1) for name in names]
         )

@@ -43,11 +43,11 @@ class Answer(web.StreamResponse):
         *,
         keep_alive: bool = True,
     ) -> None:
-        # Not super().__init__(), which makes a multidict of headers and much else.
+        # Without super().__init__(), which makes a multidict of headers.
         self._status = status
         self._keep_alive = keep_alive
         self._content = body
-        self._lines = _header_lines(content_type, tuple(headers))
+        self._lines = _first_lines(status, content_type, tuple(headers))
         self._written = False
 
     def add_headers(self, headers: Sequence[tuple[str, str]]) -> None:
@@ -103,8 +103,7 @@ class Answer(web.StreamResponse):
         if self._status in _BODILESS:
             length = ""
         return (
-            f"{_status_line(self._status)}{self._lines}{length}"
-            f"Date: {_date(int(time.time()))}\r\n{persistence}\r\n"
+            f"{self._lines}{length}Date: {_date(int(time.time()))}\r\n{persistence}\r\n"
         ).encode("latin-1", "replace")
 
     def _persistence(self, request: web.BaseRequest) -> str:
@@ -124,15 +123,10 @@ def _may_go_on(request: web.BaseRequest) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _header_lines(content_type: str, headers: tuple[tuple[str, str], ...]) -> str:
-    return f"Content-Type: {content_type}\r\n" + "".join(
-        f"{name}: {value}\r\n" for name, value in headers
-    )
-
-
-@lru_cache(maxsize=64)
-def _status_line(status: int) -> str:
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+def _first_lines(status: int, content_type: str, headers: tuple[tuple[str, str], ...]) -> str:
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Content-Type: {content_type}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 @lru_cache(maxsize=2)

@@ -42,7 +42,7 @@ class Keys:
         """Read the keys again; on SettingsError those that were known stay in force."""
         self._by_digest = read_keys(self._settings)
         path = self._settings.api_keys_file
-        # It may have gone by now.
+        # The file may have been removed meanwhile.
         with contextlib.suppress(OSError):
             if path is not None and path.stat().st_mode & _READABLE_BY_OTHERS:
                 logger.warning(
@@ -151,10 +151,10 @@ def _read_file(path: Path) -> dict[bytes, Grant]:
 
 def _text_of(path: Path) -> str:
     if not path.is_file():
-        # A pipe would be waited for.
+        # Reading a pipe would block.
         raise UnusableValue("所指的不是普通文件", "it names no regular file")
     try:
-        # Windows' editors begin a UTF-8 file with a mark.
+        # Windows' editors write a byte order mark.
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
         raise UnusableValue(UNREADABLE.zh, UNREADABLE.en) from None
@@ -171,7 +171,7 @@ def _read_line(words: list[str], number: int) -> tuple[bytes, Grant]:
     for word in words[1:]:
         kind, _, values = word.partition("=")
         names = frozenset(_names(kind, values.split(",")))
-        # Not its words: a secret with a space in it would be told.
+        # Without the word itself, which may be part of a secret with a space in it.
         if kind not in ("operations", "devices") or not names or kind in limits:
             raise UnusableValue(
                 f"第 {number} 行：名称:密钥 之后只能有 operations=… 和 devices=…，各一次",

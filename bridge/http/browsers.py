@@ -8,6 +8,7 @@ without a dot, addresses, and names below the domains set aside for private use 
 
 import socket
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
@@ -86,19 +87,25 @@ class Browsers:
         return (_VARY,) if self._origins else ()
 
     def _is_ours(self, host: str) -> bool:
-        """Whether this is a name that no stranger can have registered, or one that is allowed."""
-        name = (_split(f"//{host}").hostname or "").removesuffix(".")
         if self._any_host:
             return True
-        if not name:
-            return False
-        if "." not in name or name in self._hosts or name.endswith(_PRIVATE):
-            return True
-        try:
-            ip_address(name)
-        except ValueError:
-            return False
-        return True
+        name, is_private = _judged(host)
+        return is_private or name in self._hosts
+
+
+@lru_cache(maxsize=256)
+def _judged(host: str) -> tuple[str, bool]:
+    """The name in a Host header, and whether it is one that no stranger can have registered."""
+    name = (_split(f"//{host}").hostname or "").removesuffix(".")
+    if not name:
+        return name, False
+    if "." not in name or name.endswith(_PRIVATE):
+        return name, True
+    try:
+        ip_address(name)
+    except ValueError:
+        return name, False
+    return name, True
 
 
 def _is_same(origin: str, host: str | None) -> bool:

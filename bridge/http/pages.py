@@ -62,23 +62,14 @@ def fixed(read: Callable[[], Fixed]) -> Handler:
     return serve
 
 
-class SwaggerUi:
+def swagger_ui(admit: Callable[[web.Request], Grant | None]) -> Iterator[Place]:
     """The page that shows the API documents, and its files."""
 
-    def __init__(self, admit: Callable[[web.Request], Grant | None]) -> None:
-        self._admit = admit
-
-    def places(self) -> Iterator[Place]:
-        yield Place("/docs", self._page, open=True)
-        for name, content_type in page.FILES.items():
-            yield Place(f"/docs/{name}", fixed(partial(_swagger_file, name, content_type)))
-
-    async def _page(self, request: web.Request, _: Grant | None) -> web.StreamResponse:
-        """A browser can't show a key when it opens a page: with the 401 it gets the page all the
-        same, which holds nothing yet and asks for the key.
-        """
+    async def page_for(request: web.Request, _: Grant | None) -> web.StreamResponse:
+        # A browser can't show a key when it opens a page: with the 401 it gets the page all the
+        # same, which holds nothing yet and asks for the key.
         try:
-            self._admit(request)
+            admit(request)
         except WrongKey:
             raise
         except Unauthorized:
@@ -86,6 +77,10 @@ class SwaggerUi:
                 raise
             return _swagger_page().answer(request, 401)
         return _swagger_page().answer(request)
+
+    yield Place("/docs", page_for, open=True)
+    for name, content_type in page.FILES.items():
+        yield Place(f"/docs/{name}", fixed(partial(_swagger_file, name, content_type)))
 
 
 @cache

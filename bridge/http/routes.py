@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..core.dispatcher import Dispatcher
 from ..core.envelope import (
@@ -45,7 +45,7 @@ from .browsers import Browsers, Headers
 from .console import Console
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
-from .pages import Place, SwaggerUi
+from .pages import Place, swagger_ui
 from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
@@ -94,8 +94,7 @@ class HttpTransport:
             mqtt_connected=mqtt_connected,
         )
         console = Console(settings, activity, health)
-        swagger_ui = SwaggerUi(self._admit)
-        self._places = (*pages.places(), *swagger_ui.places(), *console.places(), *mounted)
+        self._places = (*pages.places(), *swagger_ui(self._admit), *console.places(), *mounted)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 
     async def start(self) -> None:
@@ -123,7 +122,7 @@ class HttpTransport:
 
     def _add_routes(self, app: web.Application) -> None:
         for row in OPERATIONS.values():
-            handler = self._health if row.name == "health" else self._operation(row)
+            handler = self._health if row.name == "health" else partial(self._answer, row)
             self._add(app, row.method, row.path, self._guarded(handler, open_=row.name == "health"))
         for place in self._places:
             guarded = self._guarded(place.handler, open_=place.open, cors=place.cors)
@@ -145,9 +144,6 @@ class HttpTransport:
             return self._respond(request, reply, headers=(("Allow", f"{method}, OPTIONS"),))
 
         add_route("*", not_allowed)
-
-    def _operation(self, row: Operation) -> Guarded:
-        return partial(self._answer, row)
 
     def _guarded(self, handler: Guarded, *, open_: bool = False, cors: bool = False) -> Handler:
         """Admit the caller, unless the place is open to all; whatever is raised is answered."""
@@ -177,7 +173,7 @@ class HttpTransport:
                 raise
             return None
         if grant is None and request.path not in _HEALTH_PATHS:
-            self._browsers.check(request.headers.get("Host"), _origin(request))
+            self._browsers.check(request.headers.get(hdrs.HOST), _origin(request))
         return grant
 
     def _admit(self, request: web.Request) -> Grant | None:
@@ -234,7 +230,7 @@ class HttpTransport:
 
     async def _health(self, request: web.Request, _: Grant | None) -> web.StreamResponse:
         """The health object bare, for monitors that read it so."""
-        asked = Request(transport="http", operation="health", received=self._loop.time())
+        asked = Request("http", "health", self._loop.time(), {})
         async with self._dispatcher.serve(asked) as reply:
             pass
         healthy = reply.error is None and reply.data.status == "healthy"
@@ -301,9 +297,9 @@ def _port_taken(settings: Settings, error: OSError) -> str:
 
 def _origin(request: web.Request) -> str | None:
     """Whose page asks; several origins are nobody's."""
-    origins = request.headers.getall("Origin", ())
-    if not origins:
+    if hdrs.ORIGIN not in request.headers:
         return None
+    origins = request.headers.getall(hdrs.ORIGIN)
     return origins[0] if len(origins) == 1 else "null"
 
 

@@ -76,7 +76,7 @@ class Protocol(web.RequestHandler):
         self._server = server
         # The body of the request that was parsed last.
         self._body: StreamReader | None = None
-        # Whether a head has arrived up to some line after its first.
+        # Whether only part of a request's head has arrived.
         self._in_head = False
         self.is_surplus = False
 
@@ -99,7 +99,7 @@ class Protocol(web.RequestHandler):
         try:
             await super().start()
         except Exception as error:
-            # A head that parses but makes no request, such as a host that is no name.
+            # A head that parses but makes no request, such as one with an invalid host.
             if self.transport is not None:
                 failed = None if isinstance(error, ValueError) else error
                 self.transport.write(self._server.on_error(failed).encoded())
@@ -147,14 +147,14 @@ class Protocol(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):
-            # `OPTIONS *` and CONNECT, whose targets are no paths: none of our routes saw them.
+            # `OPTIONS *` and CONNECT, whose targets are no paths: no route handled them.
             resp = self._server.on_error(None)
         return await super().finish_response(request, resp, start_time)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         error = kw.get("exc_info")
         if not isinstance(error, _CLIENT_FAULTS):
-            # Without its traceback: whoever knows how to cause it could fill the log with them.
+            # Without its traceback, with which a client could fill the log.
             self.logger.error("a connection was given up: %r", error or args)
 
 
@@ -176,7 +176,7 @@ async def meet_expectation(request: web.Request) -> None:
     expected = request.headers.get(hdrs.EXPECT, "").lower()
     if expected == "100-continue" and request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # The response itself has not begun.
+        # Else aiohttp believes that the response has begun.
         request.writer.output_size = 0
 
 
@@ -190,7 +190,7 @@ class Server:
         unsent: UnsentReplies | None = None,
         **options: Any,
     ) -> None:
-        # Inflated, a body of 64 KiB may be one of 64 MiB: encoded bodies are rejected as they are.
+        # Compressed bodies are rejected: 64 KiB may inflate to 64 MiB.
         self._options = {"auto_decompress": False, **options}
         self._runner = web.AppRunner(app, handle_signals=False, **self._options)
         self._most = most_connections
@@ -241,7 +241,7 @@ def raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        # macOS has a lower limit of its own, and rejects more.
+        # macOS has a lower limit of its own.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

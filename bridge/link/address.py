@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    # The client names its broker by a URL, and needs no package that reads settings.
+    # The client names its broker by a URL, without settings.
     from ..settings import Settings
 
 
@@ -51,7 +51,7 @@ def tls_context(settings: "Settings") -> ssl.SSLContext | None:
         raise OSError(f"MQTT_TLS_CA: {ca!r} holds no PEM certificates ({error})") from None
     if cert is not None:
         try:
-            # With a password, as OpenSSL would ask for one at the terminal, and wait.
+            # An explicit password keeps OpenSSL from asking for one at the terminal.
             context.load_cert_chain(cert, key, password="")
         except OSError as error:
             raise OSError(

@@ -42,7 +42,7 @@ class Link:
         loops.check(self._loop)
         self._on_message = on_message
         self.version5 = broker.version5
-        # Whether the network connection (and TLS) stood, whatever the broker then said.
+        # Whether TCP (and TLS) was connected, whatever followed.
         self.reached_broker = False
         self._client = paho_adapter.client(
             broker,
@@ -53,7 +53,7 @@ class Link:
             timeout=_CONNECT_SECONDS,
             keepalive=KEEPALIVE_SECONDS,
         )
-        self._for_paho = paho_adapter.PahoSocket(self)
+        self._for_paho = paho_adapter.PahoSocket(self._attach, self._carry)
         self._stream = Stream(
             on_data=lambda data, all_read: self._inbox.feed(data, all_read=all_read),
             on_lost=lambda words: self._lose(LinkError(words)),
@@ -109,7 +109,7 @@ class Link:
             self._stream,
             self._inbox,
             self._outbox,
-            ping=self._ping,
+            send_ping=self._client._client._send_pingreq,
             lose=self._lose,
             keepalive=self.limits.keepalive or KEEPALIVE_SECONDS,
         )
@@ -242,14 +242,14 @@ class Link:
             message.came, message.read = came, read
             self._on_message(self, message)
         elif kind == packets.DISCONNECT:
-            # Not left to paho: the end of the stream, which comes with it, would be heard first.
+            # Not left to paho, which would report the end of the stream first.
             reason = body[0] if body else 0
             words = f"the broker ended the connection (reason code 0x{reason:02X})"
             self._lose(LinkError(words, reason))
         else:
             self._for_paho.give(first, body)
             while self._for_paho.pending() and not self.lost.done():
-                # Once paho has given the connection up, it reads no more.
+                # paho has given the connection up.
                 if self._client._client.loop_read() == MQTTErrorCode.MQTT_ERR_NO_CONN:
                     break
 
@@ -265,16 +265,13 @@ class Link:
         words = "closed" if error is None else str(error)
         self._lose(LinkError(words, reason))
 
-    def carry(self, packet: bytes) -> None:
-        # Rare packets: they go at once, and what a DISCONNECT follows goes before it.
+    def _carry(self, packet: bytes) -> None:
+        # These packets are rare. What was written before a DISCONNECT leaves before it.
         self._stream.put(packet)
         self._stream.flush()
 
     def _before_write(self) -> None:
         self._outbox.send()
-
-    def _ping(self) -> None:
-        self._client._client._send_pingreq()
 
     def _lose(self, error: LinkError) -> None:
         if not self.lost.done():
@@ -287,13 +284,13 @@ class Link:
         self._inbox.clear()
         self._outbox.fail()
 
-    def attach(self, real: socket.socket) -> None:
+    def _attach(self, real: socket.socket) -> None:
         self._stream.attach(real)
         self.reached_broker = True
 
 
 def _look_at(ended: "asyncio.Task[Any]") -> None:
-    # Its failure may come when nobody waits for it any more.
+    # Nobody may await its failure any more, which asyncio would log.
     if not ended.cancelled():
         ended.exception()
 

@@ -146,7 +146,7 @@ class Stream:
             return
         self.last_heard = self._loop.time()
         self._on_data(data, len(data) < READ_MOST)
-        # There may be too much of it now.
+        # The inbox may be full now.
         self.watch()
 
 

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from ..errors import Forbidden, ReplyTopicForbidden, Text
 
@@ -22,8 +22,7 @@ _CLIENT_NAMED_LIKE_OPERATION = Text(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """What a request topic says: `<prefix>/request/<operation>[/<client>]`."""
 
     operation: str

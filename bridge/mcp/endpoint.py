@@ -72,8 +72,8 @@ class Endpoint:
     def places(self) -> Iterator[Place]:
         for path in ("/mcp", "/mcp/"):
             yield Place(path, self.handle, method="POST", cors=True)
-        # Clients that meet a 401 look here for a server that hands out tokens (RFC 9728, RFC 8414).
-        # There is none, which a 401 would not tell them.
+        # After a 401 clients look here for an authorization server (RFC 9728, RFC 8414).
+        # There is none, which only a 404 tells them.
         for name in ("oauth-", "openid-"):
             yield Place(f"/.well-known/{{document:{name}.*}}", _no_document, open=True)
 
@@ -86,7 +86,7 @@ class Endpoint:
         payload = await json_body(request, limit, in_time)
         if payload.lstrip()[:1] == b"[":
             return Answer(400, "application/json", _NO_BATCHES)
-        # MCP's parsers take what we don't, such as NaN; an answer of ours is clear to a client too.
+        # The SDK's parser accepts what ours rejects, such as NaN.
         refusal = open_payload(payload, limit).refusal
         if refusal is not None:
             raise refusal
@@ -112,13 +112,13 @@ class Endpoint:
     async def _serve(self, ready: "asyncio.Future[StreamableHTTPSessionManager]") -> None:
         """Own the SDK's tasks from the first message on."""
         try:
-            # In a thread: it takes half a second, in which others want to be answered.
+            # In a thread: it takes half a second.
             manager = await asyncio.to_thread(_load, self._settings, self._ask, self._may_list)
             async with manager.run():
                 ready.set_result(manager)
                 await self._closing.wait()
         except Exception as error:
-            # The next message tries anew.
+            # The next message tries again.
             self._ready = None
             if ready.done():
                 logger.exception("the MCP server failed")

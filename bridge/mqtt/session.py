@@ -19,6 +19,7 @@ from ..link.topics import Topics
 from ..observability.logs import printable
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .delivery_check import NO_SHARES, DeliveryCheck
 from .presence import Presence
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Session:
         self._held: list[tuple[Link, Message]] | None = None
         self._presence_seen: asyncio.Future[bytes] | None = None
         self._presence = Presence(topics)
+        self._delivery_check = DeliveryCheck(settings)
         self._stopping = False
         self.link: Link | None = None
         self.ready = False
@@ -228,12 +230,16 @@ class Session:
         if message.topic == self._topics.presence:
             if self._presence_seen is not None and not self._presence_seen.done():
                 self._presence_seen.set_result(message.payload)
-            if message.qos:
-                link.acknowledge(message.packet_id)
+        elif self._delivery_check.takes(message):
+            pass
         elif self._held is not None:
             self._held.append((link, message))
+            return
         else:
             on_message(link, message)
+            return
+        if message.qos:
+            link.acknowledge(message.packet_id)
 
     async def _take_up(self, link: Link) -> None:
         """Subscribe and say so; while we stop, the reverse."""
@@ -247,6 +253,7 @@ class Session:
             await self._presence.announce(link, "offline")
         await link.subscribe(self._topics.filters)
         self._is_ours = True
+        await self._delivery_check.run(link)
         await self._presence.announce(link, "online")
         if self._stopping:
             await self.stop_receiving()
@@ -269,7 +276,7 @@ class Session:
         if limits.maximum_qos < 1:
             raise LinkError(_NO_QOS_1)
         if self._settings.mqtt_share and not limits.shared_subscriptions:
-            raise LinkError("the broker has no shared subscriptions; set MQTT_SHARE= (empty)")
+            raise LinkError(NO_SHARES)
         if not limits.retain:
             self._presence.give_up()
 

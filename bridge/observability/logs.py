@@ -149,6 +149,8 @@ def _record(level: int, message: str) -> logging.LogRecord:
 def printable(text: str, limit: int = 200) -> str:
     """`text` with everything escaped that could forge or garble a line of a log."""
     cut = text if len(text) <= limit else text[:limit] + "…"
+    if cut.isprintable():
+        return cut
     return "".join(char if char.isprintable() else f"\\u{ord(char):04x}" for char in cut)
 
 

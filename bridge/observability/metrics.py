@@ -23,15 +23,10 @@ from .observations import CommandExecuted, RequestAnswered
 WORKER_NUMBER = "BRIDGE_WORKER_NUMBER"
 
 
-def _go_on_with_the_files_of(number: str) -> None:
-    """Name a worker's files by its number, not by its process: whoever takes its place goes on with
-    them, so that no count ever falls, and a worker that crashes leaves nothing behind."""
-    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
-
-
 if WORKER_NUMBER in os.environ:
-    # Before the first metric is made.
-    _go_on_with_the_files_of(os.environ[WORKER_NUMBER])
+    # A worker's files are named by its number, not by its process, so that its successor goes on
+    # with its counters. To be set before the first metric is made.
+    values.ValueClass = values.MultiProcessValue(lambda: os.environ[WORKER_NUMBER])  # type: ignore[no-untyped-call]
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)

@@ -139,6 +139,14 @@ def test_lock_holds_what_the_locked_packages_need_themselves():
                 assert canonicalize_name(requirement.name) in locked(), (name, text)
 
 
+def test_lock_holds_nothing_that_is_no_longer_needed():
+    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    needed = {Requirement(line).name for line in lines if line and not line.startswith("#")}
+    for name in locked():
+        needed |= {Requirement(text).name for text in importlib.metadata.requires(name) or ()}
+    assert locked().keys() - {canonicalize_name(name) for name in needed} == set()
+
+
 def test_every_locked_package_has_hashes_and_pip_demands_them():
     packages = re.split(r"^(?=[\w.-]+==)", LOCK, flags=re.MULTILINE)[1:]
     assert len(packages) == len(locked())
