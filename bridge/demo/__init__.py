@@ -16,7 +16,7 @@ from ..app.bridge import STOP_SIGNALS, Bridge, stop_signal
 from ..app.signals import on_signal
 from ..core.deadlines import Deadlines
 from ..errors import Language
-from ..http.routes import PortTakenError
+from ..http.port import PortTakenError
 from ..observability.metrics import Metrics
 from ..settings import Settings
 from .boards import Board
