@@ -24,6 +24,7 @@ class Connections:
     """Those that are open: in use, or at rest until the next statement."""
 
     def __init__(self, settings: Settings) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._address = DatabaseAddress.of(settings)
         self._open: set[Any] = set()
@@ -38,7 +39,7 @@ class Connections:
         """The one that has rested longest, so that all stay fresh; or a new one."""
         if self._closed:
             raise ConnectionError("closed by us")
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         while self._at_rest:
             connection = self._at_rest.popleft()
             if now - connection.last_usage < _RECYCLE_SECONDS:
