@@ -38,7 +38,7 @@ def flattened(document: JsonObject) -> JsonObject:
     }
     flat["security"] = []
     if document["security"]:
-        # More than one scheme is more than some importers take.
+        # Some importers accept one scheme only.
         bearer = document["components"]["securitySchemes"]["Bearer"]
         flat["components"] = {"securitySchemes": {"Bearer": bearer}}
         flat["security"] = [{"Bearer": []}]
@@ -76,9 +76,6 @@ def _with_content(part: JsonObject, flat: Flatten, *, with_example: bool = True)
     return {**part, "content": content}
 
 
-# ---- schemas ------------------------------------------------------------------------------------
-
-
 def _flat(schema: JsonObject, schemas: Mapping[str, JsonObject]) -> JsonObject:
     if "$ref" in schema:
         beside = {name: value for name, value in schema.items() if name != "$ref"}
@@ -88,7 +85,7 @@ def _flat(schema: JsonObject, schemas: Mapping[str, JsonObject]) -> JsonObject:
     for choice in ("anyOf", "oneOf"):
         if choice in schema:
             if all(part.keys() == {"required"} for part in schema[choice]):
-                # Of properties that the object has: their descriptions say which go together.
+                # The properties' descriptions say which of them go together.
                 whole = {name: value for name, value in schema.items() if name != choice}
                 return _flat(whole, schemas)
             parts = [_flat(part, schemas) for part in schema[choice] if not _is_null(part)]
@@ -171,12 +168,11 @@ def _one_of(parts: list[JsonObject]) -> JsonObject:
 
 
 def _either(one: JsonObject, other: JsonObject) -> JsonObject:
-    """A property that two alternatives have."""
     if "properties" in one and "properties" in other:
         return _one_of([one, other])
     if "enum" in one and "enum" in other:
         return {**one, "enum": list(dict.fromkeys([*one["enum"], *other["enum"]]))}
-    # An open one beside a closed one: open.
+    # An open type beside an enumeration: open.
     return other if "enum" in one else one
 
 

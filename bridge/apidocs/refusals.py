@@ -51,6 +51,7 @@ _COMMANDS: Errors = [
     MqttUnavailable,
     OutcomeUnknown,
 ]
+_OVER_MQTT: Errors = [PayloadTooLarge, UnsupportedMediaType, ReplyTopicForbidden, Forbidden]
 # What an operation asks of the platform's tables shows in what it is given.
 _BY_FIELD: dict[str, Errors] = {
     "device_uuid": [DeviceNotFound, DatabaseUnavailable, DatabaseTimeout],
@@ -70,12 +71,11 @@ def refusals(row: Operation, transport: Transport, *, guarded: bool = False) -> 
         errors += _COMMANDS
     if not row.always:
         errors.append(Busy)
-    errors += _over_mqtt() if transport == "mqtt" else _over_http(row, guarded)
+    errors += _OVER_MQTT if transport == "mqtt" else _over_http(row, guarded)
     return sorted(set(errors), key=lambda error: (error.code, error.error))
 
 
 def by_code(errors: Errors) -> list[tuple[int, Errors]]:
-    """Errors that come sorted, a list for each code."""
     return [(code, list(group)) for code, group in groupby(errors, lambda error: error.code)]
 
 
@@ -102,22 +102,18 @@ def example_of(error: type[BridgeError], language: Language) -> JsonObject:
 
 
 def _over_http(row: Operation, guarded: bool) -> Errors:
-    # Of another site's page too, where no key was shown (`http/browsers.py`).
+    # Also for a page of another origin without a key (`http/browsers.py`).
     errors: Errors = [Forbidden]
     if row.method == "POST":
         errors += [PayloadTooLarge, UnsupportedMediaType]
     if "{" in row.path:
-        # What can't be part of a path leads nowhere.
+        # A UUID that can't be part of a path matches no route.
         errors.append(OperationNotFound)
     if not row.always:
         errors.append(Draining)
     if guarded:
         errors.append(Unauthorized)
     return errors
-
-
-def _over_mqtt() -> Errors:
-    return [PayloadTooLarge, UnsupportedMediaType, ReplyTopicForbidden, Forbidden]
 
 
 def _first_with_words(error: type[BridgeError]) -> type[BridgeError]:

@@ -43,7 +43,6 @@ class Deadlines:
         }
 
     def has_passed(self, when: float) -> bool:
-        """Whether a limit at `when` is over."""
         return min(when, self._latest) <= self._loop.time()
 
     def until(self, when: float) -> "Limit":
@@ -89,7 +88,7 @@ class Limit:
         self._deadlines.cancel(self._entry)
         if not self._expired:
             return
-        # Others may have cancelled the task besides; then it is theirs that counts.
+        # Another cancellation of the task takes precedence.
         if self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
             raise TimeoutError from error
 

@@ -3,7 +3,7 @@
 from ..devices.listing import DeviceList, DevicesFields, page_of
 from ..errors import Forbidden, Text
 from ..settings import Settings
-from .context import Context
+from .attempt import Context
 from .grant import Grant
 from .request import Transport
 
@@ -34,13 +34,9 @@ async def devices(fields: DevicesFields, context: Context) -> DeviceList:
 def listable_devices(
     settings: Settings, transport: Transport, grant: Grant | None
 ) -> frozenset[str] | None:
-    """The keys of the devices that a requester may list; None for all of them.
+    """The keys of the devices that a requester may list, None for all; raises Forbidden.
 
-    Args:
-        grant: what the API key that was shown may do; None if none was.
-
-    Raises:
-        Forbidden: the requester may list none.
+    `grant` is what the API key that was shown may do; None if none was.
     """
     if grant is not None:
         grant.check("devices", None)

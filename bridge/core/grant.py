@@ -26,11 +26,7 @@ class Grant:
     devices: frozenset[str] | None = None
 
     def check(self, operation: str, device_uuid: str | None) -> None:
-        """Whether the key may do this.
-
-        Raises:
-            Forbidden: it may not.
-        """
+        """Raise Forbidden unless the key may do this."""
         allowed = self.operations is None or operation in _FREE or operation in self.operations
         if not allowed:
             raise Forbidden(

@@ -34,13 +34,13 @@ class Ticket:
 
         def leave() -> None:
             if left.done():
-                # Cancelled while it waited.
+                # Cancelled while it waited for its turn.
                 return
             try:
                 left.set_result(send())
             except Exception as error:
                 left.set_exception(error)
-                # Raised where it is awaited; cancelled just now, nobody awaits it any more.
+                # Marked as retrieved: if cancelled just now, nobody awaits it.
                 left.exception()
 
         self._leave, self._given_up = leave, False
@@ -59,14 +59,11 @@ class Ticket:
         return self._given_up or self._leave is not None
 
     def go(self) -> None:
-        """Leave, if it is to."""
         if self._leave is not None:
             self._leave()
 
 
 class _Queue:
-    """The places of one device, the next one first."""
-
     __slots__ = ("_advancing", "_tickets", "users")
 
     def __init__(self) -> None:
@@ -76,15 +73,13 @@ class _Queue:
         self.users = 0
 
     def join(self, ticket: Ticket) -> None:
-        """Give a ticket the last place, unless it has one."""
         if not ticket.in_queue:
             ticket.in_queue = True
             self._tickets.append(ticket)
 
     def advance(self) -> None:
-        """Let all leave whose turn it is."""
         if self._advancing:
-            # One that is leaving gives its place up: whoever let it leave goes on with the others.
+            # Re-entered from a ticket that leaves: the outer call goes on with the queue.
             return
         self._advancing = True
         while self._tickets and self._tickets[0].is_ready:
@@ -95,8 +90,6 @@ class _Queue:
 
 
 class DeviceQueues:
-    """The queues of all devices, and the sequences that run."""
-
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         self._in_sequence: set[str] = set()

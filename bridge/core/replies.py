@@ -52,7 +52,6 @@ class Reply:
         return body
 
     def encode(self, request_id: str | None = None) -> bytes:
-        """The body as JSON."""
         return orjson.dumps(self.body(request_id))
 
     def dump(self) -> bytes:
@@ -61,7 +60,6 @@ class Reply:
 
     @classmethod
     def load(cls, dumped: bytes) -> "Reply":
-        """The reply that `dump` kept."""
         return cls(**orjson.loads(dumped))
 
 
@@ -86,6 +84,6 @@ def reply_to_error(error: Exception, language: Language) -> Reply:
 
 def _faults(error: ValidationFailed, language: Language) -> list[JsonObject]:
     return [
-        {"loc": list(fault.loc), "msg": fault.told(language), "type": fault.type}
+        {"loc": list(fault.loc), "msg": fault.msg.in_(language), "type": fault.type}
         for fault in error.errors
     ]

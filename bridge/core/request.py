@@ -41,7 +41,6 @@ class Request(NamedTuple):
 
     @property
     def is_expired(self) -> bool:
-        """Whether its `expires_at` has passed."""
         return self.expires_at is not None and self.expires_at <= time.time()
 
     def id_property(self) -> tuple[str, str | None]:

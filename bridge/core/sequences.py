@@ -8,8 +8,8 @@ from ..devices.models import DeviceProfile, ExecutedStep, SequenceResult
 from ..devices.names import device_key
 from ..devices.presets import PresetPlan, Step
 from ..errors import BridgeError, RequestTimeout, Text
-from .attempt import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM
-from .context import DRAIN_MARGIN, Context
+from .attempt import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Context
+from .context import DRAIN_MARGIN
 
 _DONE = Text(
     "预设「{preset}」已执行，共 {total} 步", "The preset '{preset}' was run, {total} steps"
@@ -45,12 +45,7 @@ class _Run:
     executed: list[ExecutedStep] = field(default_factory=list)
 
     async def all_steps(self) -> None:
-        """Run all steps.
-
-        Raises:
-            _CutShortError: some steps did not leave, or their arrival is in doubt.
-            BridgeError: the very first step did not leave, or reached no one.
-        """
+        """Run all steps; raises _CutShortError, or the first step's BridgeError."""
         last = len(self.plan.steps)
         for number, step in enumerate(self.plan.steps, start=1):
             await self._leave(number, step)
@@ -58,7 +53,6 @@ class _Run:
                 await self._pause(step.delay, sum(s.delay for s in self.plan.steps[number:-1]))
 
     async def _leave(self, number: int, step: Step) -> None:
-        """Send one step, and note it if it left."""
         context, commands = self.context, self.context.commands
         left_before = commands.commands_left
         executed = ExecutedStep(number, step.command, step.delay, "unknown")
@@ -81,7 +75,7 @@ class _Run:
             executed.status = "success"
             return
         if executed.step == 1:
-            # Nothing has reached anyone: the preset failed as a whole.
+            # The first step reached no one: the preset failed as a whole.
             self.context.commands.check(reason, self.device)
         refused = reason >= REFUSED_FROM
         executed.status = "refused" if refused else "unreachable"
@@ -114,12 +108,7 @@ class _Run:
 
 
 async def run_sequence(context: Context, device: DeviceProfile, plan: PresetPlan) -> SequenceResult:
-    """Run a sequence, alone on its device; single commands go out between its steps.
-
-    Raises:
-        DeviceBusy: another sequence is running there.
-        BridgeError: the first step did not leave, or reached no one.
-    """
+    """Run a sequence, alone on its device; raises DeviceBusy, or the first step's error."""
     with context.services.queues.sequence(device_key(device.uuid)) as alone:
         if not alone:
             raise DeviceBusy(device=device.name)

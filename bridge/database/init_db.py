@@ -31,7 +31,6 @@ _NO_RIGHT = frozenset({1044, 1142, 1227})
 
 
 async def make_table(settings: Settings, *, print_only: bool) -> int:
-    """Make the table, or print how; the exit status."""
     if print_only:
         print(_statements(settings))
         return 0

@@ -22,8 +22,6 @@ _TABLES_CHANGED = frozenset({1054, 1176})
 
 
 class _Loaders(NamedTuple):
-    """One for each kind of read."""
-
     sensors: BatchLoader[SensorKey, DeviceReadings]
     readings: BatchLoader[str, DeviceReadings]
     profiles: BatchLoader[str, DeviceProfile]
@@ -54,41 +52,24 @@ class MysqlStore:
     async def sensors(
         self, wanted: Sequence[SensorKey]
     ) -> Sequence[DeviceReadings | BridgeError | None]:
-        """Devices, each with at least the sensors asked for, by uuid and stored names.
-
-        Raises:
-            DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
-        """
         keys = [(device_key(device_uuid), names) for device_uuid, names in wanted]
         plain = all(device_uuid.isascii() for device_uuid, _ in keys)
         return await (self._loaders if plain else self._odd_loaders).sensors.get_all(keys)
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:
-        """A device with the latest value of each sensor; None when there is no such device.
-
-        Raises:
-            DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
-        """
         key = device_key(device_uuid)
         return await (self._loaders if key.isascii() else self._odd_loaders).readings.get(key)
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
-        """A device with its ports and presets; None when there is no such device.
-
-        Raises:
-            DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
-        """
         key = device_key(device_uuid)
         return await (self._loaders if key.isascii() else self._odd_loaders).profiles.get(key)
 
     async def devices(
         self, fields: DevicesFields, only: Collection[str] | None
     ) -> list[ListedDevice]:
-        """See `DeviceListReader.read`."""
         return await self._device_list.read(fields, only)
 
     async def close(self) -> None:
-        """End the reads that are under way."""
         for loader in (*self._loaders, *self._odd_loaders):
             await loader.close()
 
@@ -148,7 +129,6 @@ class MysqlStore:
         return await self._database.fetch(sql, args, deadline=deadline)
 
     async def _fit(self, deadline: float) -> Statements:
-        """Look at the tables, and fit the statements to them."""
         try:
             columns = await self._database.fetch(COLUMNS_THERE, deadline=deadline)
             indexes = await self._database.fetch(INDEXES_THERE, deadline=deadline)

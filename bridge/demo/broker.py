@@ -43,12 +43,8 @@ class BrokerError(Exception):
 def embedded_broker() -> Iterator[int]:
     """A broker for this machine alone, as long as the context lasts; its port, for MQTT 5.
 
-    Starting takes a fifth of a second and blocks, so that nothing can come between the child's
-    start and its owner's knowing of it.
-
-    Raises:
-        NoFreePortError: no port is left for it.
-        BrokerError: it did not start.
+    Starting blocks for a fifth of a second, so that no cancellation comes between the child's start
+    and its owner's knowing of it. Raises NoFreePortError or BrokerError.
     """
     port = free_port(_USUAL_PORT)
     with tempfile.TemporaryDirectory(prefix="bridge-demo-") as folder:
@@ -56,7 +52,7 @@ def embedded_broker() -> Iterator[int]:
         config.write_text(_CONFIG.format(host=LOOPBACK, port=port))
         broker = Broker(config_path=str(config))
         try:
-            # It listens, and so has read its file, when this returns.
+            # When this returns it listens, and has read its file.
             broker.start()
         except (OSError, RuntimeError) as error:
             raise BrokerError(f"the broker did not start: {error}") from None

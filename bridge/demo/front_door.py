@@ -38,14 +38,9 @@ _Translate = Callable[[int, bytes], bytes]
 
 @asynccontextmanager
 async def front_door(broker_port: int, wanted: int | None = None) -> AsyncIterator[int]:
-    """Listen, as long as the context lasts, for clients of both versions; the port.
+    """Listen for clients of both versions, as long as the context lasts; the port.
 
-    Args:
-        broker_port: where the broker listens.
-        wanted: the port to listen on, instead of the usual or a free one.
-
-    Raises:
-        NoFreePortError: the port that is wanted is taken, or no port is left.
+    Without a `wanted` port it is the usual one or a free one. Raises NoFreePortError.
     """
     open_now: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
@@ -115,7 +110,6 @@ class Session:
         self._level = _LEVEL_5
 
     def to_broker(self, first: int, body: bytes) -> bytes:
-        """A client's packet in MQTT 5."""
         kind = first >> 4
         if kind == _CONNECT:
             self._level = _level_of(body)
@@ -124,7 +118,6 @@ class Session:
         return _packet(first, _at_qos_0(body) if kind == _SUBSCRIBE else body)
 
     def to_client(self, first: int, body: bytes) -> bytes:
-        """The broker's packet in the version of the client."""
         kind = first >> 4
         if self._level == _LEVEL_5:
             return _packet(first, body)
@@ -198,7 +191,7 @@ def _after_text(body: bytes, at: int) -> int:
 
 
 def _after_properties(body: bytes, at: int) -> int:
-    length, start = packets._varint(body, at)
+    length, start = packets.read_varint(body, at)
     return start + length
 
 

@@ -45,7 +45,6 @@ def guide(settings: Settings, devices: Sequence[Device]) -> str:
 
 
 def _places(settings: Settings, devices: Sequence[Device]) -> list[str]:
-    """What runs where; a new thing to look at is one row."""
     rows = [
         ("HTTP", _url(settings)),
         ("Console", f"{_url(settings)}/console"),

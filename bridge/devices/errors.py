@@ -3,10 +3,8 @@
 from ..errors import BridgeError, MqttUnavailable, Text
 
 
-class InvalidControl(BridgeError):
-    code = 400
-    error = "invalid_control"
-    in_operation = True
+class InvalidControl(BridgeError, code=400, error="invalid_control", in_operation=True):
+    pass
 
 
 class UnknownPortType(InvalidControl):
@@ -81,10 +79,7 @@ class UncontrollableDevice(InvalidControl):
     property_name = "device_uuid"
 
 
-class InvalidPreset(BridgeError):
-    code = 400
-    error = "invalid_preset"
-    in_operation = True
+class InvalidPreset(BridgeError, code=400, error="invalid_preset", in_operation=True):
     text = Text(
         "预设「{preset}」无法执行：{reason}；请在平台上修改后重试",
         "The preset '{preset}' can't be run: {reason}; correct it on the platform and try again",
@@ -123,10 +118,7 @@ class PresetTooLong(InvalidPreset):
     )
 
 
-class DeviceOffline(BridgeError):
-    code = 400
-    error = "device_offline"
-    in_operation = True
+class DeviceOffline(BridgeError, code=400, error="device_offline", in_operation=True):
     text = Text(
         "设备「{device}」离线，预设未执行；请检查设备电源和网络后重试",
         "The device '{device}' is offline and the preset was not run; "
@@ -134,10 +126,7 @@ class DeviceOffline(BridgeError):
     )
 
 
-class DeviceNotFound(BridgeError):
-    code = 404
-    error = "device_not_found"
-    in_operation = True
+class DeviceNotFound(BridgeError, code=404, error="device_not_found", in_operation=True):
     text = Text(
         "设备不存在，请核对 device_uuid",
         "There is no such device; check device_uuid",
@@ -145,10 +134,7 @@ class DeviceNotFound(BridgeError):
     property_name = "device_uuid"
 
 
-class SensorNotFound(BridgeError):
-    code = 404
-    error = "sensor_not_found"
-    in_operation = True
+class SensorNotFound(BridgeError, code=404, error="sensor_not_found", in_operation=True):
     text = Text(
         "设备没有传感器「{sensor}」的数据，现有传感器：{sensors}",
         "The device has no data of a sensor '{sensor}'; its sensors are: {sensors}",
@@ -156,10 +142,7 @@ class SensorNotFound(BridgeError):
     property_name = "sensor"
 
 
-class AmbiguousSensor(BridgeError):
-    code = 400
-    error = "ambiguous_sensor"
-    in_operation = True
+class AmbiguousSensor(BridgeError, code=400, error="ambiguous_sensor", in_operation=True):
     text = Text(
         "有多个传感器名为「{sensor}」，请改用 sensor_name：{sensors}",
         "Several sensors are called '{sensor}'; use one of these sensor names: {sensors}",
@@ -167,10 +150,7 @@ class AmbiguousSensor(BridgeError):
     property_name = "sensor"
 
 
-class PresetNotFound(BridgeError):
-    code = 404
-    error = "preset_not_found"
-    in_operation = True
+class PresetNotFound(BridgeError, code=404, error="preset_not_found", in_operation=True):
     text = Text(
         "设备没有预设「{preset}」，现有预设：{presets}",
         "The device has no preset '{preset}'; its presets are: {presets}",
@@ -178,10 +158,7 @@ class PresetNotFound(BridgeError):
     property_name = "preset_key"
 
 
-class DeviceUnreachable(BridgeError):
-    code = 409
-    error = "device_unreachable"
-    in_operation = True
+class DeviceUnreachable(BridgeError, code=409, error="device_unreachable", in_operation=True):
     text = Text(
         "设备「{device}」没有连接到 MQTT，命令没有送达；请检查设备电源和网络后重试",
         "The device '{device}' is not connected and the command reached no one; "
@@ -189,10 +166,7 @@ class DeviceUnreachable(BridgeError):
     )
 
 
-class DeviceBusy(BridgeError):
-    code = 409
-    error = "device_busy"
-    in_operation = True
+class DeviceBusy(BridgeError, code=409, error="device_busy", in_operation=True):
     text = Text(
         "设备「{device}」正在执行另一个序列预设；请等它结束后重试",
         "Another sequence is running on the device '{device}'; try again when it has ended",

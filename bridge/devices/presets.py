@@ -67,9 +67,7 @@ def preset_plan(
     """What running the device's preset means; `limit` in seconds.
 
     Raises:
-        PresetNotFound: no preset has that key or name; it lists the presets there are.
-        InvalidPreset: it is ambiguous, malformed, too long, has no such parameter, or would command
-            a disabled port.
+        PresetNotFound, InvalidPreset: it can't be run; the error says why.
         ValidationFailed: a parameter is of another type than the stored one.
     """
     presets = _stored_presets(device.settings_json)
@@ -110,12 +108,10 @@ def _check_ports(plan: PresetPlan, device: DeviceProfile) -> None:
 
 
 def preset_summaries(device: DeviceProfile) -> list[PresetSummary]:
-    """The device's presets, as `device` tells them."""
     return list(_summaries(device.settings_json))
 
 
 def presets_of(device: DeviceProfile) -> list[Mapping[str, Any]]:
-    """The device's presets, as stored; none where they can't be read."""
     return _stored_presets(device.settings_json) or []
 
 
@@ -198,7 +194,7 @@ def _total_seconds(preset: Mapping[str, Any]) -> float:
 def _check_parameters(preset: Mapping[str, Any], name: str, parameters: Mapping[str, Any]) -> None:
     stored = _stored_parameters(preset)
     if not stored:
-        # A sequence, a ready command: there is nothing to override.
+        # Sequences and ready commands have no parameters to override.
         return
     for parameter, value in parameters.items():
         if parameter not in stored:

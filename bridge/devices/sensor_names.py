@@ -63,7 +63,7 @@ _RAIN_FIELDS = {
 class Kind:
     """A sensor that the product or the device's configuration tells of; names comparable."""
 
-    # What a sentence calls it; None if the entry is disabled, and so lends no name.
+    # Its name in sentences; None if the entry is disabled.
     shown: str | None
     # Names that people gave, the product's display name, the entry's key: the strongest first.
     tiers: tuple[frozenset[str], frozenset[str], frozenset[str]]
@@ -120,8 +120,6 @@ def kinds_of(sensor_types_json: str | None, sensor_config_json: str | None) -> K
 
 
 class _Entry(NamedTuple):
-    """What the product says of a sensor, and what the device's own configuration says."""
-
     product: Mapping[str, Any]
     own: Mapping[str, Any]
     of_product: bool
@@ -130,7 +128,7 @@ class _Entry(NamedTuple):
 def _object(value: object) -> Mapping[str, Any]:
     if value is None:
         return {}
-    # What is no object says nothing of its sensor, and lends it no name.
+    # An entry that is no object counts as disabled.
     return value if isinstance(value, Mapping) else {"enabled": False}
 
 

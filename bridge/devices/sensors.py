@@ -50,7 +50,7 @@ def find_among(device: DeviceReadings, sensor: str) -> SensorRow | None:
     try:
         return _meant(device, plain_name(sensor), candidates(sensor))
     except AmbiguousSensor:
-        # All rows are needed to tell the names.
+        # The error lists names, for which all rows are needed.
         return None
 
 
@@ -58,11 +58,7 @@ def find(device: DeviceReadings, sensor: str) -> SensorRow:
     """The row that `sensor` means, of a device with all its rows.
 
     A stored name goes first; then the names that people gave, the product's display names, its
-    keys, and the common names.
-
-    Raises:
-        SensorNotFound: none; it lists the sensors there are.
-        AmbiguousSensor: several bear that name; it lists them.
+    keys, and the common names. Raises SensorNotFound or AmbiguousSensor.
     """
     row = _meant(device, plain_name(sensor), None)
     if row is None:
@@ -120,7 +116,6 @@ def reading(device: DeviceReadings, row: SensorRow, now: datetime) -> Reading:
 
 
 def all_readings(device: DeviceReadings, now: datetime) -> list[Reading]:
-    """Every sensor of a device that has a value."""
     return [reading(device, row, now) for row in device.rows if row.sensor_value is not None]
 
 

@@ -26,7 +26,7 @@ async def sources(_: Examination) -> Finding:
     """Where the settings come from: `.env` is looked for in the working folder alone."""
     path = Path.cwd() / ENV_FILE
     filed, environment = written_names()
-    # LANGUAGE is also gettext's, and tells of no one's having configured anything.
+    # LANGUAGE is gettext's too, and may be set without anyone having configured the bridge.
     ours = (_OUR_NAMES - {"LANGUAGE"}) & environment.keys()
     if not filed and ours:
         return ok(f"来自环境变量（没有 {path}）", f"from the environment (there is no {path})")
@@ -51,7 +51,6 @@ async def sources(_: Examination) -> Finding:
 
 
 async def misspelt_names(_: Examination) -> Finding:
-    """Names that are nobody's, but nearly ours."""
     filed, environment = written_names()
     written = filed.keys() | environment.keys()
     meant = {name: _name_meant(name, _OUR_NAMES - written) for name in sorted(written - _OUR_NAMES)}
@@ -68,7 +67,7 @@ async def misspelt_names(_: Examination) -> Finding:
 def _name_meant(name: str, candidates: frozenset[str]) -> str | None:
     if _OTHER_NAMES.get(name) in candidates:
         return _OTHER_NAMES[name]
-    # Kubernetes makes names like DB_SERVICE_HOST, which are no attempt at ours.
+    # Kubernetes sets names like DB_SERVICE_HOST, which are not misspelt.
     near = [ours for ours in candidates if ours[0] == name[:1]]
     return next(iter(difflib.get_close_matches(name, near, n=1, cutoff=_ALIKE)), None)
 

@@ -30,25 +30,18 @@ _CLOCK_TOLERANCE = timedelta(seconds=60)
 
 
 class _ServerError(Exception):
-    """What the database server itself says, with its number."""
-
     def __init__(self, number: int, words: str) -> None:
         super().__init__(f"{words} ({number})")
         self.number = number
 
 
 async def _ask(examination: Examination, sql: str, *args: object) -> list[Row]:
-    """Rows from the database, over a pool like the bridge's own.
-
-    Raises:
-        _ServerError: the server refuses us, or the statement.
-        OSError: it can't be reached, does not answer, or has no TLS that we trust.
-    """
+    """Rows from the database, over a pool like the bridge's own; _ServerError or OSError."""
     deadline = asyncio.get_running_loop().time() + ANSWER_SECONDS
     try:
         return await examination.database.fetch(sql, args, deadline=deadline)
     except BridgeError:
-        # Callers of the bridge never see the driver's words; here they are what helps.
+        # Unlike a bridge's reply, the doctor shows the driver's message.
         raise _told_by_driver(examination.database.last_error) from None
 
 
@@ -58,7 +51,7 @@ def _told_by_driver(error: Exception | None) -> Exception:
     if isinstance(error, Exception) and not isinstance(error, OSError):
         match error.args:
             case (int(number), words):
-                # Its own numbers for a connection that fell silent or was cut.
+                # The driver's numbers for a connection that is silent or lost.
                 return TimeoutError() if number in (0, 2013) else _ServerError(number, str(words))
     return error or TimeoutError()
 
@@ -153,7 +146,6 @@ def columns_read() -> dict[str, list[str]]:
 
 
 async def readable(table: str, examination: Examination) -> Finding:
-    """Whether the columns that we read are there, and ours to read."""
     trouble = await _unreadable(examination, table, columns_read()[table])
     return trouble or ok("可以读取", "may be read")
 
@@ -161,7 +153,6 @@ async def readable(table: str, examination: Examination) -> Finding:
 async def _unreadable(
     examination: Examination, table: str, columns: Sequence[str]
 ) -> Finding | None:
-    """What keeps us from reading these columns; None when nothing does."""
     name = DatabaseAddress.of(examination.settings).name
     listed = ", ".join(f"`{column}`" for column in columns)
     theirs = Text(
@@ -185,8 +176,7 @@ async def _unreadable(
 
 
 async def statements(examination: Examination) -> Finding:
-    """Whether the statements that answer requests do, on these tables, for a device that is not
-    there."""
+    """Whether the bridge's statements run on these tables, for a device that is not there."""
     settings = examination.settings
     store = MysqlStore(examination.database, min(settings.db_timeout, ANSWER_SECONDS), Metrics())
     uuid = examination.name

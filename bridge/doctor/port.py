@@ -41,7 +41,7 @@ async def free(examination: Examination) -> Finding:
 def _bind(family: int, address: Any) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as door:
         if os.name == "posix":
-            # As servers do: connections that have just ended are no obstacle.
+            # As servers do: else a port in TIME_WAIT counts as taken.
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -73,7 +73,6 @@ async def _taken(settings: Settings) -> Finding:
 
 
 async def _health(settings: Settings) -> dict[str, Any] | None:
-    """What a bridge on our port says of its health; None when no bridge is there."""
     host = _nearest(settings.service_host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.service_port}/health"
     try:

@@ -8,7 +8,7 @@ import orjson
 
 from ..core.operations import OPERATIONS
 from ..errors import Text
-from ..link import REFUSED_FROM, Link, LinkError, packets
+from ..link import REFUSED_FROM, LinkError, packets
 from ..settings import Settings
 from .broker import connected, reason_given
 from .findings import Examination, Finding, failed, note, ok
@@ -36,7 +36,7 @@ async def requests(examination: Examination) -> Finding:
     try:
         sent, delivered = await _delivery(examination, share, topic)
         if not sent:
-            # Where we may ask for our own operations alone: by a share of the doctor's own.
+            # The ACL may allow known operations only: then with a share of the doctor's own.
             topic = f"{settings.mqtt_topic_prefix}/request/health"
             own_share = f"$share/{examination.name}/" if share else ""
             sent, delivered = await _delivery(examination, own_share, topic)
@@ -69,11 +69,7 @@ async def requests(examination: Examination) -> Finding:
 
 
 async def _delivery(examination: Examination, share: str, base: str) -> tuple[bool, bool]:
-    """Whether the broker takes a request from us, and whether it comes back by a subscription.
-
-    Raises:
-        LinkError: the subscription is refused.
-    """
+    """Whether the broker takes a request from us, and whether it comes back by a subscription."""
     settings = examination.settings
     payload = orjson.dumps({"request_id": examination.name})
     heard = asyncio.Event()
@@ -85,7 +81,7 @@ async def _delivery(examination: Examination, share: str, base: str) -> tuple[bo
     async with connected(examination, hear) as link:
         await link.subscribe([f"{share}{base}", f"{share}{base}/+"])
         for topic in _request_topics(base, settings):
-            if await _taken(link, topic, payload):
+            if await publish(link, topic, payload) < REFUSED_FROM:
                 try:
                     async with asyncio.timeout(_DELIVERY_SECONDS):
                         await heard.wait()
@@ -95,12 +91,8 @@ async def _delivery(examination: Examination, share: str, base: str) -> tuple[bo
     return False, False
 
 
-async def _taken(link: Link, topic: str, payload: bytes) -> bool:
-    return await publish(link, topic, payload) < REFUSED_FROM
-
-
 def _request_topics(base: str, settings: Settings) -> Sequence[str]:
-    # Where users may ask under their own name only, so may we.
+    # The ACL may allow requests under the user's own name only.
     user = settings.mqtt_username
     named = user and user not in OPERATIONS and not re.search(r"[+#/\x00-\x1f]", user)
     return [f"{base}/{user}", base] if named else [base]

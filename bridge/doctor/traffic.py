@@ -27,11 +27,7 @@ _RETAINED_SECONDS = 0.3
 
 
 async def publish(link: Link, topic: str, payload: bytes = b"{}") -> int:
-    """Publish what expires at once; the PUBACK's reason code.
-
-    Raises:
-        LinkError: the broker closed the connection, as some do instead of refusing.
-    """
+    """Publish what expires at once; the PUBACK's reason code."""
     acknowledged = link.publish(topic, payload, qos=1, properties=packets.properties(expiry=1))
     assert acknowledged is not None
     return await acknowledged
@@ -42,7 +38,6 @@ def _topic(examination: Examination, kind: Literal["reply", "status"]) -> str:
 
 
 def acl_rules(settings: Settings, rule: str) -> tuple[Advice, ...]:
-    """What Mosquitto's ACL has to say."""
     user = (f"user {settings.mqtt_username}",) if settings.mqtt_username else ()
     return (
         Text("ACL（示例：deploy/mosquitto/acl）：", "ACL (sample: deploy/mosquitto/acl):"),
@@ -124,7 +119,7 @@ async def instance(examination: Examination) -> Finding:
             online.set()
 
     async with connected(examination, hear) as link:
-        # `Link.subscribe` leaves stored messages at the broker; these are what we came for.
+        # `Link.subscribe` asks for no stored messages, which are needed here.
         await link._client.subscribe(
             [(f"{settings.mqtt_topic_prefix}/status/{name}", 1) for name in names]
         )

@@ -30,13 +30,10 @@ class Connection(Protocol):
 
     is_surplus: bool
 
-    def watch_reader(self) -> None:
-        """Count what the client has not read among what is unsent."""
+    def watch_reader(self) -> None: ...
 
 
 class Answer(web.StreamResponse):
-    """A whole response, written with its head in one piece."""
-
     def __init__(
         self,
         status: int,
@@ -46,7 +43,7 @@ class Answer(web.StreamResponse):
         *,
         keep_alive: bool = True,
     ) -> None:
-        # Not super().__init__(), which makes a multidict of headers and much else.
+        # Without super().__init__(), which makes a multidict of headers.
         self._status = status
         self._keep_alive = keep_alive
         self._content = body
@@ -54,17 +51,18 @@ class Answer(web.StreamResponse):
         self._written = False
 
     def add_headers(self, headers: Sequence[tuple[str, str]]) -> None:
-        """Add headers before it is sent."""
         self._lines += "".join(f"{name}: {value}\r\n" for name, value in headers)
 
     @property
     def keep_alive(self) -> bool | None:
-        """Whether the connection goes on after it."""
         return self._keep_alive
 
     async def send(self, request: web.BaseRequest) -> None:
-        """Write it, and wait a second at most until its client has read it."""
-        if self._write(request):
+        """Write it, and wait a second at most until its client has read it.
+
+        A client that has gone is left to `prepare`, whose caller expects it.
+        """
+        if request.transport is not None and self._write(request):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(_READ_SECONDS):
                     await request.writer.drain()

@@ -22,12 +22,7 @@ class EncodedBody(UnsupportedMediaType):
 
 
 async def json_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
-    """A body that is declared to be plain JSON; not yet parsed.
-
-    Raises:
-        UnsupportedMediaType: it is declared as something else, or as encoded.
-        PayloadTooLarge, RequestTimeout, MalformedRequest: see `read_body`.
-    """
+    """A body that is declared to be plain JSON, not yet parsed; raises as `read_body` does."""
     _check_media_type(request.headers)
     return await read_body(request, limit, in_time)
 

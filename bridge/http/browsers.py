@@ -62,11 +62,7 @@ class Browsers:
         }
 
     def check(self, host: str | None, origin: str | None) -> None:
-        """Check a request that shows no key.
-
-        Raises:
-            Forbidden: a web page may have sent it.
-        """
+        """Raise Forbidden if a web page may have sent a request that shows no key."""
         if host is not None and not self._is_ours(host):
             raise Forbidden(reason=_HOST)
         if origin is None or origin in self._origins or _is_same(origin, host):
@@ -77,9 +73,6 @@ class Browsers:
         """The headers that answer a preflight; `announced` is its Access-Control-Request-Headers.
 
         Under `CORS_ORIGINS=*` any page may announce a key: the request itself must show it.
-
-        Raises:
-            Forbidden: the page may not ask.
         """
         names = {name.strip().casefold() for name in announced.split(",")}
         if not (self._any_origin and names & _KEY_HEADERS):
@@ -87,7 +80,6 @@ class Browsers:
         return _PREFLIGHT
 
     def cors(self, origin: str | None) -> Headers:
-        """The headers that say which page may read an answer."""
         if self._any_origin:
             return (("Access-Control-Allow-Origin", "*"),)
         if origin is not None and origin in self._origins:
@@ -131,7 +123,6 @@ def _is_same(origin: str, host: str | None) -> bool:
 
 
 def _split(url: str) -> SplitResult:
-    """A URL's parts; none where it can't be read."""
     try:
         return urlsplit(url)
     except ValueError:

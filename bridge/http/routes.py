@@ -25,6 +25,7 @@ from ..core.grant import Grant
 from ..core.operations import OPERATIONS, Operation
 from ..core.replies import Reply, reply_to_error
 from ..core.request import Request
+from ..devices.models import Health
 from ..errors import (
     Busy,
     Forbidden,
@@ -44,7 +45,7 @@ from .browsers import Browsers, Headers
 from .console import Console
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
-from .pages import Place, SwaggerUi
+from .pages import Place, swagger_ui
 from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
@@ -64,8 +65,6 @@ class PortTakenError(Exception):
 
 
 class HttpTransport:
-    """Serves requests over HTTP, and what operators ask of a service."""
-
     def __init__(
         self,
         settings: Settings,
@@ -75,6 +74,7 @@ class HttpTransport:
         metrics: Metrics,
         observers: Observers,
         activity: Activity,
+        health: Callable[[], Health],
         is_ready: Callable[[], bool],
         mqtt_connected: Callable[[], bool],
         mounted: Sequence[Place] = (),
@@ -93,19 +93,12 @@ class HttpTransport:
             is_ready=is_ready,
             mqtt_connected=mqtt_connected,
         )
-        console = Console(settings, activity, dispatcher.health)
-        swagger_ui = SwaggerUi(self._admit)
-        self._places = (*pages.places(), *swagger_ui.places(), *console.places(), *mounted)
+        console = Console(settings, activity, health)
+        self._places = (*pages.places(), *swagger_ui(self._admit), *console.places(), *mounted)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            PortTakenError: the address can't be bound.
-        """
+        """Listen, or raise PortTakenError."""
         app = web.Application(client_max_size=self._settings.max_payload)
         self._add_routes(app)
         self._server = Server(
@@ -124,15 +117,12 @@ class HttpTransport:
             raise PortTakenError(_port_taken(settings, error)) from None
 
     async def stop(self) -> None:
-        """Stop listening, and close the connections after what they are being answered."""
         if self._server is not None:
             await self._server.close(within=0.25)
 
-    # ---- routes ---------------------------------------------------------------------------------
-
     def _add_routes(self, app: web.Application) -> None:
         for row in OPERATIONS.values():
-            handler = self._health if row.name == "health" else self._operation(row)
+            handler = self._health if row.name == "health" else partial(self._answer, row)
             self._add(app, row.method, row.path, self._guarded(handler, open_=row.name == "health"))
         for place in self._places:
             guarded = self._guarded(place.handler, open_=place.open, cors=place.cors)
@@ -155,9 +145,6 @@ class HttpTransport:
 
         add_route("*", not_allowed)
 
-    def _operation(self, row: Operation) -> Guarded:
-        return partial(self._answer, row)
-
     def _guarded(self, handler: Guarded, *, open_: bool = False, cors: bool = False) -> Handler:
         """Admit the caller, unless the place is open to all; whatever is raised is answered."""
 
@@ -178,12 +165,7 @@ class HttpTransport:
         return handle
 
     def _admitted(self, request: web.Request, *, open_: bool) -> Grant | None:
-        """What the caller may do; None: everything, or what is open to all.
-
-        Raises:
-            Unauthorized: there are keys, and the caller shows none of them.
-            Forbidden: no key is shown, and a web page may have sent the request.
-        """
+        """What the caller may do, None for everything; raises Unauthorized or Forbidden."""
         try:
             grant = self._admit(request)
         except Unauthorized:
@@ -210,8 +192,6 @@ class HttpTransport:
         except Forbidden as error:
             return self._respond(request, self._refused(error))
         return self._send(request, b"", 204, allowed)
-
-    # ---- operations -----------------------------------------------------------------------------
 
     async def _answer(
         self, row: Operation, request: web.Request, grant: Grant | None
@@ -248,22 +228,18 @@ class HttpTransport:
         payload = await json_body(request, self._settings.max_payload, in_time)
         return open_payload(payload, self._settings.max_payload)
 
-    async def _health(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+    async def _health(self, request: web.Request, _: Grant | None) -> web.StreamResponse:
         """The health object bare, for monitors that read it so."""
-        del grant
         asked = Request("http", "health", self._loop.time(), {})
         async with self._dispatcher.serve(asked) as reply:
             pass
         healthy = reply.error is None and reply.data.status == "healthy"
         return self._send(request, orjson.dumps(reply.data), 200 if healthy else 503)
 
-    async def _not_found(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
+    async def _not_found(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
         raise OperationNotFound(
             operations=", ".join(f"{row.method} {row.path}" for row in OPERATIONS.values())
         )
-
-    # ---- responses ------------------------------------------------------------------------------
 
     def _refused(self, error: Exception) -> Reply:
         """The reply to what never got as far as the dispatcher, counted here for that reason."""
@@ -305,10 +281,9 @@ class HttpTransport:
         body: bytes,
         status: int = 200,
         headers: Headers = (),
-        content_type: str = JSON_UTF8,
     ) -> Answer:
         cors = self._browsers.cors(_origin(request))
-        return Answer(status, content_type, body, (*cors, *headers))
+        return Answer(status, JSON_UTF8, body, (*cors, *headers))
 
 
 def _port_taken(settings: Settings, error: OSError) -> str:

@@ -50,13 +50,7 @@ _CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 
 
 async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
-    """A request's body.
-
-    Raises:
-        PayloadTooLarge: it is longer than `limit` bytes.
-        RequestTimeout: it did not arrive in time.
-        MalformedRequest: it broke off, or its encoding is wrong.
-    """
+    """A request's body; PayloadTooLarge, RequestTimeout, or MalformedRequest if it broke off."""
     try:
         with in_time:
             return await request.read()
@@ -69,7 +63,6 @@ async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
 
 
 def is_surplus(request: web.BaseRequest) -> bool:
-    """Whether the request came by a connection above the cap."""
     return isinstance(request.protocol, Protocol) and request.protocol.is_surplus
 
 
@@ -83,7 +76,7 @@ class Protocol(web.RequestHandler):
         self._server = server
         # The body of the request that was parsed last.
         self._body: StreamReader | None = None
-        # Whether a head has arrived up to some line after its first.
+        # Whether only part of a request's head has arrived.
         self._in_head = False
         self.is_surplus = False
 
@@ -99,7 +92,6 @@ class Protocol(web.RequestHandler):
         super().connection_lost(exc)
 
     def watch_reader(self) -> None:
-        """Count what this client has not read among what is unsent."""
         if self.transport is not None:
             self._server.unsent.watch(self.transport)
 
@@ -107,7 +99,7 @@ class Protocol(web.RequestHandler):
         try:
             await super().start()
         except Exception as error:
-            # A head that parses but makes no request, such as a host that is no name.
+            # A head that parses but makes no request, such as one with an invalid host.
             if self.transport is not None:
                 failed = None if isinstance(error, ValueError) else error
                 self.transport.write(self._server.on_error(failed).encoded())
@@ -134,7 +126,6 @@ class Protocol(web.RequestHandler):
         return self._body is None or self._body.is_eof()
 
     def _fail_body(self) -> None:
-        """Tell the reader of a body that no more of it can be parsed."""
         if self._body is not None and not self._body.is_eof():
             self._body.set_exception(web.RequestPayloadError("the body can't be parsed"))
 
@@ -156,14 +147,14 @@ class Protocol(web.RequestHandler):
         self, request: web.BaseRequest, resp: web.StreamResponse, start_time: float | None
     ) -> tuple[web.StreamResponse, bool]:
         if isinstance(resp, web.HTTPException):
-            # `OPTIONS *` and CONNECT, whose targets are no paths: none of our routes saw them.
+            # `OPTIONS *` and CONNECT, whose targets are no paths: no route handled them.
             resp = self._server.on_error(None)
         return await super().finish_response(request, resp, start_time)
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         error = kw.get("exc_info")
         if not isinstance(error, _CLIENT_FAULTS):
-            # Without its traceback: whoever knows how to cause it could fill the log with them.
+            # Without its traceback, with which a client could fill the log.
             self.logger.error("a connection was given up: %r", error or args)
 
 
@@ -185,13 +176,11 @@ async def meet_expectation(request: web.Request) -> None:
     expected = request.headers.get(hdrs.EXPECT, "").lower()
     if expected == "100-continue" and request.version >= (1, 1):
         await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        # The response itself has not begun.
+        # Else aiohttp believes that the response has begun.
         request.writer.output_size = 0
 
 
 class Server:
-    """An aiohttp application behind `Protocol`, on one address."""
-
     def __init__(
         self,
         app: web.Application,
@@ -201,7 +190,7 @@ class Server:
         unsent: UnsentReplies | None = None,
         **options: Any,
     ) -> None:
-        # Inflated, a body of 64 KiB may be one of 64 MiB: encoded bodies are rejected as they are.
+        # Compressed bodies are rejected: 64 KiB may inflate to 64 MiB.
         self._options = {"auto_decompress": False, **options}
         self._runner = web.AppRunner(app, handle_signals=False, **self._options)
         self._most = most_connections
@@ -211,11 +200,7 @@ class Server:
         self.unsent = unsent or UnsentReplies()
 
     async def start(self, host: str, port: int, *, reuse_port: bool = False) -> None:
-        """Listen.
-
-        Raises:
-            OSError: the address can't be bound.
-        """
+        """Listen; raises OSError if the address can't be bound."""
         await self._runner.setup()
         loop = asyncio.get_running_loop()
         self._listening = await loop.create_server(
@@ -241,7 +226,6 @@ class Server:
         return self._open > self._most
 
     def closed(self) -> None:
-        """Count a connection no more."""
         self._open -= 1
 
     def _protocol(self) -> Protocol:
@@ -257,7 +241,7 @@ def raise_descriptor_limit() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        # macOS has a lower limit of its own, and rejects more.
+        # macOS has a lower limit of its own.
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 

@@ -5,14 +5,12 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
-    # The client names its broker by a URL, and needs no package that reads settings.
+    # The client names its broker by a URL, without settings.
     from ..settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class BrokerAddress:
-    """Where a broker is, who we are there, and what we speak with it."""
-
     host: str
     port: int = 1883
     username: str = ""
@@ -24,7 +22,6 @@ class BrokerAddress:
 
     @classmethod
     def of(cls, settings: "Settings") -> Self:
-        """The broker of the `MQTT_` settings."""
         return cls(
             settings.mqtt_broker,
             settings.mqtt_port,
@@ -39,10 +36,8 @@ class BrokerAddress:
 def tls_context(settings: "Settings") -> ssl.SSLContext | None:
     """The context for `MQTT_TLS`, which always verifies; None for plain TCP.
 
-    The files are read anew for each connection, so that renewed certificates are taken up.
-
-    Raises:
-        OSError: they can't be used; its words name the settings.
+    The files are read anew for each connection, so that renewed certificates are taken up. Raises
+    OSError, whose words name the settings.
     """
     if not (settings.mqtt_tls or settings.mqtt_tls_ca or settings.mqtt_tls_cert):
         return None
@@ -56,7 +51,7 @@ def tls_context(settings: "Settings") -> ssl.SSLContext | None:
         raise OSError(f"MQTT_TLS_CA: {ca!r} holds no PEM certificates ({error})") from None
     if cert is not None:
         try:
-            # With a password, as OpenSSL would ask for one at the terminal, and wait.
+            # An explicit password keeps OpenSSL from asking for one at the terminal.
             context.load_cert_chain(cert, key, password="")
         except OSError as error:
             raise OSError(

@@ -24,11 +24,7 @@ class NotInstalled(OperationNotFound):
 
 
 def check_installed() -> None:
-    """Whether the SDK is there, without loading it.
-
-    Raises:
-        NotInstalled: it is not, or is of another major version than ours.
-    """
+    """Raise NotInstalled unless the SDK is there, in a version of ours; does not load it."""
     try:
         major, minor, *_ = metadata.version("mcp").split(".")
     except metadata.PackageNotFoundError:

@@ -56,8 +56,6 @@ def properties(reply: Reply, address: ReplyAddress, *, bare: bool = False) -> by
 
 
 class _Outcome(NamedTuple):
-    """What a reply's properties tell."""
-
     code: int
     error: str | None
     detail: str | None

@@ -19,6 +19,7 @@ from ..link.topics import Topics
 from ..observability.logs import printable
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .delivery_check import NO_SHARES, DeliveryCheck
 from .presence import Presence
 
 logger = logging.getLogger(__name__)
@@ -69,6 +70,7 @@ class Session:
         self._held: list[tuple[Link, Message]] | None = None
         self._presence_seen: asyncio.Future[bytes] | None = None
         self._presence = Presence(topics)
+        self._delivery_check = DeliveryCheck(settings)
         self._stopping = False
         self.link: Link | None = None
         self.ready = False
@@ -82,8 +84,6 @@ class Session:
     def keeps_session(self) -> bool:
         """Whether the broker keeps our session over a stop."""
         return self._settings.mqtt_session_expiry > 0
-
-    # ---- life -----------------------------------------------------------------------------------
 
     async def run(self, on_message: OnMessage, since: str, is_done: Callable[[], bool]) -> None:
         """Connect, and again whenever the connection is lost, until `is_done` or cancelled."""
@@ -120,7 +120,6 @@ class Session:
             logger.debug("could not unsubscribe: %s", error)
 
     async def close(self) -> None:
-        """Say that we are offline, and leave."""
         self._stopping = True
         link, self.link = self.link, None
         self.ready = False
@@ -134,11 +133,7 @@ class Session:
         await link.close(keep_session=self.keeps_session)
 
     async def next_link(self, give_up: float) -> Link:
-        """The connection, waited for until `give_up` on the loop's clock.
-
-        Raises:
-            TimeoutError: there was none in time.
-        """
+        """The connection, waited for until `give_up` on the loop's clock; then TimeoutError."""
         if self.link is None:
             async with asyncio.timeout_at(give_up):
                 while self.link is None:
@@ -150,8 +145,6 @@ class Session:
         if self.link is link:
             self.link = None
             self._linked.clear()
-
-    # ---- connecting -----------------------------------------------------------------------------
 
     async def _connect(self, on_message: OnMessage) -> Link:
         link = await self._open(on_message)
@@ -237,12 +230,16 @@ class Session:
         if message.topic == self._topics.presence:
             if self._presence_seen is not None and not self._presence_seen.done():
                 self._presence_seen.set_result(message.payload)
-            if message.qos:
-                link.acknowledge(message.packet_id)
+        elif self._delivery_check.takes(message):
+            pass
         elif self._held is not None:
             self._held.append((link, message))
+            return
         else:
             on_message(link, message)
+            return
+        if message.qos:
+            link.acknowledge(message.packet_id)
 
     async def _take_up(self, link: Link) -> None:
         """Subscribe and say so; while we stop, the reverse."""
@@ -256,6 +253,7 @@ class Session:
             await self._presence.announce(link, "offline")
         await link.subscribe(self._topics.filters)
         self._is_ours = True
+        await self._delivery_check.run(link)
         await self._presence.announce(link, "online")
         if self._stopping:
             await self.stop_receiving()
@@ -273,16 +271,12 @@ class Session:
         )
 
     def _check_limits(self, link: Link) -> None:
-        """Check that the broker can do what we need, as its CONNACK tells.
-
-        Raises:
-            LinkError: it can't; it says what to change.
-        """
+        """Raise LinkError if the broker can't do what we need, as its CONNACK tells."""
         limits = link.limits
         if limits.maximum_qos < 1:
             raise LinkError(_NO_QOS_1)
         if self._settings.mqtt_share and not limits.shared_subscriptions:
-            raise LinkError("the broker has no shared subscriptions; set MQTT_SHARE= (empty)")
+            raise LinkError(NO_SHARES)
         if not limits.retain:
             self._presence.give_up()
 

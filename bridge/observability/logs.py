@@ -84,7 +84,6 @@ class LineWriter(QueueHandler):
         return f"{line}\n".encode(errors="backslashreplace")
 
     def enqueue(self, record: Any) -> None:
-        """Have a line written, unless too many wait."""
         with self._counting:
             if self._dropped or self._is_full():
                 self._dropped += 1
@@ -117,8 +116,6 @@ class LineWriter(QueueHandler):
 
 
 class _Writer(QueueListener):
-    """Writes what is queued to a descriptor."""
-
     queue: "Queue[bytes | Event]"
 
     def __init__(
@@ -201,8 +198,6 @@ def _unmistakable(value: object) -> str:
 
 
 class JsonLines(logging.Formatter):
-    """A JSON object a line, for machines."""
-
     def format(self, record: logging.LogRecord) -> str:
         event = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),

@@ -8,8 +8,6 @@ UNKNOWN = "unknown"
 
 
 class RequestAnswered(NamedTuple):
-    """One request answered."""
-
     transport: str
     operation: str
     device_uuid: str | None
@@ -44,8 +42,6 @@ class CommandExecuted(NamedTuple):
 
 
 class Observers:
-    """Tells everyone who wants to know."""
-
     def __init__(
         self,
         requests: Sequence[Callable[[RequestAnswered], None]] = (),
@@ -55,11 +51,9 @@ class Observers:
         self._commands = tuple(commands)
 
     def request_answered(self, request: RequestAnswered) -> None:
-        """Tell of a request that was answered."""
         for observe in self._requests:
             observe(request)
 
     def command_executed(self, command: CommandExecuted) -> None:
-        """Tell of a command."""
         for observe in self._commands:
             observe(command)

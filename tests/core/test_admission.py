@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -91,6 +92,21 @@ async def test_overdue_waiters_are_rejected_over_several_turns_of_the_loop():
     outcomes = await asyncio.gather(*waiting, return_exceptions=True)
     assert {type(outcome) for outcome in outcomes} == {Busy}
     place.release()
+    assert admission.in_flight == 0
+
+
+async def test_place_goes_to_the_first_waiter_that_is_not_overdue():
+    admission = Admission(1, wait_seconds=0.01)
+    place = await admission.enter()
+    overdue = asyncio.create_task(admission.enter())
+    in_time = asyncio.create_task(admission.enter(asyncio.get_running_loop().time() + 5))
+    await asyncio.sleep(0)
+    # A turn of the event loop that takes long.
+    time.sleep(0.02)
+    place.release()
+    (await in_time).release()
+    with pytest.raises(Busy):
+        await overdue
     assert admission.in_flight == 0
 
 

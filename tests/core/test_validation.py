@@ -45,7 +45,7 @@ def test_fault_is_told_in_our_words(fields, raw, chinese, english):
     with pytest.raises(ValidationFailed) as refusal:
         validated(fields, raw)
     error = refusal.value
-    assert error.errors[0].told("zh") == chinese
-    assert error.errors[0].told("en") == english
+    assert error.errors[0].msg.zh == chinese
+    assert error.errors[0].msg.en == english
     assert english in error.detail("en")
     assert not re.search("[A-Z][a-z]+ should|[Ff]ield required", error.detail("zh"))
