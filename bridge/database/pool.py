@@ -74,6 +74,7 @@ class Database:
     def __init__(
         self, settings: Settings, metrics: Metrics, deadlines: Deadlines | None = None
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._address = DatabaseAddress.of(settings)
         self._metrics = metrics
@@ -127,7 +128,7 @@ class Database:
         await self._connections.close(within)
 
     async def _probe(self) -> None:
-        deadline = asyncio.get_running_loop().time() + self._settings.db_timeout
+        deadline = self._loop.time() + self._settings.db_timeout
         try:
             await self.fetch("SELECT 1", deadline=deadline)
         except BridgeError:
@@ -136,14 +137,14 @@ class Database:
                 self._lost(self.last_trouble or _SILENT)
 
     def _answered_lately(self) -> bool:
-        return asyncio.get_running_loop().time() - self._last_success < _PROBE_SECONDS
+        return self._loop.time() - self._last_success < _PROBE_SECONDS
 
     async def _ask(self, sql: str, args: Sequence[Any], deadline: float) -> tuple[list[Row], int]:
         began = float("inf")
         try:
             with self.deadlines.until(deadline):
                 async with self._slots:
-                    began = asyncio.get_running_loop().time()
+                    began = self._loop.time()
                     answer = await self._run_again_if_lost(sql, args)
         except Exception as error:
             raise self._failed(sql, error, began) from None
@@ -178,7 +179,7 @@ class Database:
         return rows, cursor.rowcount
 
     def _succeeded(self, sql: str) -> None:
-        self._last_success = asyncio.get_running_loop().time()
+        self._last_success = self._loop.time()
         self.last_error = None
         if self._logged:
             self._logged.pop(sql, None)
@@ -201,7 +202,7 @@ class Database:
         errno = _errno(error)
         if isinstance(error, TimeoutError) or errno in _OUT_OF_TIME:
             # With less time the queue or a short deadline may be the cause; the probe decides.
-            had = asyncio.get_running_loop().time() - began
+            had = self._loop.time() - began
             if had >= self._settings.db_timeout / 2:
                 self._lost(_SILENT)
             return DatabaseTimeout()
