@@ -1,6 +1,6 @@
 """The demo's six devices: what the platform's tables would say of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -68,31 +68,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
     thermometer = say("温度计", "thermometer")
     device = partial(Device, language=language)
     return (
-        device(
-            "demo-board-1",
-            say("演示板一", "demo one"),
-            classroom,
-            kit,
-            sensors=(dht11(), rain_sensor()),
-            ports={"led": 4, "relay": 1, "servo": 1, "pwm": 1},
-            control_config={
-                "led_1": {"alias": ALIAS.in_(language)},
-                "led_2": {"alias": say("卧室灯", "bedroom light")},
-                "relay_1": {"alias": say("风扇", "fan")},
-                "servo_1": {"alias": say("窗户", "window")},
-            },
-            presets=(
-                _sequence(say("上课模式", "class begins")),
-                {
-                    "preset_key": "blink_led_1",
-                    "name": say("客厅灯闪烁", "blink the living room light"),
-                    "device_type": "led",
-                    "device_id": 1,
-                    "preset_type": "blink",
-                    "parameters": {"count": 3, "on_time": 500, "off_time": 500},
-                },
-            ),
-        ),
+        _kit_with_everything(device, say, classroom, kit),
         device(
             "demo-board-2",
             say("演示板二", "demo two"),
@@ -142,6 +118,29 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
     )
 
 
+def _kit_with_everything(
+    device: Callable[..., Device], say: Callable[[str, str], str], room: str, product: str
+) -> Device:
+    return device(
+        "demo-board-1",
+        say("演示板一", "demo one"),
+        room,
+        product,
+        sensors=(dht11(), rain_sensor()),
+        ports={"led": 4, "relay": 1, "servo": 1, "pwm": 1},
+        control_config={
+            "led_1": {"alias": say(ALIAS.zh, ALIAS.en)},
+            "led_2": {"alias": say("卧室灯", "bedroom light")},
+            "relay_1": {"alias": say("风扇", "fan")},
+            "servo_1": {"alias": say("窗户", "window")},
+        },
+        presets=(
+            _sequence(say("上课模式", "class begins")),
+            _blink(say("客厅灯闪烁", "blink the living room light")),
+        ),
+    )
+
+
 def _sequence(name: str) -> JsonObject:
     # As the platform stores steps, which is not what the firmware takes.
     return {
@@ -156,6 +155,17 @@ def _sequence(name: str) -> JsonObject:
             _step("servo", 1, delay=0.5, angle=90),
             _step("pwm", 1, delay=0, frequency=5000, duty=60),
         ],
+    }
+
+
+def _blink(name: str) -> JsonObject:
+    return {
+        "preset_key": "blink_led_1",
+        "name": name,
+        "device_type": "led",
+        "device_id": 1,
+        "preset_type": "blink",
+        "parameters": {"count": 3, "on_time": 500, "off_time": 500},
     }
 
 
