@@ -108,12 +108,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
             online=False,
         ),
         device(
-            "demo-board-6",
-            say("旧实验板", "old board"),
-            classroom,
-            kit,
-            online=False,
-            active=False,
+            "demo-board-6", say("旧实验板", "old board"), classroom, kit, online=False, active=False
         ),
     )
 
