@@ -64,8 +64,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
         return Text(zh, en).in_(language)
 
     classroom, laboratory = say("101 教室", "Room 101"), say("科学实验室", "Science lab")
-    kit, lamps = say("教室套件", "classroom kit"), say("灯光控制器", "light controller")
-    thermometer = say("温度计", "thermometer")
+    kit, thermometer = say("教室套件", "classroom kit"), say("温度计", "thermometer")
     device = partial(Device, language=language)
     return (
         _kit_with_everything(device, say, classroom, kit),
@@ -76,17 +75,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
             thermometer,
             sensors=(ds18b20(),),
         ),
-        device(
-            "demo-board-3",
-            say("101 教室灯光", "Room 101 lights"),
-            classroom,
-            lamps,
-            ports={"led": 2},
-            control_config={
-                "led_1": {"custom_name": say("讲台灯", "desk lamp")},
-                "led_2": {"custom_name": say("黑板灯", "blackboard lamp")},
-            },
-        ),
+        _lights(device, say, classroom),
         device(
             "demo-board-4",
             say("植物角", "plant corner"),
@@ -133,6 +122,20 @@ def _kit_with_everything(
             _sequence(say("上课模式", "class begins")),
             _blink(say("客厅灯闪烁", "blink the living room light")),
         ),
+    )
+
+
+def _lights(device: Callable[..., Device], say: Callable[[str, str], str], room: str) -> Device:
+    return device(
+        "demo-board-3",
+        say("101 教室灯光", "Room 101 lights"),
+        room,
+        say("灯光控制器", "light controller"),
+        ports={"led": 2},
+        control_config={
+            "led_1": {"custom_name": say("讲台灯", "desk lamp")},
+            "led_2": {"custom_name": say("黑板灯", "blackboard lamp")},
+        },
     )
 
 
