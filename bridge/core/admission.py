@@ -1,7 +1,8 @@
 """Admission: how many requests may be in flight, and how long the others wait for a place.
 
 A request that finds no place waits for one, first come first served, for `WAIT_SECONDS` at most.
-After that it gets no place any more, and is rejected, a few in each turn of the event loop.
+After that it gets no place any more and is rejected: a few in each turn of the event loop, the last
+ones 2 s later.
 """
 
 import asyncio
@@ -17,6 +18,9 @@ WAIT_SECONDS = 0.25
 # without this bound 7 to 16 % were accepted, their p99 was 0.9 to 1.1 s, and /livez took 0.3 to
 # 0.7 s (p50); with it 50 % were accepted, p99 was 0.3 to 0.47 s, and /livez took 0.01 to 0.04 s.
 _PLACES_FOR_A_REJECTION = 16
+# Those that are overdue for so long are rejected all at once: over MQTT requests arrive however
+# slowly they are answered.
+_MOST_OVERDUE_SECONDS = 2.0
 # Each waiter keeps its whole request.
 _MOST_WAITERS = 4096
 
@@ -134,10 +138,15 @@ class Admission:
     def _reject_some(self) -> None:
         self._timer = None
         self._note_overdue()
-        for _ in range(min(len(self._overdue), self._rejected_in_a_turn)):
+        long_ago = self._loop.time() - _MOST_OVERDUE_SECONDS
+        rejected = 0
+        while self._overdue and (
+            rejected < self._rejected_in_a_turn or self._overdue[0].until <= long_ago
+        ):
             waiter = self._overdue.popleft()
             if not waiter.admitted.done():
                 waiter.admitted.set_result(False)
+                rejected += 1
         self._watch()
 
     def _watch(self) -> None:

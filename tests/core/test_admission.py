@@ -9,6 +9,7 @@ import weakref
 
 import pytest
 
+from bridge.core import admission as admission_module
 from bridge.core.admission import Admission
 from bridge.errors import Busy
 
@@ -95,6 +96,17 @@ async def test_overdue_waiters_are_rejected_over_several_turns_of_the_loop():
     assert {type(outcome) for outcome in outcomes} == {Busy}
     place.release()
     assert admission.in_flight == 0
+
+
+async def test_waiters_that_are_overdue_for_long_are_rejected_all_at_once(monkeypatch):
+    monkeypatch.setattr(admission_module, "_MOST_OVERDUE_SECONDS", 0.0)
+    admission = Admission(1, wait_seconds=0.01)
+    await admission.enter()
+    waiting = [asyncio.create_task(admission.enter()) for _ in range(100)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert all(task.done() for task in waiting)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {Busy}
 
 
 async def test_rejected_waiter_leaves_its_request_to_no_garbage_collector():
