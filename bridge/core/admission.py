@@ -1,8 +1,7 @@
 """Admission: how many requests may be in flight, and how long the others wait for a place.
 
 A request that finds no place waits for one, first come first served, for `WAIT_SECONDS` at most.
-After that it gets no place any more and is rejected: a few in each turn of the event loop, the last
-ones 2 s later.
+After that it gets no place any more and is rejected; over HTTP, a few in each turn of the event loop.
 """
 
 import asyncio
@@ -18,9 +17,6 @@ WAIT_SECONDS = 0.25
 # without this bound 7 to 16 % were accepted, their p99 was 0.9 to 1.1 s, and /livez took 0.3 to
 # 0.7 s (p50); with it 50 % were accepted, p99 was 0.3 to 0.47 s, and /livez took 0.01 to 0.04 s.
 _PLACES_FOR_A_REJECTION = 16
-# Those that are overdue for so long are rejected all at once: over MQTT requests arrive however
-# slowly they are answered.
-_MOST_OVERDUE_SECONDS = 2.0
 # Each waiter keeps its whole request.
 _MOST_WAITERS = 4096
 
@@ -66,6 +62,7 @@ class _Waiter(NamedTuple):
     # whole request would stay in memory until the garbage collector comes by.
     admitted: "asyncio.Future[bool]"
     until: float
+    asks_again: bool
 
 
 class Admission:
@@ -89,12 +86,14 @@ class Admission:
         """How many places are taken."""
         return self._taken
 
-    async def enter(self, received: float | None = None) -> Place:
+    async def enter(self, received: float | None = None, *, asks_again: bool = False) -> Place:
         """A place, waited for if need be.
 
         Args:
             received: when the request came, on the loop's clock; None: now. In a flood over MQTT
                 requests wait before they get here, and the wait counts from there.
+            asks_again: whether its client sends its next request as soon as it is answered, as on
+                an HTTP connection: so it is rejected in its turn, see above.
 
         Raises:
             Busy: none came free in time.
@@ -106,7 +105,7 @@ class Admission:
         until = (now if received is None else received) + self._wait_seconds
         if until <= now or len(self._waiters) + len(self._overdue) >= _MOST_WAITERS:
             raise Busy()
-        waiter = _Waiter(self._loop.create_future(), until)
+        waiter = _Waiter(self._loop.create_future(), until, asks_again)
         self._waiters.append(waiter)
         self._watch()
         try:
@@ -133,20 +132,17 @@ class Admission:
     def _note_overdue(self) -> None:
         now = self._loop.time()
         while self._waiters and self._waiters[0].until <= now:
-            self._overdue.append(self._waiters.popleft())
+            waiter = self._waiters.popleft()
+            if waiter.asks_again:
+                self._overdue.append(waiter)
+            else:
+                _reject(waiter)
 
     def _reject_some(self) -> None:
         self._timer = None
         self._note_overdue()
-        long_ago = self._loop.time() - _MOST_OVERDUE_SECONDS
-        rejected = 0
-        while self._overdue and (
-            rejected < self._rejected_in_a_turn or self._overdue[0].until <= long_ago
-        ):
-            waiter = self._overdue.popleft()
-            if not waiter.admitted.done():
-                waiter.admitted.set_result(False)
-                rejected += 1
+        for _ in range(min(len(self._overdue), self._rejected_in_a_turn)):
+            _reject(self._overdue.popleft())
         self._watch()
 
     def _watch(self) -> None:
@@ -157,3 +153,8 @@ class Admission:
             self._timer = self._loop.call_soon(self._reject_some)
         elif self._waiters:
             self._timer = self._loop.call_at(self._waiters[0].until, self._reject_some)
+
+
+def _reject(waiter: _Waiter) -> None:
+    if not waiter.admitted.done():
+        waiter.admitted.set_result(False)
