@@ -1,7 +1,7 @@
 """Admission: how many requests may be in flight, and how long the others wait for a place.
 
 A request that finds no place waits for one, first come first served, for `WAIT_SECONDS` at most.
-After that it gets no place any more and is rejected; over HTTP, a few in each turn of the event loop.
+After that it gets no place any more, and is rejected.
 """
 
 import asyncio
