@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar
 
+from ..devices.listing import DeviceList
 from ..devices.models import (
     BatchResult,
     ControlResult,
@@ -167,6 +168,33 @@ class BridgeClient:
     def device(self, device_uuid: str, *, timeout: float | None = None) -> DeviceDescription:
         """What a device says now, and its ports and presets. Raises like `call`."""
         return self._run(self._client.device(device_uuid, timeout=timeout))
+
+    def devices(
+        self,
+        query: str | None = None,
+        *,
+        room: str | None = None,
+        group: str | None = None,
+        online: bool | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        timeout: float | None = None,
+    ) -> DeviceList:
+        """One page of the devices, by a part of their name or UUID. Raises like `call`.
+
+        The page after it: the same call with `cursor=page.next_cursor`, until that is None.
+        """
+        return self._run(
+            self._client.devices(
+                query,
+                room=room,
+                group=group,
+                online=online,
+                limit=limit,
+                cursor=cursor,
+                timeout=timeout,
+            )
+        )
 
     def batch(
         self,
