@@ -197,6 +197,7 @@ def _add_call(commands: _Commands) -> None:
             """quote it twice: device_uuid='"1001"'""",
         ),
         nargs="*",
+        default=[],
         type=_Checked(_field, commands.language),
         metavar="field=value",
     )
@@ -297,5 +298,8 @@ def _seconds(text: str) -> float:
     except ValueError:
         seconds = 0.0
     if not 0 < seconds <= 86400:
-        raise _Wrong(f"{text!r} 不是大于 0 的秒数", f"{text!r} is no number of seconds above 0")
+        raise _Wrong(
+            f"{text!r} 应为大于 0、不超过 86400 的秒数",
+            f"{text!r} must be a number of seconds above 0 and up to 86400",
+        )
     return seconds
