@@ -19,8 +19,8 @@ _NOT_OVER_MQTT = Text(
 _KEY_NEEDED = Text(
     "列出设备须携带 API 密钥（管理员用 API_KEYS 或 API_KEYS_FILE 设置）；"
     "或由管理员设置 DEVICE_LIST=open，对所有人开放",
-    "listing devices takes an API key, which the administrator sets with API_KEYS or "
-    "API_KEYS_FILE; or let the administrator set DEVICE_LIST=open, which opens the list to all",
+    "listing devices requires an API key, which the administrator sets in API_KEYS or "
+    "API_KEYS_FILE, or DEVICE_LIST=open, which opens the list to everyone",
 )
 
 

@@ -32,6 +32,7 @@ from ..errors import (
     MalformedRequest,
     MethodNotAllowed,
     OperationNotFound,
+    Text,
     Unauthorized,
 )
 from ..observability.activity import Activity
@@ -288,11 +289,16 @@ class HttpTransport:
 
 def _port_taken(settings: Settings, error: OSError) -> str:
     port = settings.service_port
-    usual = " (Mosquitto's WebSocket listener often takes 9001)" if port == 9001 else ""
-    return (
-        f"can't listen on {settings.service_host}:{port}: {error.strerror or error}. "
-        f"Is another program using the port{usual}? Stop it, or set SERVICE_PORT to a free port."
+    reason = error.strerror or error
+    words = Text(
+        f"无法监听 {settings.service_host}:{port}：{reason}。请停止占用该端口的程序"
+        f"{'（常见的是 Mosquitto 的 WebSocket 监听）' if port == 9001 else ''}，"
+        "或把 SERVICE_PORT 设为空闲端口。",
+        f"can't listen on {settings.service_host}:{port}: {reason}. Stop the program that uses the "
+        f"port{' (often a WebSocket listener of Mosquitto)' if port == 9001 else ''}, "
+        "or set SERVICE_PORT to a free port.",
     )
+    return words.in_(settings.language)
 
 
 def _origin(request: web.Request) -> str | None:
