@@ -74,6 +74,7 @@ class Database:
     def __init__(
         self, settings: Settings, metrics: Metrics, deadlines: Deadlines | None = None
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._address = DatabaseAddress.of(settings)
         self._metrics = metrics
@@ -91,8 +92,8 @@ class Database:
         self.last_trouble: str | None = None
         # What the driver raised last; None once a statement has succeeded.
         self.last_error: Exception | None = None
-        # What was told of an outage, of each statement that fails, and of each kind of content.
-        self._told: dict[object, str] = {}
+        # What was logged of an outage, of each statement that fails, and of each kind of content.
+        self._logged: dict[object, str] = {}
         self._last_success = float("-inf")
         self._was_available = False
         self.available = False
@@ -127,7 +128,7 @@ class Database:
         await self._connections.close(within)
 
     async def _probe(self) -> None:
-        deadline = asyncio.get_running_loop().time() + self._settings.db_timeout
+        deadline = self._loop.time() + self._settings.db_timeout
         try:
             await self.fetch("SELECT 1", deadline=deadline)
         except BridgeError:
@@ -136,14 +137,14 @@ class Database:
                 self._lost(self.last_trouble or _SILENT)
 
     def _answered_lately(self) -> bool:
-        return asyncio.get_running_loop().time() - self._last_success < _PROBE_SECONDS
+        return self._loop.time() - self._last_success < _PROBE_SECONDS
 
     async def _ask(self, sql: str, args: Sequence[Any], deadline: float) -> tuple[list[Row], int]:
         began = float("inf")
         try:
             with self.deadlines.until(deadline):
                 async with self._slots:
-                    began = asyncio.get_running_loop().time()
+                    began = self._loop.time()
                     answer = await self._run_again_if_lost(sql, args)
         except Exception as error:
             raise self._failed(sql, error, began) from None
@@ -178,14 +179,14 @@ class Database:
         return rows, cursor.rowcount
 
     def _succeeded(self, sql: str) -> None:
-        self._last_success = asyncio.get_running_loop().time()
+        self._last_success = self._loop.time()
         self.last_error = None
-        if self._told:
-            self._told.pop(sql, None)
+        if self._logged:
+            self._logged.pop(sql, None)
         if not self.available:
             self.available = True
             self.last_trouble = None
-            self._told.pop(_OUTAGE, None)
+            self._logged.pop(_OUTAGE, None)
             self._metrics.connected("database", True)
             if self._was_available:
                 self._metrics.reconnected("database")
@@ -201,7 +202,7 @@ class Database:
         errno = _errno(error)
         if isinstance(error, TimeoutError) or errno in _OUT_OF_TIME:
             # With less time the queue or a short deadline may be the cause; the probe decides.
-            had = asyncio.get_running_loop().time() - began
+            had = self._loop.time() - began
             if had >= self._settings.db_timeout / 2:
                 self._lost(_SILENT)
             return DatabaseTimeout()
@@ -229,7 +230,7 @@ class Database:
         return StatementRefused(errno, over_content=False)
 
     def _lost(self, trouble: str) -> None:
-        """The database is in trouble, by its own doing; told once per change."""
+        """The database is in trouble, by its own doing; logged once per change."""
         self.available = False
         self._metrics.connected("database", False)
         self.last_trouble = trouble
@@ -241,9 +242,9 @@ class Database:
             )
 
     def _is_new(self, about: object, trouble: str) -> bool:
-        """Whether this was not the last that was told about it."""
-        told, self._told[about] = self._told.get(about), trouble
-        return told != trouble
+        """Whether this was not the last that was logged about it."""
+        logged, self._logged[about] = self._logged.get(about), trouble
+        return logged != trouble
 
 
 def _errno(error: BaseException) -> int | None:

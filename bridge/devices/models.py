@@ -39,12 +39,12 @@ DeviceUuid = Annotated[
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-def _fold(value: object) -> object:
-    return value.casefold() if isinstance(value, str) else value
-
-
 # Of a fixed set of words, which may come in any case.
-Word = Annotated[str, Field(min_length=1, max_length=100), BeforeValidator(_fold)]
+Word = Annotated[
+    str,
+    Field(min_length=1, max_length=100),
+    BeforeValidator(lambda value: value.casefold() if isinstance(value, str) else value),
+]
 
 
 def _one_of(*words: str) -> Any:

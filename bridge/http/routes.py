@@ -32,7 +32,6 @@ from ..errors import (
     MalformedRequest,
     MethodNotAllowed,
     OperationNotFound,
-    Text,
     Unauthorized,
 )
 from ..observability.activity import Activity
@@ -47,6 +46,7 @@ from .console import Console
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, swagger_ui
+from .port import PortTakenError
 from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
@@ -59,10 +59,6 @@ _IDLE_SECONDS = 75.0
 _RETRY_AFTER = ("Retry-After", "1")
 # What a connection above the cap is answered for.
 _HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
-
-
-class PortTakenError(Exception):
-    """The address that we should listen on can't be had; the message says what to do."""
 
 
 class HttpTransport:
@@ -115,7 +111,7 @@ class HttpTransport:
                 settings.service_host, settings.service_port, reuse_port=settings.workers > 1
             )
         except OSError as error:
-            raise PortTakenError(_port_taken(settings, error)) from None
+            raise PortTakenError(settings, error) from None
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -287,20 +283,6 @@ class HttpTransport:
         return Answer(status, JSON_UTF8, body, (*cors, *headers))
 
 
-def _port_taken(settings: Settings, error: OSError) -> str:
-    port = settings.service_port
-    reason = error.strerror or error
-    words = Text(
-        f"无法监听 {settings.service_host}:{port}：{reason}。请停止占用该端口的程序"
-        f"{'（常见的是 Mosquitto 的 WebSocket 监听）' if port == 9001 else ''}，"
-        "或把 SERVICE_PORT 设为空闲端口。",
-        f"can't listen on {settings.service_host}:{port}: {reason}. Stop the program that uses the "
-        f"port{' (often a WebSocket listener of Mosquitto)' if port == 9001 else ''}, "
-        "or set SERVICE_PORT to a free port.",
-    )
-    return words.in_(settings.language)
-
-
 def _origin(request: web.Request) -> str | None:
     """Whose page asks; several origins are nobody's."""
     if hdrs.ORIGIN not in request.headers:
@@ -319,8 +301,8 @@ def _secret(request: web.Request) -> str | None:
     keys = request.headers.getall("X-API-Key", ())
     if keys:
         return keys[0] if len(keys) == 1 else ""
-    given = request.headers.getall("Authorization", ())
-    if len(given) > 1:
+    shown = request.headers.getall("Authorization", ())
+    if len(shown) > 1:
         return ""
-    scheme, _, token = "".join(given).partition(" ")
+    scheme, _, token = "".join(shown).partition(" ")
     return token.strip() if scheme.casefold() == "bearer" and token.strip() else None

@@ -1,7 +1,7 @@
 """Logging: text for people, JSON lines for machines; nothing that a caller sent breaks a line.
 
-The lines are written by a thread: whoever reads them may stop (a pipe to a program that hangs, a
-terminal on hold), and must stop nobody else by it.
+The lines are written by a thread: a reader that stops (a pipe to a program that hangs, a terminal
+on hold) must not stop the bridge.
 """
 
 import contextlib
@@ -32,6 +32,8 @@ _UNCLEAR_IN_TEXT = re.compile('[ ="]')
 _MOST_LINES = 10_000
 # How long a full queue makes its writer wait, so that the thread which empties it gets a turn.
 _TURN_SECONDS = 0.02
+# How long lines are gathered: to wake the thread for each costs more than the line itself.
+_GATHER_SECONDS = 0.01
 # How long the end of the process waits for what is still to be written.
 _FLUSH_SECONDS = 1.0
 _MOST_FLUSHING = 100
@@ -44,6 +46,9 @@ def set_up(level: str, style: Literal["text", "json"]) -> None:
     if sys.stderr is not None:
         handler = LineWriter(sys.stderr.fileno())
     handler.setFormatter(JsonLines() if style == "json" else TextLines())
+    # No line of ours tells where in the code, or by which thread, it was written.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # They speak of every connection, packet or failed parse; what matters of it we say ourselves.
     for chatty in ("asyncio", "aiohttp", "mqtt", "asyncmy", "mcp"):
@@ -119,6 +124,12 @@ class _Writer(QueueListener):
         super().__init__(lines)
         self._descriptor = descriptor
         self._dropped_line = dropped_line
+
+    def dequeue(self, block: bool) -> Any:
+        """The next line, or what waits for all before it; seldom woken, however much is logged."""
+        if self.queue.empty():
+            time.sleep(_GATHER_SECONDS)
+        return self.queue.get(block)
 
     def handle(self, record: Any) -> None:
         """Write a line, or tell whoever waits that all before it are written."""
