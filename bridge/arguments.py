@@ -44,12 +44,12 @@ def parse(arguments: list[str] | None, language: Language) -> argparse.Namespace
 
     def command(name: str, zh: str, en: str, description: Text | None = None) -> _Parser:
         """A command with its line of help, and what `--help` says of it if that is more."""
-        told = Text(zh, en)
+        words = Text(zh, en)
         added: _Parser = commands.add_parser(
             name,
-            help=told.in_(language),
+            help=words.in_(language),
             language=language,
-            description=(description or told).in_(language),
+            description=(description or words).in_(language),
         )
         added.set_defaults(command=name)
         return added
@@ -129,10 +129,10 @@ AddCommand = Callable[..., _Parser]
 
 
 def _in_chinese(message: str) -> str:
-    for pattern, told in _COMPLAINTS.items():
+    for pattern, words in _COMPLAINTS.items():
         match = re.fullmatch(pattern, message, re.DOTALL)
         if match:
-            return told.format(*match.groups())
+            return words.format(*match.groups())
     return message
 
 

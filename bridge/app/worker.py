@@ -17,7 +17,7 @@ import sys
 from .. import link
 from ..database import connections as database
 from ..http.authentication import read_keys
-from ..http.routes import PortTakenError
+from ..http.port import PortTakenError, check_port_is_free
 from ..http.server import raise_descriptor_limit
 from ..observability.metrics import WORKER_NUMBER
 from ..settings import Settings, SettingsError
@@ -46,6 +46,7 @@ async def serve(settings: Settings) -> int:
         if settings.workers > 1 and not hasattr(socket, "SO_REUSEPORT"):
             raise SettingsError("WORKERS: processes can't share a port on this platform; set 1")
         if settings.workers > 1 and WORKER_NUMBER not in os.environ:
+            await check_port_is_free(settings)
             return await Parent(settings, stop).run()
         beside = [asyncio.create_task(_insist(stop, settings), name="insist on stopping")]
         bridge = Bridge(settings)

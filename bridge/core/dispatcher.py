@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from ..devices.models import BatchFields, BatchResult, Fields
@@ -176,17 +177,10 @@ class Dispatcher:
         self, row: Operation, fields: Any, request: Request, attempt: CommandAttempt
     ) -> Reply:
         """Run what sends commands: in its device's order, and once under one id."""
-
-        async def execute() -> Reply:
-            try:
-                return await self._run(row, fields, request, attempt)
-            except Exception as error:
-                return reply_to_error(error, self._language)
-
         with self._services.queues.place(device_key(fields.device_uuid)) as ticket:
-            attempt.prepare(ticket, execute)
+            attempt.prepare(ticket, partial(self._execute, row, fields, request))
             if request.idempotency_key is None:
-                outcome = Outcome(await execute(), duplicate=False)
+                outcome = Outcome(await attempt.run(), duplicate=False)
             else:
                 outcome = await self._once(row, fields, request, attempt)
         reply = outcome.reply
@@ -195,7 +189,7 @@ class Dispatcher:
                 request.who,
                 fields.device_uuid,
                 row.name,
-                fields,
+                vars(fields),
                 reply.code,
                 reply.error or "ok",
                 request.request_id,
@@ -204,6 +198,14 @@ class Dispatcher:
             )
         )
         return reply
+
+    async def _execute(
+        self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
+    ) -> Reply:
+        try:
+            return await self._run(row, fields, request, attempt)
+        except Exception as error:
+            return reply_to_error(error, self._language)
 
     async def _once(
         self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt

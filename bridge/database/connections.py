@@ -1,6 +1,6 @@
 """Connections to the database: how each is made, and those that are open.
 
-Why asyncmy's own pool is not used is told at the top of `pool.py`.
+`pool.py` gives the reasons for not using asyncmy's own pool.
 """
 
 import asyncio

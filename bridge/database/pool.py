@@ -92,8 +92,8 @@ class Database:
         self.last_trouble: str | None = None
         # What the driver raised last; None once a statement has succeeded.
         self.last_error: Exception | None = None
-        # What was told of an outage, of each statement that fails, and of each kind of content.
-        self._told: dict[object, str] = {}
+        # What was logged of an outage, of each statement that fails, and of each kind of content.
+        self._logged: dict[object, str] = {}
         self._last_success = float("-inf")
         self._was_available = False
         self.available = False
@@ -181,12 +181,12 @@ class Database:
     def _succeeded(self, sql: str) -> None:
         self._last_success = self._loop.time()
         self.last_error = None
-        if self._told:
-            self._told.pop(sql, None)
+        if self._logged:
+            self._logged.pop(sql, None)
         if not self.available:
             self.available = True
             self.last_trouble = None
-            self._told.pop(_OUTAGE, None)
+            self._logged.pop(_OUTAGE, None)
             self._metrics.connected("database", True)
             if self._was_available:
                 self._metrics.reconnected("database")
@@ -230,7 +230,7 @@ class Database:
         return StatementRefused(errno, over_content=False)
 
     def _lost(self, trouble: str) -> None:
-        """The database is in trouble, by its own doing; told once per change."""
+        """The database is in trouble, by its own doing; logged once per change."""
         self.available = False
         self._metrics.connected("database", False)
         self.last_trouble = trouble
@@ -242,9 +242,9 @@ class Database:
             )
 
     def _is_new(self, about: object, trouble: str) -> bool:
-        """Whether this was not the last that was told about it."""
-        told, self._told[about] = self._told.get(about), trouble
-        return told != trouble
+        """Whether this was not the last that was logged about it."""
+        logged, self._logged[about] = self._logged.get(about), trouble
+        return logged != trouble
 
 
 def _errno(error: BaseException) -> int | None:

@@ -176,8 +176,8 @@ def profiles_of(rows: Iterable[Row]) -> dict[str, DeviceProfile]:
     """The rows of `PROFILES` by `device_key` of their device."""
     profiles = {}
     for uuid, name, online, *columns in rows:
-        told = text(uuid) or ""
-        profiles[device_key(told)] = DeviceProfile(
-            told, text(name) or "", flag(online), *map(text, columns)
+        stored = text(uuid) or ""
+        profiles[device_key(stored)] = DeviceProfile(
+            stored, text(name) or "", flag(online), *map(text, columns)
         )
     return profiles

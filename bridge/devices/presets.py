@@ -217,14 +217,14 @@ def _fault(parameter: str, stored: Any) -> FieldError:
     return FieldError(("parameters", parameter), words, f"{kind}_type")
 
 
-def _same_kind(stored: Any, given: Any) -> bool:
-    if stored is None or given is None:
+def _same_kind(stored: Any, sent: Any) -> bool:
+    if stored is None or sent is None:
         return stored is None
-    if isinstance(stored, bool) or isinstance(given, bool):
-        return isinstance(stored, bool) and isinstance(given, bool)
+    if isinstance(stored, bool) or isinstance(sent, bool):
+        return isinstance(stored, bool) and isinstance(sent, bool)
     if isinstance(stored, int | float):
-        return number_of(given) is not None
-    return isinstance(given, type(stored))
+        return number_of(sent) is not None
+    return isinstance(sent, type(stored))
 
 
 def _stored_parameters(preset: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,9 +237,9 @@ def _stored_parameters(preset: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _overridden(stored: Mapping[str, Any], given: Mapping[str, Any]) -> JsonObject:
+def _overridden(stored: Mapping[str, Any], sent: Mapping[str, Any]) -> JsonObject:
     values = dict(stored)
-    for name, value in given.items() if stored else ():
+    for name, value in sent.items() if stored else ():
         number = number_of(value) if isinstance(stored[name], int | float) else None
         values[name] = value if number is None else number
     return values

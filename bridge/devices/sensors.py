@@ -35,7 +35,7 @@ _NUMBERED = re.compile(r"_?\d+$")
 
 @lru_cache(maxsize=4096)
 def candidates(sensor: str) -> tuple[str, ...]:
-    """The stored names that a name may stand for as such; none if it can only be a given name."""
+    """The stored names that a name may stand for by itself; none for names that people gave."""
     wanted = plain_name(sensor)
     meaning = COMMON_NAMES.get(wanted)
     if meaning is not None:

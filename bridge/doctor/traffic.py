@@ -132,7 +132,7 @@ async def instance(examination: Examination) -> Finding:
         f"{name} 已经在线",
         f"{name} is online already",
         Text(
-            "若不是您在运行的那个：换一个 MQTT_INSTANCE",
+            "若不是你在运行的那个：换一个 MQTT_INSTANCE",
             "if it is not the one that you run: set another MQTT_INSTANCE",
         ),
     )

@@ -5,7 +5,6 @@ import hmac
 import logging
 import re
 import stat
-from collections.abc import Iterable
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -170,7 +169,9 @@ def _read_line(words: list[str], number: int) -> tuple[bytes, Grant]:
     limits: dict[str, frozenset[str]] = {}
     for word in words[1:]:
         kind, _, values = word.partition("=")
-        names = frozenset(_names(kind, values.split(",")))
+        names = frozenset(value for value in values.split(",") if value)
+        if kind == "devices":
+            names = frozenset(map(device_key, names))
         # Without the word itself, which may be part of a secret with a space in it.
         if kind not in ("operations", "devices") or not names or kind in limits:
             raise UnusableValue(
@@ -179,8 +180,3 @@ def _read_line(words: list[str], number: int) -> tuple[bytes, Grant]:
             )
         limits[kind] = names
     return _digest(secret), Grant(name, limits.get("operations"), limits.get("devices"))
-
-
-def _names(kind: str, values: Iterable[str]) -> Iterable[str]:
-    named = (value for value in values if value)
-    return named if kind == "operations" else (device_key(value) for value in named)

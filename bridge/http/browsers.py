@@ -1,9 +1,9 @@
 """What web pages may ask through somebody's browser: the guard against other origins and rebinding.
 
-What is let in without an API key could be sent by a page in the browser of somebody who may. A page
-of another origin shows by its `Origin` header. A page whose host name was made to mean our address
-(DNS rebinding) shows by its `Host` header, which holds a name that a stranger can register; names
-without a dot, addresses, and names below the domains set aside for private use are none.
+A request without an API key could come from any page in the browser of somebody in the network. A
+page of another origin is recognised by its `Origin` header. A page whose host name was made to
+resolve to our address (DNS rebinding) is recognised by its `Host` header, a name that anybody can
+register; IP addresses, names without a dot and names below private domains can't be registered.
 """
 
 import socket

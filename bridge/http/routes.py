@@ -46,6 +46,7 @@ from .console import Console
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, swagger_ui
+from .port import PortTakenError
 from .server import NOT_HTTP, Handler, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
@@ -57,10 +58,6 @@ _IDLE_SECONDS = 75.0
 _RETRY_AFTER = ("Retry-After", "1")
 # What a connection above the cap is answered for.
 _HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
-
-
-class PortTakenError(Exception):
-    """The address that we should listen on can't be had; the message says what to do."""
 
 
 class HttpTransport:
@@ -115,7 +112,7 @@ class HttpTransport:
                 settings.service_host, settings.service_port, reuse_port=settings.workers > 1
             )
         except OSError as error:
-            raise PortTakenError(_port_taken(settings, error)) from None
+            raise PortTakenError(settings, error) from None
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -291,15 +288,6 @@ class HttpTransport:
         return Answer(status, JSON_UTF8, body, (*cors, *headers))
 
 
-def _port_taken(settings: Settings, error: OSError) -> str:
-    port = settings.service_port
-    usual = " (Mosquitto's WebSocket listener often takes 9001)" if port == 9001 else ""
-    return (
-        f"can't listen on {settings.service_host}:{port}: {error.strerror or error}. "
-        f"Is another program using the port{usual}? Stop it, or set SERVICE_PORT to a free port."
-    )
-
-
 def _origin(request: web.Request) -> str | None:
     """Whose page asks; several origins are nobody's."""
     if hdrs.ORIGIN not in request.headers:
@@ -318,8 +306,8 @@ def _secret(request: web.Request) -> str | None:
     keys = request.headers.getall("X-API-Key", ())
     if keys:
         return keys[0] if len(keys) == 1 else ""
-    given = request.headers.getall("Authorization", ())
-    if len(given) > 1:
+    shown = request.headers.getall("Authorization", ())
+    if len(shown) > 1:
         return ""
-    scheme, _, token = "".join(given).partition(" ")
+    scheme, _, token = "".join(shown).partition(" ")
     return token.strip() if scheme.casefold() == "bearer" and token.strip() else None

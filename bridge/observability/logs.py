@@ -1,7 +1,7 @@
 """Logging: text for people, JSON lines for machines; nothing that a caller sent breaks a line.
 
-The lines are written by a thread: whoever reads them may stop (a pipe to a program that hangs, a
-terminal on hold), and must stop nobody else by it.
+The lines are written by a thread: a reader that stops (a pipe to a program that hangs, a terminal
+on hold) must not stop the bridge.
 """
 
 import contextlib

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 
 import pytest
 
@@ -93,6 +95,28 @@ async def test_overdue_waiters_are_rejected_over_several_turns_of_the_loop():
     assert {type(outcome) for outcome in outcomes} == {Busy}
     place.release()
     assert admission.in_flight == 0
+
+
+async def test_rejected_waiter_leaves_its_request_to_no_garbage_collector():
+    """In a flood there are thousands of them, and each request may be large."""
+    admission = Admission(1, wait_seconds=0.01)
+    await admission.enter()
+
+    class Asked:
+        """Stands for a request."""
+
+    async def ask() -> weakref.ref[Asked]:
+        asked = Asked()
+        with pytest.raises(Busy):
+            await admission.enter()
+        return weakref.ref(asked)
+
+    gc.disable()
+    try:
+        asked = await asyncio.create_task(ask())
+        assert asked() is None
+    finally:
+        gc.enable()
 
 
 async def test_place_goes_to_the_first_waiter_that_is_not_overdue():
