@@ -5,11 +5,11 @@ import secrets
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import orjson
 
+from ..devices.listing import DeviceList
 from ..devices.models import (
     BatchResult,
     ControlResult,
@@ -95,8 +95,6 @@ class BridgeClient:
         """Where the replies to this client go."""
         return self._connection.reply_topic
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def __aenter__(self) -> Self:
         """Connect; from then on the connection comes back by itself.
 
@@ -107,16 +105,9 @@ class BridgeClient:
         await self._connection.open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Leave; calls that still wait for a reply end with an error."""
         await self._connection.close()
-
-    # ---- operations -----------------------------------------------------------------------------
 
     async def sensor_data(
         self, device_uuid: str, sensor: str, *, timeout: float | None = None
@@ -186,6 +177,32 @@ class BridgeClient:
         """What a device says now, and its ports and presets. Raises like `call`."""
         data = await self.call("device", device_uuid=device_uuid, timeout=timeout)
         return typed(DeviceDescription, data)
+
+    async def devices(
+        self,
+        query: str | None = None,
+        *,
+        room: str | None = None,
+        group: str | None = None,
+        online: bool | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        timeout: float | None = None,
+    ) -> DeviceList:
+        """One page of the devices, by a part of their name or UUID. Raises like `call`.
+
+        The page after it: the same call with `cursor=page.next_cursor`, until that is None.
+        """
+        fields: JsonObject = {
+            "query": query,
+            "room": room,
+            "group": group,
+            "online": online,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        named = {name: field for name, field in fields.items() if field is not None}
+        return typed(DeviceList, await self.call("devices", timeout=timeout, **named))
 
     async def batch(
         self,

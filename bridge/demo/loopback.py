@@ -13,23 +13,23 @@ class NoFreePortError(Exception):
 
 
 def free_port(usual: int) -> int:
-    """The usual port, or else the next free one that ends like it: 9001, 19001, 29001 …
-
-    Raises:
-        NoFreePortError: there is none.
-    """
+    """The usual port, or else the next free one that ends like it: 9001, 19001, 29001 …"""
     for port in range(usual, 65536, _STEP):
         if _is_free(port):
             return port
     raise NoFreePortError(f"port {usual} and those like it ({usual + _STEP} …) are all taken")
 
 
-def wanted_port(port: int) -> int:
-    """The port that was asked for.
+def any_port() -> int:
+    """A port that nobody uses now, and that the system offers no one else for a while."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
 
-    Raises:
-        NoFreePortError: it is taken, or not ours to take.
-    """
+
+def wanted_port(port: int) -> int:
+    """The port that was asked for, or NoFreePortError."""
     if not _is_free(port):
         raise NoFreePortError(f"port {port} can't be used: it is taken, or needs more rights")
     return port
@@ -46,7 +46,7 @@ def _is_free(port: int) -> bool:
         return False
     with socket.socket() as probe:
         if os.name == "posix":
-            # As servers do: without it, a port left a minute ago counts as taken.
+            # As servers do: else a port in TIME_WAIT counts as taken.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

@@ -87,8 +87,6 @@ class Session:
         """Whether the broker keeps our session over a stop."""
         return self._settings.mqtt_session_expiry > 0
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def run(self, on_message: OnMessage, since: str, is_done: Callable[[], bool]) -> None:
         """Connect, and again whenever the connection is lost, until `is_done` or cancelled."""
         self._presence.since = since
@@ -145,7 +143,6 @@ class Session:
             await self._presence.announce(link, "online")
 
     async def close(self) -> None:
-        """Say that we are offline, and leave."""
         self._stopping = True
         link, self.link = self.link, None
         self.ready = False
@@ -159,11 +156,7 @@ class Session:
         await link.close(keep_session=self.keeps_session)
 
     async def next_link(self, give_up: float) -> Link:
-        """The connection, waited for until `give_up` on the loop's clock.
-
-        Raises:
-            TimeoutError: there was none in time.
-        """
+        """The connection, waited for until `give_up` on the loop's clock; then TimeoutError."""
         if self.link is None:
             async with asyncio.timeout_at(give_up):
                 while self.link is None:
@@ -175,8 +168,6 @@ class Session:
         if self.link is link:
             self.link = None
             self._linked.clear()
-
-    # ---- connecting -----------------------------------------------------------------------------
 
     async def _connect(self, on_message: OnMessage) -> Link:
         link = await self._open(on_message)
@@ -311,11 +302,7 @@ class Session:
         )
 
     def _check_limits(self, link: Link) -> None:
-        """Check that the broker can do what we need, as its CONNACK tells.
-
-        Raises:
-            LinkError: it can't; it says what to change.
-        """
+        """Raise LinkError if the broker can't do what we need, as its CONNACK tells."""
         limits = link.limits
         if limits.maximum_qos < 1:
             raise LinkError(_NO_QOS_1)

@@ -1,7 +1,7 @@
 """What this process answered in the last five minutes, for people who watch it.
 
-Noting a request costs a microsecond: it is counted in its second, its duration in a bucket, and
-it is put at the end of a bounded list. All else is worked out when someone asks.
+Observing a request costs a microsecond: it is counted in its second, with its duration in a bucket,
+and appended to a bounded list. Everything else is computed when a snapshot is made.
 """
 
 import time
@@ -9,12 +9,14 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import frexp, ldexp
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 from .observations import RequestAnswered
 
 WINDOW_SECONDS = 300
 LISTED_REQUESTS = 200
+# Those that failed are kept beside them: open consoles read more than 200 times in some minutes.
+LISTED_ERRORS = 100
 
 # A duration is m * 2**e with m in [0.5, 1): m is kept as one of the upper half of so many
 # buckets, and so a quantile is within 1/16 of the true one.
@@ -86,18 +88,25 @@ class _Second:
     durations: dict[int, int] = field(default_factory=dict)
 
 
+class _Noted(NamedTuple):
+    number: int
+    at: float
+    seen: RequestAnswered
+
+
 class Activity:
-    """The last five minutes, second by second, and the last 200 requests."""
+    """The last five minutes, second by second, the last 200 requests, and the last 100 errors."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._current = _Second(-1)
         self._seconds: deque[_Second] = deque(maxlen=WINDOW_SECONDS + 1)
-        self._recent: deque[tuple[int, float, RequestAnswered]] = deque(maxlen=LISTED_REQUESTS)
+        self._recent: deque[_Noted] = deque(maxlen=LISTED_REQUESTS)
+        # Errors that are no longer among them.
+        self._errors: deque[_Noted] = deque(maxlen=LISTED_ERRORS)
         self._noted = 0
 
     def observe(self, seen: RequestAnswered) -> None:
-        """Note one request that was answered now."""
         now = self._clock()
         number = int(now)
         second = self._current
@@ -118,10 +127,11 @@ class Activity:
         if detail is not None and len(detail) > _LONGEST_DETAIL:
             seen = seen._replace(detail=detail[:_LONGEST_DETAIL] + "…")
         self._noted += 1
-        self._recent.append((self._noted, now, seen))
+        if len(self._recent) == LISTED_REQUESTS and self._recent[0].seen.code >= 400:
+            self._errors.append(self._recent[0])
+        self._recent.append(_Noted(self._noted, now, seen))
 
     def snapshot(self) -> Snapshot:
-        """The window's seconds and requests, both with the oldest first."""
         now = self._clock()
         last = int(now) - 1
         first = last - WINDOW_SECONDS + 1
@@ -132,7 +142,10 @@ class Activity:
             time=last + 1 + offset,
             window=_summed(within, Aggregate()),
             seconds=[_summed([each], SecondAggregate(second=each.number)) for each in within],
-            requests=[_answered(number, at + offset, seen) for number, at, seen in self._recent],
+            requests=[
+                _answered(number, at + offset, seen)
+                for number, at, seen in (*self._errors, *self._recent)
+            ],
         )
 
 

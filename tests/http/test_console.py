@@ -128,6 +128,18 @@ def test_the_last_200_requests_are_listed_and_numbered(activity):
     assert numbers == list(range(51, LISTED_REQUESTS + 51))
 
 
+def test_errors_are_listed_longer_than_other_requests(activity):
+    for code in (404, 200, 503):
+        activity.observe(answered(code))
+    for _ in range(LISTED_REQUESTS):
+        activity.observe(answered())
+
+    listed = [(seen.number, seen.code) for seen in activity.snapshot().requests]
+
+    assert listed[:3] == [(1, 404), (3, 503), (4, 200)]
+    assert len(listed) == LISTED_REQUESTS + 2
+
+
 def test_a_long_text_for_a_uuid_is_not_kept(activity):
     activity.observe(answered(400, uuid="x" * 60_000))
 
@@ -286,7 +298,7 @@ async def test_a_slider_sends_the_value_that_it_shows(
     await servo.get_by_role("button", name="发送").click()
 
     assert (await listening.next_command()).json["angle"] == 180
-    await expect(servo.locator("summary")).to_contain_text("已发送「180」")
+    await expect(servo.locator("summary")).to_contain_text("已发送「180°」")
 
 
 async def test_a_preset_is_run_by_its_button(
@@ -439,7 +451,7 @@ async def test_the_chosen_language_and_theme_are_kept(page: Page, bridge: Bridge
 
     await expect(root).to_have_attribute("lang", "en")
     await expect(root).to_have_attribute("data-theme", "dark")
-    await expect(page.get_by_role("heading", name="Last 200 requests")).to_be_visible()
+    await expect(page.get_by_role("heading", name="Recent requests")).to_be_visible()
     assert await page.evaluate("getComputedStyle(document.body).colorScheme") == "dark"
 
 

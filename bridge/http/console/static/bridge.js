@@ -3,6 +3,7 @@
 const KEY = "bridge-console-key";
 const SILENCE_MS = 1500;
 const POLL_MS = 1000;
+const PAGE = 100;
 
 export function storedKey() {
   return sessionStorage.getItem(KEY);
@@ -29,7 +30,7 @@ export function readDevice(uuid) {
 }
 
 export function listDevices({ query, room, cursor }) {
-  const parameters = new URLSearchParams();
+  const parameters = new URLSearchParams({ limit: PAGE });
   for (const [name, value] of Object.entries({ query, room, cursor })) {
     if (value) parameters.set(name, value);
   }

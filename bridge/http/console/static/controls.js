@@ -7,7 +7,7 @@ import { control, preset } from "./bridge.js";
 import { make } from "./dom.js";
 import { portKind, portName } from "./names.js";
 import { codeLevel } from "./requests.js";
-import { clock, milliseconds, span, word } from "./words.js";
+import { clock, milliseconds, span, word, wordOrNull } from "./words.js";
 
 const SLIDERS = {
   servo: { max: 180, unit: "°" },
@@ -24,6 +24,8 @@ export function portControl(uuid, port) {
   const id = `${port.port_type}-${port.port_id}`;
   const key = `${uuid}/${id}`;
   const outcome = outcomePlace();
+  const { unit } = SLIDERS[port.port_type] || { unit: "" };
+  const words = (body, failed, fields) => portWords(body, failed, fields, unit);
   const title = make("span", { class: "port-title", id: `port-${id}` },
     make("span", { class: "port-name" }, portName(port)),
     make("span", { class: "port-kind" }, portKind(port)));
@@ -37,11 +39,11 @@ export function portControl(uuid, port) {
     sent.set(key, {
       fields, reply, at: Date.now() / 1000, state: done ? fields : before && before.state,
     });
-    outcome.replaceChildren(...told(sent.get(key), portWords));
+    outcome.replaceChildren(...told(sent.get(key), words));
     return done;
   };
   const known = sent.get(key);
-  if (known) outcome.replaceChildren(...told(known, portWords));
+  if (known) outcome.replaceChildren(...told(known, words));
   const state = known && known.state;
   const handle = port.port_type in SLIDERS
     ? slider(port.port_type, id, state, act) : toggle(id, state, act);
@@ -52,20 +54,25 @@ export function presetControl(uuid, { preset_key: presetKey, name, type, total_s
   const key = `${uuid}/preset/${presetKey}`;
   const outcome = outcomePlace();
   const duration = seconds > 0 ? ` · ${span(seconds)}` : "";
-  const kind = (type === "sequence" ? word("sequence") : type) + duration;
+  const kind = (wordOrNull(`preset_${type}`) || type) + duration;
   const title = make("span", { class: "port-title" },
     make("span", { class: "port-name" }, name || presetKey),
     make("span", { class: "port-kind" }, kind));
   const button = make("button", {
     type: "button", "aria-label": `${word("run")} ${name || presetKey}`,
   }, word("run"));
+  let running = false;
   button.addEventListener("click", async () => {
-    button.disabled = true;
+    if (running) return;
+    running = true;
+    // Not `disabled`, which would take the focus from whoever uses the keyboard.
+    button.setAttribute("aria-disabled", "true");
     outcome.replaceChildren(make("p", { class: "waiting" }, word("running")));
     const reply = await preset({ device_uuid: uuid, preset_key: presetKey });
     sent.set(key, { reply, at: Date.now() / 1000 });
     outcome.replaceChildren(...told(sent.get(key), presetWords));
-    button.disabled = false;
+    button.removeAttribute("aria-disabled");
+    running = false;
   });
   if (sent.has(key)) outcome.replaceChildren(...told(sent.get(key), presetWords));
   return make("div", { class: "port preset" }, title, button, outcome);
@@ -135,8 +142,8 @@ function told({ fields, reply, at }, words) {
     make("pre", {}, JSON.stringify(body, null, 2)))];
 }
 
-function portWords(body, failed, { action, value }) {
-  const state = action === "set" ? String(value) : word(action);
+function portWords(body, failed, { action, value }, unit) {
+  const state = action === "set" ? `${value}${unit}` : word(action);
   if (failed) return word("notDone", { state, detail: body.detail || body.msg });
   return word(body.data.online ? "portDone" : "portDoneOffline", { state });
 }

@@ -1,4 +1,4 @@
-// The list of the last 200 requests, the newest first.
+// The list of recent requests, the newest first.
 
 import { byId, make } from "./dom.js";
 import { deviceLink, deviceName } from "./names.js";
@@ -52,11 +52,12 @@ export class Requests {
 
   // Rows that stay are not made anew: one may be under a finger or have the focus.
   prepend(fresh) {
-    const { body } = this;
-    body.prepend(...this.wanted(fresh).map(row));
-    const { length } = this.wanted(this.all);
-    while (body.childElementCount > length) body.lastElementChild.remove();
-    this.showEmpty(length);
+    const kept = new Set(this.wanted(this.all).map(({ number }) => String(number)));
+    for (const shown of [...this.body.children]) {
+      if (!kept.has(shown.dataset.number)) shown.remove();
+    }
+    this.body.prepend(...this.wanted(fresh).map(row));
+    this.showEmpty(kept.size);
   }
 
   draw() {
@@ -90,12 +91,12 @@ function operationName(operation) {
 
 function row(request) {
   const { operation, transport, who } = request;
-  return make("tr", { role: "row" },
+  return make("tr", { role: "row", "data-number": request.number },
     cell("time", clock(request.at)),
     cell("operation", operationName(operation), ...small(operation)),
     cell("device", ...device(request.device_uuid)),
     cell("who", transport.toUpperCase(), ...small(asker(transport, who))),
-    cell("code", ...outcome(request)),
+    cell("result", ...outcome(request)),
     cell("took number", milliseconds(request.ms)));
 }
 
