@@ -192,6 +192,7 @@ def _add_call(command: AddCommand) -> None:
         """quote it twice: device_uuid='"1001"'""",
         nargs="*",
         type=call.reads(_field),
+        default=[],
         metavar="field=value",
     )
     call.option(
@@ -263,6 +264,7 @@ def _seconds(text: str) -> float:
         seconds = 0.0
     if not 0 < seconds <= 86400:
         raise UnusableValue(
-            f"{text!r} 不是大于 0 的秒数", f"{text!r} is not a number of seconds above 0"
+            f"{text!r} 应为大于 0、不超过 86400 的秒数",
+            f"{text!r} must be a number of seconds above 0 and up to 86400",
         )
     return seconds

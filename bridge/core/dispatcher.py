@@ -189,7 +189,7 @@ class Dispatcher:
                 request.who,
                 fields.device_uuid,
                 row.name,
-                fields,
+                vars(fields),
                 reply.code,
                 reply.error or "ok",
                 request.request_id,
@@ -311,7 +311,9 @@ class Serving:
         dispatcher, request = self._dispatcher, self._request
         try:
             if dispatcher.takes_place(request):
-                self._place = await dispatcher._admission.enter(request.received)
+                self._place = await dispatcher._admission.enter(
+                    request.received, asks_again=request.transport == "http"
+                )
         except Busy as error:
             return dispatcher.reject(request, error)
         try:
