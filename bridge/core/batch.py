@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from ..devices.models import Fields, JsonObject
 from ..errors import (
     FieldError,
@@ -68,18 +70,23 @@ def item_of(batch: Request, raw: JsonObject, number: int) -> Item:
     return Item(request, row)
 
 
-def bodies_of(items: Iterable[Item], language: Language) -> list[JsonObject]:
-    """The items' reply bodies in order; past `MOST_BYTES` only outcomes of commands are left."""
-    bodies: list[JsonObject] = []
+def bodies_of(items: Iterable[Item], language: Language) -> list[Any]:
+    """The items' reply bodies in order, as parts of a JSON text.
+
+    Past `MOST_BYTES` only outcomes of commands are left.
+    """
+    bodies = []
     size = 0
     for item in items:
         reply = item.reply
         assert reply is not None
-        size += len(reply.encode())
+        body = reply.encode(item.request.request_id)
+        size += len(body)
         is_command = item.row is not None and item.row.commands
         if size > MOST_BYTES and not is_command:
             reply = reply_to_error(PayloadTooLarge(limit=MOST_BYTES), language)
-        bodies.append(reply.body(item.request.request_id))
+            body = reply.encode(item.request.request_id)
+        bodies.append(orjson.Fragment(body))
     return bodies
 
 

@@ -189,7 +189,7 @@ class Dispatcher:
                 request.who,
                 fields.device_uuid,
                 row.name,
-                fields,
+                vars(fields),
                 reply.code,
                 reply.error or "ok",
                 request.request_id,

@@ -66,12 +66,11 @@ class Fields(BaseModel):
     def _trimmed(cls, sent: Any) -> Any:
         if not isinstance(sent, dict):
             return sent
-        trimmed = {}
-        for name, value in sent.items():
-            kept = value.strip() if isinstance(value, str) else value
-            if kept is not None and kept != "":
-                trimmed[name] = kept
-        return trimmed
+        return {
+            name: kept
+            for name, value in sent.items()
+            if (kept := value.strip() if isinstance(value, str) else value) not in (None, "")
+        }
 
 
 class NoFields(Fields):

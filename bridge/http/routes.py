@@ -6,7 +6,7 @@ requests that never parsed included.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import orjson
@@ -25,7 +25,7 @@ from ..core.grant import Grant
 from ..core.operations import OPERATIONS, Operation
 from ..core.replies import Reply, reply_to_error
 from ..core.request import Request
-from ..devices.models import Health
+from ..devices.models import Health, JsonObject
 from ..errors import (
     Busy,
     Forbidden,
@@ -47,12 +47,11 @@ from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, swagger_ui
 from .port import PortTakenError
-from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
+from .server import NOT_HTTP, Handler, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # A connection that sends no request, or only part of one's head, is closed after so long.
 _IDLE_SECONDS = 75.0
@@ -83,6 +82,7 @@ class HttpTransport:
         self._observers = observers
         self._dispatcher = dispatcher
         self._server: Server | None = None
+        self._handlers: dict[tuple[str, str], Handler] = {}
         pages = OperatorPages(
             settings,
             metrics,
@@ -101,6 +101,7 @@ class HttpTransport:
         self._server = Server(
             app,
             on_error=self._answer_outside,
+            direct=self._handlers,
             most_connections=connection_cap(),
             access_log=None,
             keepalive_timeout=_IDLE_SECONDS,
@@ -132,6 +133,7 @@ class HttpTransport:
         resource = app.router.add_resource(path)
         add_route = partial(resource.add_route, expect_handler=meet_expectation)
         add_route(method, handler)
+        self._handlers[method, path] = handler
         if method == "GET":
             add_route("HEAD", handler)
         add_route("OPTIONS", self._preflight)
@@ -220,7 +222,10 @@ class HttpTransport:
 
     async def _open(self, row: Operation, request: web.Request, received: float) -> Envelope:
         if row.method == "GET":
-            return open_fields({**request.query, **request.match_info})
+            fields: JsonObject = {**request.query}
+            if "{" in row.path:
+                fields |= request.match_info
+            return open_fields(fields)
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
         payload = await json_body(request, self._settings.max_payload, in_time)
         return open_payload(payload, self._settings.max_payload)

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import islice
 from logging.handlers import QueueHandler, QueueListener
 from queue import Full, Queue
 from threading import Event, Lock
@@ -22,6 +23,7 @@ from typing import Any, Literal
 import orjson
 
 # What every LogRecord has; anything else on one came by `extra=` and is a field of the event.
+_OWN_ATTRIBUTES = len(vars(logging.makeLogRecord({})))
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # JSON leaves these as they are, though terminals obey them, or UTF-8 can't hold them.
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -132,9 +134,12 @@ class _Writer(QueueListener):
         return self.queue.get(block)
 
     def handle(self, record: Any) -> None:
-        """Write a line, or tell whoever waits that all before it are written."""
-        if isinstance(record, bytes):
-            self._write(record)
+        """Write all lines that wait, or tell whoever waits that all before it are written."""
+        lines = []
+        while isinstance(record, bytes):
+            lines.append(record)
+            record = None if self.queue.empty() else self.queue.get_nowait()
+        self._write(b"".join(lines))
         if self.queue.empty():
             self._write(self._dropped_line())
         if isinstance(record, Event):
@@ -166,10 +171,11 @@ def printable(text: str, limit: int = 200) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    # A record's own attributes come first.
     return {
         name: value
-        for name, value in vars(record).items()
-        if name not in _STANDARD and value is not None
+        for name, value in islice(vars(record).items(), _OWN_ATTRIBUTES, None)
+        if value is not None and name not in _STANDARD
     }
 
 
@@ -191,8 +197,10 @@ class TextLines(logging.Formatter):
 
 def _unmistakable(value: object) -> str:
     """A field's value: plain, or as a JSON string where it would read like more than a value."""
+    if isinstance(value, int | float):
+        return str(value)
     text = printable(str(value))
-    if isinstance(value, int | float) or (text and not _UNCLEAR_IN_TEXT.search(text)):
+    if text and not _UNCLEAR_IN_TEXT.search(text):
         return text
     return json.dumps(text, ensure_ascii=False)
 
