@@ -113,6 +113,7 @@ class Bridge:
             metrics=self._metrics,
             observers=observers,
             activity=activity,
+            readings=self._backend.store.readings,
             is_ready=self.is_ready,
             mqtt_connected=lambda: self._session.available,
             mounted=tuple(self._mcp.places()),

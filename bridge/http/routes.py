@@ -41,7 +41,7 @@ from .answer import JSON_UTF8, Answer
 from .authentication import Keys, WrongKey
 from .bodies import json_body
 from .browsers import Browsers, Headers
-from .console import Console
+from .console import Console, Readings
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, SwaggerUi
@@ -75,6 +75,7 @@ class HttpTransport:
         metrics: Metrics,
         observers: Observers,
         activity: Activity,
+        readings: Readings,
         is_ready: Callable[[], bool],
         mqtt_connected: Callable[[], bool],
         mounted: Sequence[Place] = (),
@@ -93,7 +94,7 @@ class HttpTransport:
             is_ready=is_ready,
             mqtt_connected=mqtt_connected,
         )
-        console = Console(settings, activity, dispatcher.health)
+        console = Console(settings, activity, dispatcher.health, readings)
         swagger_ui = SwaggerUi(self._admit)
         self._places = (*pages.places(), *swagger_ui.places(), *console.places(), *mounted)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
