@@ -311,7 +311,9 @@ class Serving:
         dispatcher, request = self._dispatcher, self._request
         try:
             if dispatcher.takes_place(request):
-                self._place = await dispatcher._admission.enter(request.received)
+                self._place = await dispatcher._admission.enter(
+                    request.received, asks_again=request.transport == "http"
+                )
         except Busy as error:
             return dispatcher.reject(request, error)
         try:

@@ -12,18 +12,19 @@ from .attempt import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Context
 from .context import DRAIN_MARGIN
 
 _DONE = Text(
-    "预设「{preset}」已执行，共 {total} 步", "The preset '{preset}' was run, {total} steps"
+    "预设「{preset}」已执行，共 {total} 步", "The preset '{preset}' was run ({total} steps)"
 )
 _CUT_SHORT = Text(
     "预设「{preset}」中断，已发送 {sent}/{total} 步：{reason}",
-    "The preset '{preset}' was cut short, {sent} of {total} steps left: {reason}",
+    "The preset '{preset}' was interrupted after {sent} of {total} steps: {reason}",
 )
 _DRAINING = Text("桥接服务正在停止", "the bridge is stopping")
-_OUT_OF_TIME = Text("超过时限", "it ran out of time")
-_UNREACHABLE = Text("设备没有连接到 MQTT", "the device is not connected")
-_REFUSED = Text("MQTT 服务器拒绝了命令", "the MQTT broker refused the command")
+_OUT_OF_TIME = Text("超过时限", "the time limit was reached")
+_UNREACHABLE = Text("设备没有连接到 MQTT 服务器", "the device is not connected")
+_REFUSED = Text("MQTT 服务器拒绝了命令", "the MQTT broker rejected the command")
 _UNKNOWN = Text(
-    "命令没有得到确认，设备可能已收到", "a command was not acknowledged and may have arrived"
+    "命令没有得到确认，设备可能已收到",
+    "a command was not acknowledged; the device may have received it",
 )
 
 

@@ -11,8 +11,8 @@ What is guarded against was found by running asyncmy 0.2.18; each guard has a te
 - A deadline around connecting too: a handshake may hang (connect_timeout is for TCP alone;
   read_timeout would cost every query a timer).
 - `max_statement_time` / `max_execution_time`: a query that we gave up ends in the server too.
-- One retry on a lost connection: nobody pings idle connections. For reads, and for the writes of
-  `database/idempotency.py`, which may be repeated.
+- One retry on a lost connection: nobody pings idle connections; some in a conflict of writers. For
+  reads, and for the writes of `database/idempotency.py`, which may be repeated.
 - Whatever a mangled packet makes asyncmy raise (IndexError, struct.error, …) is caught.
 """
 
@@ -49,6 +49,10 @@ _COLLATIONS = frozenset({1253, 1267, 1270, 1271, 3988})
 _OVER_CONTENT = _COLLATIONS | frozenset(
     {1264, 1292, 1300, 1366, 1406, 1411, 1525, 1690, 3140, 3141, 3854, 4038}
 )
+# Others wrote the same row at the same time, here (InnoDB) or on another node (Galera's failed
+# certification): nothing was done, and done again it succeeds. Tried so often, this far apart.
+_CONFLICT = 1213
+_CONFLICT_PAUSES = (0.005, 0.02, 0.08, 0.2)
 _PROBE_SECONDS = 1.0
 # What says that the database is in trouble; anything else is a mistake of ours, or a packet that
 # was mangled on its way. RuntimeError is asyncmy's word for a login that it has not the means for.
@@ -145,21 +149,30 @@ class Database:
             with self.deadlines.until(deadline):
                 async with self._slots:
                     began = self._loop.time()
-                    answer = await self._run_again_if_lost(sql, args)
+                    answer = await self._run_until_done(sql, args)
         except Exception as error:
             raise self._failed(sql, error, began) from None
         self._succeeded(sql)
         return answer
 
-    async def _run_again_if_lost(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:
-        try:
-            return await self._run(sql, args)
-        except MySQLError as error:
-            if _errno(error) not in _LOST_CONNECTION:
-                raise
-        # The other idle connections are most likely lost too.
-        self._connections.cut_idle()
-        return await self._run(sql, args)
+    async def _run_until_done(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:
+        """Run it: once more if its connection is lost, a few times more in a conflict."""
+        pauses = iter(_CONFLICT_PAUSES)
+        was_lost = False
+        while True:
+            try:
+                return await self._run(sql, args)
+            except MySQLError as error:
+                errno = _errno(error)
+                pause = next(pauses, None) if errno == _CONFLICT else None
+                if pause is None and (was_lost or errno not in _LOST_CONNECTION):
+                    raise
+            if pause is not None:
+                await asyncio.sleep(pause)
+                continue
+            was_lost = True
+            # The other idle connections are most likely lost too.
+            self._connections.cut_idle()
 
     async def _run(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:
         connection = await self._connections.take()

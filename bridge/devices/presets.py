@@ -30,7 +30,10 @@ _SEQUENCE = "sequence"
 _NO_STEPS = Text("没有步骤", "it has no steps")
 _TOO_MANY_STEPS = Text("步骤超过 1000 个", "it has more than 1000 steps")
 _BAD_STEP = Text("有步骤缺少有效的命令", "one of its steps has no usable command")
-_BAD_DELAY = Text("有步骤的 delay 不是非负数", "the delay of one of its steps is no number >= 0")
+_BAD_DELAY = Text(
+    "有步骤的 delay 不是大于或等于 0 的数",
+    "the delay of one of its steps is not a number of 0 or more",
+)
 _NO_COMMAND = Text(
     "既没有 command，也没有 preset_type 和 device_type",
     "it has neither a command nor a preset_type with a device_type",
@@ -40,7 +43,7 @@ _UNREADABLE = Text(
 )
 _PORTS_UNREADABLE = Text(
     "设备的端口配置无法读取，不知道哪些端口已停用",
-    "the device's port configuration can't be read, so disabled ports are not known",
+    "the device's port configuration can't be read, so the disabled ports are unknown",
 )
 
 

@@ -38,14 +38,14 @@ def _shortcomings(broker: BrokerLimits, settings: Settings) -> Iterator[Finding]
         Text("在 mosquitto.conf 中修改，然后重启：", "in mosquitto.conf, and restart it:"),
     )
     if broker.maximum_qos < 1:
-        yield failed("只支持 QoS 0", "it takes QoS 0 alone", *mosquitto, "max_qos 2")
+        yield failed("只支持 QoS 0", "the broker supports only QoS 0", *mosquitto, "max_qos 2")
     if not broker.wildcards:
         yield failed("不支持通配符订阅", "it has no subscriptions with wildcards")
     if settings.mqtt_share and not broker.shared_subscriptions:
         yield failed(
             "不支持共享订阅",
             "it has no shared subscriptions",
-            Text("在 .env 中把它设为空：", "set this to nothing in .env:"),
+            Text("在 .env 中把它设为空：", "set this to an empty value in .env:"),
             "MQTT_SHARE=",
         )
     if not broker.retain:

@@ -65,7 +65,7 @@ class Answer(web.StreamResponse):
         A client that has gone is left to `prepare`, whose caller expects it.
         """
         if request.transport is not None and self._write(request):
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(_READ_SECONDS):
                     await request.writer.drain()
 

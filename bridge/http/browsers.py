@@ -26,11 +26,11 @@ _HOST = Text(
     "不接受以此主机名发来的请求；请改用服务器的 IP 地址或本机名访问，把主机名加入 ALLOWED_HOSTS，"
     "或携带 API 密钥",
     "requests to this host name are not accepted; use the server's IP address or its own name, add "
-    "the name to ALLOWED_HOSTS, or show an API key",
+    "the name to ALLOWED_HOSTS, or send an API key",
 )
 _ORIGIN = Text(
     "不接受来自此网页的请求；请把它的来源加入 CORS_ORIGINS，或携带 API 密钥",
-    "requests of this web page are not accepted; add its origin to CORS_ORIGINS, or show an API "
+    "requests from this web page are not accepted; add its origin to CORS_ORIGINS, or send an API "
     "key",
 )
 _VARY = ("Vary", "Origin")

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from ..errors import Text
 from ..settings import Settings
 
 
@@ -10,11 +11,16 @@ class PortTakenError(Exception):
 
     def __init__(self, settings: Settings, error: OSError) -> None:
         port = settings.service_port
-        usual = " (Mosquitto's WebSocket listener often takes 9001)" if port == 9001 else ""
-        super().__init__(
-            f"can't listen on {settings.service_host}:{port}: {error.strerror or error}. Is "
-            f"another program using the port{usual}? Stop it, or set SERVICE_PORT to a free port."
+        reason = error.strerror or error
+        words = Text(
+            f"无法监听 {settings.service_host}:{port}：{reason}。请停止占用该端口的程序"
+            f"{'（常见的是 Mosquitto 的 WebSocket 监听）' if port == 9001 else ''}，"
+            "或把 SERVICE_PORT 设为空闲端口。",
+            f"can't listen on {settings.service_host}:{port}: {reason}. Stop the program that uses "
+            f"the port{' (often a WebSocket listener of Mosquitto)' if port == 9001 else ''}, "
+            "or set SERVICE_PORT to a free port.",
         )
+        super().__init__(words.in_(settings.language))
 
 
 async def check_port_is_free(settings: Settings) -> None:

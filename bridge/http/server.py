@@ -176,7 +176,9 @@ async def meet_expectation(request: web.Request) -> None:
     """
     expected = request.headers.get(hdrs.EXPECT, "").lower()
     if expected == "100-continue" and request.version >= (1, 1):
-        await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        # A client that has gone is no error; reading its body tells.
+        with contextlib.suppress(ConnectionResetError):
+            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
         # Else aiohttp believes that the response has begun.
         request.writer.output_size = 0
 

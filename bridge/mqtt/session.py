@@ -33,6 +33,8 @@ _SHORT_LIVED_SECONDS, _SHORT_LIVED_IN_A_ROW = 5.0, 3
 _PRESENCE_SECONDS = 1.0
 _RETAIN_NOT_SUPPORTED = 0x9A
 _QOS_NOT_SUPPORTED = 0x9B
+_UNSUPPORTED_VERSION = 0x84
+_NO_MQTT_5 = "; for a broker without MQTT 5, set MQTT_PROTOCOL=3.1.1"
 _NO_QOS_1 = "the broker takes no QoS 1 (maximum_qos); set it to 1 or 2 there"
 
 
@@ -184,7 +186,13 @@ class Session:
             session_expiry=self._settings.mqtt_session_expiry,
             clean=clean,
         )
-        await link.open()
+        try:
+            await link.open()
+        except LinkError as error:
+            needs_other = link.reached_broker and error.reason in (None, _UNSUPPORTED_VERSION)
+            if link.version5 and needs_other and not self._is_ours:
+                raise LinkError(f"{error}{_NO_MQTT_5}", error.reason) from None
+            raise
         return link
 
     async def _begin_anew(self, link: Link, on_message: OnMessage) -> Link:
@@ -251,7 +259,7 @@ class Session:
         if self.keeps_session and not link.session_present:
             # Before there is anything to keep: whoever finds the session learns what is in it.
             await self._presence.announce(link, "offline")
-        await link.subscribe(self._topics.filters)
+        await self._delivery_check.subscribe(link, self._topics.filters)
         self._is_ours = True
         await self._delivery_check.run(link)
         await self._presence.announce(link, "online")

@@ -520,12 +520,12 @@ async def acknowledge_next(broker: Scripted) -> None:
 
 async def test_flood_behind_one_slow_request_is_answered_whole(open_site):
     """Mosquitto with its default settings keeps 1000 messages for one who is slow, and no more."""
-    site = await open_site(board=False, DB_TIMEOUT="6")
+    site = await open_site(board=False, DB_TIMEOUT="50", REQUEST_TIMEOUT="50")
     await site.requester.subscribe(site.requester.reply_topic())
     site.database.pause()
-    slow = asyncio.create_task(site.requester.ask("sensor-data", READING, timeout=15))
+    slow = asyncio.create_task(site.requester.ask("sensor-data", READING, timeout=60))
     await site.in_flight(1)
-    flood = [asyncio.create_task(site.requester.ask("health", timeout=20)) for _ in range(3000)]
+    flood = [asyncio.create_task(site.requester.ask("health", timeout=40)) for _ in range(3000)]
     answered = await asyncio.gather(*flood)
     assert {reply.code for reply in answered} == {200}
     assert not slow.done()

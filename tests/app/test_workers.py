@@ -172,7 +172,7 @@ def test_worker_that_can_not_read_a_file_any_more_ends_nobody_else(supervised, m
     try:
         second.spawn()
         assert second.wait() == 1
-        assert f"can't listen on 127.0.0.1:{supervised.port}" in second.output
+        assert f"无法监听 127.0.0.1:{supervised.port}" in second.output
     finally:
         second.close()
     assert supervised.stop() == 0
