@@ -31,8 +31,9 @@ export function forgetDevices() {
   devices.clear();
 }
 
-export function sensorName({ name, sensor_name: stored }) {
-  return name || wordOrNull(`sensor_${stored.toLowerCase()}`) || stored;
+// `given`: the names that people gave the device's sensors, by stored name.
+export function sensorName(stored, given) {
+  return given.get(stored) || wordOrNull(`sensor_${stored.toLowerCase()}`) || stored;
 }
 
 // The value as people say it, and beside it the number that programs get if that is another.
