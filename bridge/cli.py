@@ -8,27 +8,29 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .arguments import parse
+from .errors import Text
 from .observability import logs
 from .settings import Settings, SettingsError, load, reader_language
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command that the arguments name; the exit status."""
     parsed = parse(arguments, reader_language(os.environ))
     try:
         if parsed.command == "demo":
-            # What is wrong in `.env` does not concern it.
+            # The demo does not read `.env`.
             return _demo(parsed)
         return _COMMANDS[parsed.command](load(), parsed)
     except SettingsError as error:
         print(f"settings: {error}", file=sys.stderr)
     except ModuleNotFoundError as missing:
-        # Without extras the client alone is installed.
-        print(
-            f"{parsed.prog}: the package {missing.name} is not installed; install the bridge with "
-            f'its extra "{parsed.extra}", from its folder: pip install ".[{parsed.extra}]"',
-            file=sys.stderr,
+        # Without extras only the client is installed.
+        words = Text(
+            f"没有安装软件包 {missing.name}；请在本项目的目录中执行："
+            f'pip install ".[{parsed.extra}]"',
+            f"the package {missing.name} is not installed; run this in the project's folder: "
+            f'pip install ".[{parsed.extra}]"',
         )
+        print(f"{parsed.prog}: {words.in_(reader_language(os.environ))}", file=sys.stderr)
     return 2
 
 
@@ -44,8 +46,7 @@ def run_loop(main_coroutine: Coroutine[Any, Any, int]) -> int:
         return runner.run(main_coroutine)
 
 
-def _serve(settings: Settings, parsed: argparse.Namespace) -> int:
-    del parsed
+def _serve(settings: Settings, _: argparse.Namespace) -> int:
     from .app.worker import serve
 
     logs.set_up(settings.log_level, settings.log_format)
@@ -67,8 +68,7 @@ def _demo(parsed: argparse.Namespace) -> int:
     return run_loop(run_demo(language, http_port=parsed.http_port, mqtt_port=parsed.mqtt_port))
 
 
-def _doctor(settings: Settings, parsed: argparse.Namespace) -> int:
-    del parsed
+def _doctor(settings: Settings, _: argparse.Namespace) -> int:
     from .doctor import examine
 
     logs.set_up("ERROR", settings.log_format)
@@ -85,12 +85,12 @@ def _call(settings: Settings, parsed: argparse.Namespace) -> int:
 
     async def call() -> int:
         try:
-            # With MQTT_PROTOCOL=3.1.1 the address says so; else an old broker is found out.
+            # With MQTT_PROTOCOL=5 the client falls back to 3.1.1 if the broker knows no other.
             client = BridgeClient(
                 BrokerAddress.of(settings),
                 prefix=settings.mqtt_topic_prefix,
                 client_level=parsed.client_level,
-                # An id counts as the same one where the reply topic is the same.
+                # A retry counts as the same request if its reply topic is the same.
                 name=None if parsed.id is None else f"call-{parsed.id}",
             )
             async with client:
@@ -104,7 +104,7 @@ def _call(settings: Settings, parsed: argparse.Namespace) -> int:
             print(f"call: {error}", file=sys.stderr)
             return 2
         written = orjson.dumps(body, option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
-        # As bytes: a terminal's or pipe's encoding must not change what the bridge said.
+        # As bytes, so that the terminal's encoding does not change the reply.
         sys.stdout.buffer.write(written)
         return 0 if body["code"] == 200 else 1
 

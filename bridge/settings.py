@@ -32,7 +32,7 @@ from pydantic import (
     field_validator,
 )
 
-from .errors import Language, Text, fault_text
+from .errors import Language, Text, UnusableValue, fault_text
 
 ENV_FILE = ".env"
 SECRET_NAMES = ("DB_PASSWORD", "DATABASE_URL", "MQTT_PASSWORD", "API_KEYS")
@@ -43,7 +43,11 @@ MEANINGFUL_WHEN_EMPTY = frozenset(
 LANGUAGES = ("zh", "en")
 
 # Of a file that holds a secret. Its path is not repeated: some give the secret itself there.
-UNREADABLE = Text("所指的文件无法作为文本读取", "the file that it names can't be read as text")
+UNREADABLE = Text("该文件无法作为文本读取", "the file can't be read as text")
+_NOT_TEXT = Text("该文件不是 UTF-8 文本", "the file is not UTF-8 text")
+_NO_SETTING = Text(
+    "第 {} 行不是 名称=值；请检查引号", "line {} is not NAME=value; check its quotes"
+)
 # What stands before an IPv4 address in IPv6 (::ffff:10.0.0.1).
 _MAPPED_BITS = 96
 _TOPIC_LEVEL = re.compile(r"[^\x00-\x1f\x7f/+#$ ]+")
@@ -57,17 +61,6 @@ class SettingsError(Exception):
     """Settings that can't be used; the message is one line that names the variables."""
 
 
-class _Wrong(ValueError):
-    """A value that can't be used, in both languages."""
-
-    def __init__(self, zh: str, en: str) -> None:
-        super().__init__(en)
-        self.text = Text(zh, en)
-
-
-# ---- kinds of values ----------------------------------------------------------------------------
-
-
 def _parts(value: object) -> object:
     if isinstance(value, str):
         return tuple(part.strip() for part in value.split(",") if part.strip())
@@ -79,7 +72,7 @@ def _network(text: object) -> object:
     try:
         network = ipaddress.ip_network(str(text), strict=False)
     except ValueError:
-        raise _Wrong(
+        raise UnusableValue(
             f"{text!r} 既不是 IP 地址，也不是 10.0.0.0/8 这样的网段",
             f"{text!r} is neither an IP address nor a network like 10.0.0.0/8",
         ) from None
@@ -96,9 +89,9 @@ def _host(value: str) -> str:
         return str(ipaddress.ip_address(bare))
     except ValueError:
         if re.search(r"[\s/@:,\"'\[\]]", value):
-            raise _Wrong(
-                "只能是主机名或 IP 地址；端口写在 …_PORT",
-                "must be a host's name or address, and nothing else; its port goes into …_PORT",
+            raise UnusableValue(
+                "应为主机名或 IP 地址；端口写在对应的 _PORT 配置项中",
+                "must be a host name or an IP address; the port belongs in the setting with _PORT",
             ) from None
     return value
 
@@ -113,9 +106,9 @@ def _origin(value: str) -> str:
     except ValueError:
         host, port = "", None
     if parts.scheme not in ("http", "https") or not host or "@" in host or parts.path.strip("/"):
-        raise _Wrong(
-            "网页来源应如 https://panel.school.example 或 http://192.168.1.5:8080",
-            "must be origins like https://panel.school.example or http://192.168.1.5:8080",
+        raise UnusableValue(
+            "应为网页来源，例如 https://panel.school.example 或 http://192.168.1.5:8080",
+            "must be origins such as https://panel.school.example or http://192.168.1.5:8080",
         )
     usual = (parts.scheme, port) in (("http", 80), ("https", 443))
     return f"{parts.scheme}://{host.rpartition(':')[0] if usual else host}"
@@ -123,9 +116,9 @@ def _origin(value: str) -> str:
 
 def _public_url(value: str) -> str:
     if value and urlsplit(value).scheme not in ("http", "https"):
-        raise _Wrong(
-            "应如 https://bridge.school.example",
-            "must be an address like https://bridge.school.example",
+        raise UnusableValue(
+            "应为网址，例如 https://bridge.school.example",
+            "must be a URL such as https://bridge.school.example",
         )
     return value.rstrip("/")
 
@@ -133,9 +126,9 @@ def _public_url(value: str) -> str:
 def _levels(value: str, most: int = 99) -> str:
     levels = value.split("/") if value else []
     if len(levels) > most or not all(map(_TOPIC_LEVEL.fullmatch, levels)):
-        raise _Wrong(
-            "须能用于 MQTT 主题（不含 +、#、$、空格和空层级；MQTT_SHARE 也不含 /）",
-            "must be usable in an MQTT topic (no +, #, $, space, empty level; a share no /)",
+        raise UnusableValue(
+            "不能含有 +、#、$、空格和空的主题层级；MQTT_SHARE 还不能含有 /",
+            "must not contain +, #, $, spaces or empty topic levels, and MQTT_SHARE no / either",
         )
     return value
 
@@ -145,8 +138,9 @@ def _topic_filter(topic_filter: str) -> str:
     misplaced = any("#" in level for level in parents) or ("#" in last and last != "#")
     partial = any("+" in level and level != "+" for level in (*parents, last))
     if misplaced or partial:
-        raise _Wrong(
-            f"{topic_filter!r} 不是 MQTT 主题过滤器", f"{topic_filter!r} is no MQTT topic filter"
+        raise UnusableValue(
+            f"{topic_filter!r} 不是 MQTT 主题过滤器",
+            f"{topic_filter!r} is not an MQTT topic filter",
         )
     return topic_filter
 
@@ -157,18 +151,17 @@ def _zone(value: str) -> str:
         return value
     meant = difflib.get_close_matches(value.title(), known, n=1, cutoff=0.8)
     name = "Asia/Shanghai" if _CHINAS_TIME.fullmatch(value) or not meant else meant[0]
-    raise _Wrong(f"没有时区 {value!r}，应写 {name}", f"there is no zone {value!r}; use {name}")
+    raise UnusableValue(
+        f"没有时区 {value!r}，请写 {name} 这样的名称",
+        f"unknown time zone {value!r}; use a name such as {name}",
+    )
 
 
-def _readable(path: Path) -> Path:
+def _readable(path: Path, *, is_secret: bool = False) -> Path:
     if not os.access(path, os.R_OK):
-        raise _Wrong(f"无法读取文件 {str(path)!r}", f"the file {str(path)!r} can't be read")
-    return path
-
-
-def _readable_secret(path: Path) -> Path:
-    if not os.access(path, os.R_OK):
-        raise _Wrong(UNREADABLE.zh, UNREADABLE.en)
+        if is_secret:
+            raise UnusableValue(UNREADABLE.zh, UNREADABLE.en)
+        raise UnusableValue(f"无法读取文件 {str(path)!r}", f"the file {str(path)!r} can't be read")
     return path
 
 
@@ -186,7 +179,7 @@ Host = Annotated[str, AfterValidator(_host)]
 Topic = Annotated[str, AfterValidator(_levels)]
 TopicLevel = Annotated[str, AfterValidator(partial(_levels, most=1))]
 ReadableFile = Annotated[Path, AfterValidator(_readable)] | None
-ReadableSecretFile = Annotated[Path, AfterValidator(_readable_secret)] | None
+ReadableSecretFile = Annotated[Path, AfterValidator(partial(_readable, is_secret=True))] | None
 TimeZone = Annotated[str, AfterValidator(_zone)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 Seconds = Annotated[float, Field(gt=0, le=86400, allow_inf_nan=False)]
@@ -252,7 +245,7 @@ class Settings(BaseModel):
     @classmethod
     def _key_of_a_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("mqtt_tls_cert", value) is None:
-            raise _Wrong("没有 MQTT_TLS_CERT 就不起作用", "is of no use without MQTT_TLS_CERT")
+            raise UnusableValue("需要同时设置 MQTT_TLS_CERT", "requires MQTT_TLS_CERT")
         return value
 
     @cached_property
@@ -263,16 +256,11 @@ class Settings(BaseModel):
 
     @cached_property
     def timezone(self) -> ZoneInfo:
-        """The zone of the database's naive times."""
         return ZoneInfo(self.db_timezone)
 
 
 def load() -> Settings:
-    """Read the settings.
-
-    Raises:
-        SettingsError: a value can't be used; its message is one line without secrets.
-    """
+    """Read the settings; SettingsError is one line without secrets."""
     filed, environment = written_names()
     texts = {**filed, **environment}
     # In the environment it is GNU gettext's too, which writes "zh_CN:zh" there.
@@ -291,7 +279,11 @@ def load() -> Settings:
         for fault in invalid.errors(include_input=False, include_url=False):
             context = fault.get("ctx", {})
             ours = context.get("error")
-            words = ours.text if isinstance(ours, _Wrong) else fault_text(fault["type"], **context)
+            words = (
+                ours.text
+                if isinstance(ours, UnusableValue)
+                else fault_text(fault["type"], **context)
+            )
             faults.append(f"{str(fault['loc'][0]).upper()}: {words.in_(language)}")
         raise SettingsError("; ".join(faults)) from None
 
@@ -308,22 +300,18 @@ def reader_language(environment: Mapping[str, str]) -> Language:
 
 
 def written_names() -> tuple[dict[str, str], dict[str, str]]:
-    """What `.env` and the environment hold, by names in capitals: case does not matter.
-
-    Raises:
-        SettingsError: `.env` can't be read.
-    """
+    """What `.env` and the environment hold, by names in capitals; raises SettingsError."""
     try:
-        # Windows' editors begin a UTF-8 file with a mark.
+        # Windows' editors write a byte order mark.
         text = Path(ENV_FILE).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise SettingsError(f"{ENV_FILE}: it is not UTF-8 text") from None
+        raise SettingsError(f"{ENV_FILE}: {_NOT_TEXT.in_(reader_language(os.environ))}") from None
     except OSError:
         text = ""
     for binding in parse_stream(StringIO(text)):
         if binding.error:
-            line = binding.original.line
-            raise SettingsError(f"{ENV_FILE}: line {line} is not NAME=value; look at its quotes")
+            words = _NO_SETTING.in_(reader_language(os.environ))
+            raise SettingsError(f"{ENV_FILE}: {words.format(binding.original.line)}")
     filed = dotenv_values(stream=StringIO(text))
     return (
         {name.upper(): value for name, value in filed.items() if value is not None},

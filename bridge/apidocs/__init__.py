@@ -40,7 +40,6 @@ class Address:
 
     @property
     def url(self) -> str:
-        """As a base URL."""
         return f"{self.scheme}://{self.host}{self.port}"
 
 
@@ -65,7 +64,6 @@ class Documents:
         }
 
     def openapi(self, guarded: bool, reached: Address) -> bytes:
-        """OpenAPI 3.1."""
         return _with_servers(self._openapi(guarded), self._servers(reached))
 
     def openapi_3_0(self, guarded: bool, reached: Address) -> bytes:

@@ -77,7 +77,13 @@ _ERROR_HEADERS: JsonObject = {
 def asyncapi(settings: Settings) -> JsonObject:
     """The document, without its servers."""
     prefix = settings.mqtt_topic_prefix
-    channels: JsonObject = {"presence": _presence_channel(prefix)}
+    channels: JsonObject = {
+        "presence": {
+            "address": f"{prefix}/status/{{instance}}",
+            "messages": {"presence": {"$ref": "#/components/messages/Presence"}},
+            "parameters": {"instance": {"description": "MQTT_INSTANCE"}},
+        }
+    }
     operations: JsonObject = {
         "presence": {
             "action": "send",
@@ -87,9 +93,15 @@ def asyncapi(settings: Settings) -> JsonObject:
             "bindings": {"mqtt": {"qos": 1, "retain": True, "bindingVersion": _BINDING}},
         }
     }
-    for row in _rows():
+    messages: JsonObject = {"Presence": _message("Presence", _PRESENCE)}
+    for row in OPERATIONS.values():
+        if not row.over_mqtt:
+            continue
         channels |= _channels(row, prefix)
-        operations |= _operations(row, settings)
+        messages |= _messages_of(row, settings)
+        name = row.name.replace("-", "_")
+        operations[name] = _operation(row, row.name, settings)
+        operations[f"{name}_by_client"] = _operation(row, f"{row.name}-by-client", settings)
     document = {
         "asyncapi": "3.0.0",
         "info": {
@@ -104,7 +116,7 @@ def asyncapi(settings: Settings) -> JsonObject:
         "operations": operations,
         "components": {
             "schemas": components(ENVELOPE | REPLY_TO),
-            "messages": _messages(settings),
+            "messages": messages,
             "securitySchemes": {"user": {"type": "userPassword"}},
         },
     }
@@ -128,12 +140,7 @@ def mqtt_servers(settings: Settings, reached_at: str) -> JsonObject:
     return {"broker": server}
 
 
-def _rows() -> list[Operation]:
-    return [row for row in OPERATIONS.values() if row.over_mqtt]
-
-
 def _channels(row: Operation, prefix: str) -> JsonObject:
-    """Where an operation is asked for, and where it answers."""
     request = {"request": {"$ref": f"#/components/messages/{camel(row)}Request"}}
     return {
         row.name: {"address": f"{prefix}/request/{row.name}", "messages": request},
@@ -145,21 +152,13 @@ def _channels(row: Operation, prefix: str) -> JsonObject:
             },
         },
         f"{row.name}-reply": {
-            # Each request names its own.
+            # Each request names its reply topic.
             "address": None,
             "messages": {
                 "reply": {"$ref": f"#/components/messages/{camel(row)}Reply"},
                 "error": {"$ref": f"#/components/messages/{camel(row)}Error"},
             },
         },
-    }
-
-
-def _operations(row: Operation, settings: Settings) -> JsonObject:
-    name = row.name.replace("-", "_")
-    return {
-        name: _operation(row, row.name, settings),
-        f"{name}_by_client": _operation(row, f"{row.name}-by-client", settings),
     }
 
 
@@ -178,13 +177,6 @@ def _operation(row: Operation, channel: str, settings: Settings) -> JsonObject:
             "messages": [{"$ref": f"{replies}/messages/{kind}"} for kind in ("reply", "error")],
         },
     }
-
-
-def _messages(settings: Settings) -> JsonObject:
-    messages: JsonObject = {"Presence": _message("Presence", _PRESENCE)}
-    for row in _rows():
-        messages |= _messages_of(row, settings)
-    return messages
 
 
 def _messages_of(row: Operation, settings: Settings) -> JsonObject:
@@ -230,14 +222,6 @@ def _message(
     if examples:
         message["examples"] = examples
     return message
-
-
-def _presence_channel(prefix: str) -> JsonObject:
-    return {
-        "address": f"{prefix}/status/{{instance}}",
-        "messages": {"presence": {"$ref": "#/components/messages/Presence"}},
-        "parameters": {"instance": {"description": "MQTT_INSTANCE"}},
-    }
 
 
 _PRESENCE: JsonObject = {

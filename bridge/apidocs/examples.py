@@ -8,8 +8,6 @@ EXAMPLE_DEVICE = "demo-board-1"
 
 
 class Example(NamedTuple):
-    """A request's fields, and what it does in both languages."""
-
     summary: str
     fields: JsonObject
 

@@ -1,10 +1,9 @@
 """OpenAPI 3.0 for platforms that give operations to language models.
 
-They read less than the standard: no references, no choices, no null. So each schema is written
-out in place; of several types the first stands; alternatives that are objects become one object
-that requires what all of them require; what may be null is not required instead. An operation
-has its 200 response only, since an importer that takes 200 alone refuses the document otherwise.
-Some take no document over 100,000 characters: this is far below.
+They understand a subset: no references, no alternatives, no null. So each schema is inlined; of
+several types the first stands; alternatives that are objects become one object that requires what
+all of them require; a nullable property is not required. An operation has its 200 response only,
+since some importers reject others. Some accept at most 100,000 characters: this is far below.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,7 +37,7 @@ def flattened(document: JsonObject) -> JsonObject:
     }
     flat["security"] = []
     if document["security"]:
-        # More than one scheme is more than some importers take.
+        # Some importers accept one scheme only.
         bearer = document["components"]["securitySchemes"]["Bearer"]
         flat["components"] = {"securitySchemes": {"Bearer": bearer}}
         flat["security"] = [{"Bearer": []}]
@@ -76,9 +75,6 @@ def _with_content(part: JsonObject, flat: Flatten, *, with_example: bool = True)
     return {**part, "content": content}
 
 
-# ---- schemas ------------------------------------------------------------------------------------
-
-
 def _flat(schema: JsonObject, schemas: Mapping[str, JsonObject]) -> JsonObject:
     if "$ref" in schema:
         beside = {name: value for name, value in schema.items() if name != "$ref"}
@@ -88,7 +84,7 @@ def _flat(schema: JsonObject, schemas: Mapping[str, JsonObject]) -> JsonObject:
     for choice in ("anyOf", "oneOf"):
         if choice in schema:
             if all(part.keys() == {"required"} for part in schema[choice]):
-                # Of properties that the object has: their descriptions say which go together.
+                # The properties' descriptions say which of them go together.
                 whole = {name: value for name, value in schema.items() if name != choice}
                 return _flat(whole, schemas)
             parts = [_flat(part, schemas) for part in schema[choice] if not _is_null(part)]
@@ -171,12 +167,11 @@ def _one_of(parts: list[JsonObject]) -> JsonObject:
 
 
 def _either(one: JsonObject, other: JsonObject) -> JsonObject:
-    """A property that two alternatives have."""
     if "properties" in one and "properties" in other:
         return _one_of([one, other])
     if "enum" in one and "enum" in other:
         return {**one, "enum": list(dict.fromkeys([*one["enum"], *other["enum"]]))}
-    # An open one beside a closed one: open.
+    # An open type beside an enumeration: open.
     return other if "enum" in one else one
 
 

@@ -9,7 +9,7 @@ from ..devices.models import JsonObject
 from ..errors import Busy, Language, Text, Unauthorized
 from .examples import EXAMPLES
 from .refusals import Errors, by_code, example_of, refusals
-from .schemas import ENVELOPE, camel, components, error_of, fields_of, is_batch, ref, without_unused
+from .schemas import ENVELOPE, camel, components, error_of, fields_of, ref, without_unused
 
 TITLE = "MQTT 请求/应答桥接服务 / MQTT request/reply bridge"
 DESCRIPTION = (
@@ -74,7 +74,7 @@ def _paths(schemas: Mapping[str, JsonObject], language: Language, guarded: bool)
         described = _operation(row, schemas, language, guarded)
         paths.setdefault(row.path, {})[row.method.lower()] = described
     for path, described in _SERVICE_PATHS.items():
-        paths[path] = {"get": {**described, "description": described["summary"]}}
+        paths[path] = {"get": dict(described)}
     if guarded:
         for path in _OPEN:
             paths[path]["get"]["security"] = []
@@ -105,9 +105,6 @@ def _operation(
 
 def _both(text: Text) -> str:
     return f"{text.zh} / {text.en}"
-
-
-# ---- requests -----------------------------------------------------------------------------------
 
 
 def _parameters(row: Operation, schemas: Mapping[str, JsonObject]) -> list[JsonObject]:
@@ -148,13 +145,10 @@ def _body(row: Operation) -> JsonObject:
     return {"required": True, "content": {_JSON: content}}
 
 
-# ---- responses ----------------------------------------------------------------------------------
-
-
 def _success(row: Operation) -> JsonObject:
     words = "成功；每项的回复各有自己的 code / done; each item's reply has a code of its own"
     return {
-        "description": words if is_batch(row) else "成功 / done",
+        "description": words if row.name == "batch" else "成功 / done",
         "content": {_JSON: {"schema": ref(f"{camel(row)}Reply")}},
     }
 
@@ -187,46 +181,50 @@ _HEALTH = {
     "200": _answer("数据库和 MQTT 都正常 / database and broker are there", ref("Health")),
     "503": _answer("至少一个不可用 / one of them is not", ref("Health")),
 }
+
+
+def _service(name: str, summary: str, responses: JsonObject) -> JsonObject:
+    return {
+        "operationId": name,
+        "tags": [_SERVICE],
+        "summary": summary,
+        "description": summary,
+        "responses": responses,
+    }
+
+
+_ROOT: JsonObject = {
+    "type": "object",
+    "properties": {
+        "service": {"type": "string"},
+        "version": {"type": "string"},
+        "status": {"enum": ["running", "degraded"]},
+        "mqtt_connected": {"type": "boolean"},
+    },
+    "required": ["service", "version", "status", "mqtt_connected"],
+}
 _SERVICE_PATHS: dict[str, JsonObject] = {
-    "/": {
-        "operationId": "service",
-        "tags": [_SERVICE],
-        "summary": "服务信息 / what this is",
-        "responses": {
-            "200": _answer(
-                "服务、版本、状态 / service, version, status",
-                {
-                    "type": "object",
-                    "properties": {
-                        "service": {"type": "string"},
-                        "version": {"type": "string"},
-                        "status": {"enum": ["running", "degraded"]},
-                        "mqtt_connected": {"type": "boolean"},
-                    },
-                    "required": ["service", "version", "status", "mqtt_connected"],
-                },
-            )
-        },
-    },
-    "/livez": {
-        "operationId": "livez",
-        "tags": [_SERVICE],
-        "summary": "进程是否存活 / whether the process lives",
-        "responses": {"200": _answer("存活 / it lives", _status("alive"))},
-    },
-    "/readyz": {
-        "operationId": "readyz",
-        "tags": [_SERVICE],
-        "summary": "是否可以接收请求 / whether it can take requests",
-        "responses": {
+    "/": _service(
+        "service",
+        "服务信息 / what this is",
+        {"200": _answer("服务、版本、状态 / service, version, status", _ROOT)},
+    ),
+    "/livez": _service(
+        "livez",
+        "进程是否存活 / whether the process lives",
+        {"200": _answer("存活 / it lives", _status("alive"))},
+    ),
+    "/readyz": _service(
+        "readyz",
+        "是否可以接收请求 / whether it can take requests",
+        {
             "200": _answer("可以 / it can", _status("ready")),
             "503": _answer("还不可以 / not now", _status("not ready")),
         },
-    },
-    "/metrics": {
-        "operationId": "metrics",
-        "tags": [_SERVICE],
-        "summary": "Prometheus 指标 / metrics for Prometheus",
-        "responses": {"200": _answer("指标 / metrics", {"type": "string"}, "text/plain")},
-    },
+    ),
+    "/metrics": _service(
+        "metrics",
+        "Prometheus 指标 / metrics for Prometheus",
+        {"200": _answer("指标 / metrics", {"type": "string"}, "text/plain")},
+    ),
 }

@@ -22,7 +22,6 @@ _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 @cache
 def html() -> bytes:
-    """The page. It asks for an API key where the documents need one."""
     return _PAGE.read_bytes()
 
 

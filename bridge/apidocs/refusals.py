@@ -51,7 +51,8 @@ _COMMANDS: Errors = [
     MqttUnavailable,
     OutcomeUnknown,
 ]
-# What an operation asks of the platform's tables shows in what it is given.
+_OVER_MQTT: Errors = [PayloadTooLarge, UnsupportedMediaType, ReplyTopicForbidden, Forbidden]
+# An operation's fields show what it asks of the platform's tables.
 _BY_FIELD: dict[str, Errors] = {
     "device_uuid": [DeviceNotFound, DatabaseUnavailable, DatabaseTimeout],
     "sensor": [SensorNotFound, AmbiguousSensor],
@@ -70,24 +71,24 @@ def refusals(row: Operation, transport: Transport, *, guarded: bool = False) -> 
         errors += _COMMANDS
     if not row.always:
         errors.append(Busy)
-    errors += _over_mqtt() if transport == "mqtt" else _over_http(row, guarded)
+    errors += _OVER_MQTT if transport == "mqtt" else _over_http(row, guarded)
     return sorted(set(errors), key=lambda error: (error.code, error.error))
 
 
 def by_code(errors: Errors) -> list[tuple[int, Errors]]:
-    """Errors that come sorted, a list for each code."""
     return [(code, list(group)) for code, group in groupby(errors, lambda error: error.code)]
 
 
 def example_of(error: type[BridgeError], language: Language) -> JsonObject:
     """A body as such an error has it; what its sentence would name is left open."""
-    told = _first_with_words(error)
+    # Some errors have sentences for their kinds only.
+    worded = next(kind for kind in (error, *error.__subclasses__()) if "text" in vars(kind))
     body: JsonObject = {
-        "code": told.code,
+        "code": worded.code,
         "msg": FAILURE,
         "data": None,
-        "detail": told.text.in_(language).format_map(_Blanks()),
-        "error": told.error,
+        "detail": worded.text.in_(language).format_map(_Blanks()),
+        "error": worded.error,
     }
     if error is ValidationFailed:
         fault = {
@@ -102,29 +103,18 @@ def example_of(error: type[BridgeError], language: Language) -> JsonObject:
 
 
 def _over_http(row: Operation, guarded: bool) -> Errors:
-    # Of another site's page too, where no key was shown (`http/browsers.py`).
+    # Also for a page of another origin without a key (`http/browsers.py`).
     errors: Errors = [Forbidden]
     if row.method == "POST":
         errors += [PayloadTooLarge, UnsupportedMediaType]
     if "{" in row.path:
-        # What can't be part of a path leads nowhere.
+        # A UUID that can't be part of a path matches no route.
         errors.append(OperationNotFound)
     if not row.always:
         errors.append(Draining)
     if guarded:
         errors.append(Unauthorized)
     return errors
-
-
-def _over_mqtt() -> Errors:
-    return [PayloadTooLarge, UnsupportedMediaType, ReplyTopicForbidden, Forbidden]
-
-
-def _first_with_words(error: type[BridgeError]) -> type[BridgeError]:
-    """The error, or the first of its kinds that has a sentence."""
-    if "text" in vars(error):
-        return error
-    return next(kind for kind in error.__subclasses__() if "text" in vars(kind))
 
 
 class _Blank:

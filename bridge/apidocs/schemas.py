@@ -108,18 +108,12 @@ class _Generator(GenerateJsonSchema):
 
 
 def ref(name: str) -> JsonObject:
-    """A reference to a component."""
     return {"$ref": _REF + name}
 
 
 def camel(row: Operation) -> str:
     """`SensorData`, of `sensor-data`."""
     return "".join(word.capitalize() for word in row.name.split("-"))
-
-
-def is_batch(row: Operation) -> bool:
-    """Whether an operation holds others."""
-    return row.name == "batch"
 
 
 def components(envelope: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
@@ -145,9 +139,19 @@ def components(envelope: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
         found[f"{camel(row)}Reply"] = _reply(schemas[f"{row.name} data", "serialization"])
     found |= _batch_items(found)
     for name in {row.fields.__name__ for row in rows}:
-        # Its requests hold all of it.
+        # Each is contained in its operation's request.
         found.pop(name, None)
     return dict(sorted(found.items()))
+
+
+def data_of(row: Operation) -> JsonObject:
+    """The schema of an operation's data by itself: what it refers to is in its own `$defs`."""
+    schema = TypeAdapter(row.data).json_schema(mode="serialization", schema_generator=_Generator)
+    for part in (schema, *schema.get("$defs", {}).values()):
+        _tell_meanings(part)
+        # A docstring, meant for those who read the code.
+        part.pop("description", None)
+    return schema
 
 
 def without_unused(document: JsonObject) -> JsonObject:
@@ -176,13 +180,11 @@ def _referred(part: object) -> Iterator[str]:
 
 
 def fields_of(row: Operation, schemas: Mapping[str, JsonObject]) -> dict[str, JsonObject]:
-    """The properties of an operation's request."""
     properties: dict[str, JsonObject] = schemas[f"{camel(row)}Request"]["properties"]
     return properties
 
 
 def error_of(errors: list[type[BridgeError]]) -> JsonObject:
-    """The body with which one of these errors is answered."""
     properties: JsonObject = {"error": {"enum": sorted({error.error for error in errors})}}
     codes = sorted({error.code for error in errors})
     properties["code"] = {"enum": codes}
@@ -219,7 +221,7 @@ def _batch_items(found: dict[str, JsonObject]) -> dict[str, JsonObject]:
     items: dict[str, JsonObject] = {}
     for row in rows:
         request = found[f"{camel(row)}Request"]
-        # An item's reply goes where its batch's goes.
+        # An item has no reply topic of its own.
         own = {name: of for name, of in request["properties"].items() if name not in REPLY_TO}
         items[f"{camel(row)}Item"] = {
             "type": "object",

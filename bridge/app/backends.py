@@ -16,23 +16,18 @@ class Backend(Protocol):
     """A store with a life of its own: the platform's database, or the demo's."""
 
     @property
-    def store(self) -> Store:
-        """What the operations read from."""
+    def store(self) -> Store: ...
 
     @property
-    def available(self) -> bool:
-        """Whether the last query succeeded."""
+    def available(self) -> bool: ...
 
     async def watch(self) -> None:
         """Keep `available` true to life, until cancelled."""
 
-    async def close(self) -> None:
-        """End it."""
+    async def close(self) -> None: ...
 
 
 class MysqlBackend:
-    """The platform's database."""
-
     def __init__(self, settings: Settings, metrics: Metrics, deadlines: Deadlines) -> None:
         self._database = Database(settings, metrics, deadlines)
         self._store = MysqlStore(self._database, settings.db_timeout, metrics)

@@ -11,8 +11,6 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Background:
-    """Tasks that run as long as the bridge does; one that fails stops the bridge."""
-
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 

@@ -44,8 +44,6 @@ _ANSWERING_SECONDS = 0.5
 
 
 class Bridge:
-    """The whole of it, in one process."""
-
     def __init__(
         self,
         settings: Settings,
@@ -114,18 +112,14 @@ class Bridge:
             observers=observers,
             activity=activity,
             readings=self._backend.store.readings,
+            health=self.health,
             is_ready=self.is_ready,
             mqtt_connected=lambda: self._session.available,
             mounted=tuple(self._mcp.places()),
         )
 
     async def start(self) -> None:
-        """Listen, then connect in the background: neither an absent database nor an absent broker
-        stops the start.
-
-        Raises:
-            PortTakenError: someone else listens on our port.
-        """
+        """Listen, then connect in the background; raises PortTakenError."""
         on_signal("SIGHUP", self._reload_keys)
         await self._http.start()
         self._say_what_is_served()
@@ -159,11 +153,11 @@ class Bridge:
         timeout = self._settings.drain_timeout
         until = loop.time() + timeout - min(_GOODBYE_SECONDS, timeout / 2)
         systemd.notify("STOPPING=1")
-        logger.info("draining", extra={"in_flight": self._dispatcher.in_flight})
+        logger.info("draining", extra={"in_flight": self._admission.in_flight})
         self._drain.begin(until)
         kept = min(_ANSWERING_SECONDS, timeout / 4)
         self._deadlines.end_by(until - kept)
-        # Of what was given up just then it may still have to be written down that it was.
+        # Outcomes of commands given up just then may still have to be stored.
         self._database_deadlines.end_by(until - kept / 2)
         try:
             async with asyncio.timeout_at(until):
@@ -172,7 +166,7 @@ class Bridge:
         except TimeoutError:
             logger.warning(
                 "drain timed out; what was in flight is given up",
-                extra={"in_flight": self._dispatcher.in_flight},
+                extra={"in_flight": self._admission.in_flight},
             )
         await self._mqtt.close()
         await self._http.stop()
@@ -188,7 +182,6 @@ class Bridge:
         return MemoryIdempotency(settings.dedup_ttl, self._deadlines, settings.language)
 
     def is_ready(self) -> bool:
-        """Whether database and broker are there and we are not draining."""
         return (
             self._backend.available and self._session.available and not self._drain.begun.is_set()
         )
@@ -196,7 +189,7 @@ class Bridge:
     def health(self) -> Health:
         """Our state, from the last query and the link's own; never waits."""
         database, mqtt = self._backend.available, self._session.available
-        in_flight = self._dispatcher.in_flight
+        in_flight = self._admission.in_flight
         if self._all_workers is not None:
             database = database and self._all_workers.database
             mqtt = mqtt and self._all_workers.mqtt
@@ -211,7 +204,6 @@ class Bridge:
         )
 
     async def _tell_readiness(self) -> None:
-        """Log when we become ready, and when we no longer are."""
         told = False
         while True:
             if self.is_ready() != told:

@@ -6,7 +6,6 @@ from collections.abc import Callable
 
 
 def on_signal(name: str, callback: Callable[[], object]) -> None:
-    """Call back in the running loop when the signal of that name comes, if the platform has it."""
     number = getattr(signal, name, None)
     if number is None:
         return

@@ -29,7 +29,8 @@ PULSE = "BRIDGE_WORKER_PULSE"
 PULSE_SECONDS = 1.0
 # What a worker gets on top of DRAIN_TIMEOUT before it is killed.
 GRACE_SECONDS = 3.0
-# A worker's exit statuses that another start would not mend, and what we make of them.
+# A worker's exit statuses that end the first start, and what we make of them. Once all have
+# listened, a file that can't be read may become readable again.
 CANT_LISTEN, BAD_SETTINGS = 71, 2
 _FINAL = {CANT_LISTEN: 1, BAD_SETTINGS: 2}
 
@@ -40,22 +41,18 @@ _SYSTEMD = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
 
 class _Pipes(NamedTuple):
-    """The ends that workers inherit."""
-
     lifeline: int
     pulse: int
 
 
 @dataclass(slots=True)
 class _Worker:
-    """One worker, from its start to its end."""
-
     process: asyncio.subprocess.Process
-    # Heard of at least once: from then on it takes signals, and requests.
+    # It sent a pulse: from then on it handles signals and requests.
     listens: bool = False
-    # For how many pulses it was not heard of.
+    # How many pulses are missing since the last one.
     silent: int = 0
-    # It was to be told of a SIGHUP before it could take one.
+    # A SIGHUP came before it could handle one.
     hung_up: bool = False
 
     def send(self, number: signal.Signals) -> None:
@@ -72,27 +69,25 @@ class _Worker:
 
 @dataclass(slots=True)
 class Parent:
-    """Keeps the workers running until it is told to stop, or until one can't run at all."""
+    """Keeps the workers running until it is told to stop, or until one can't start at first."""
 
     settings: Settings
     stopping: asyncio.Event
-    # How many seconds a worker may be silent; while it starts, four times as many.
-    patience: int = 30
+    # Past this a silent worker is killed; while it starts, past four times this.
+    most_silent_seconds: int = 30
     workers: dict[int, _Worker] = field(default_factory=dict)
-    # How many SIGHUPs there were.
     hangups: int = 0
     status: int = 0
     ready: bool = False
 
     async def run(self) -> int:
-        """Run all workers, and return the exit status."""
         self._warn_of_memory()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         folder = tempfile.mkdtemp(prefix="bridge-metrics-")
         lifeline, ours = os.pipe()
         heard, pulse = os.pipe()
-        # A worker must not wait for us.
+        # A worker must not block on a full pipe.
         os.set_blocking(pulse, False)
         loop.add_reader(heard, self._hear, heard)
         try:
@@ -126,14 +121,14 @@ class Parent:
             process = await self._start(number, folder, pipes)
             status = await process.wait()
             del self.workers[number]
-            # Its gauges; its counts are there for who comes after it.
+            # Removes its gauges; its successor goes on with its counters.
             multiprocess.mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
             if self.stopping.is_set():
-                # One that was still starting had no handler for the signal yet, and no request.
+                # A worker that was still starting had no handler for SIGTERM yet, and no request.
                 if status != -signal.SIGTERM:
                     self.status = max(self.status, abs(status))
                 return
-            if status in _FINAL:
+            if status in _FINAL and not self.ready:
                 self.status = _FINAL[status]
                 self.stopping.set()
                 return
@@ -151,10 +146,10 @@ class Parent:
             "-m",
             "bridge",
             pass_fds=pipes,
-            # A Ctrl-C at the terminal is ours to pass on.
+            # Else Ctrl-C at the terminal would reach the workers directly.
             start_new_session=True,
             env={
-                # To systemd we speak.
+                # The parent alone notifies systemd.
                 **{name: value for name, value in os.environ.items() if name not in _SYSTEMD},
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
                 WORKER_NUMBER: str(number),
@@ -186,16 +181,15 @@ class Parent:
             systemd.notify(f"READY=1\nSTATUS={listening} workers")
 
     async def _watch(self) -> None:
-        """Kill a worker that hangs: connected as it is, it would swallow its share of the requests.
+        """Kill a worker that hangs: it would swallow its share of the requests.
 
-        Told by counting, not by the clock: while the machine slept we slept too, and nobody could
-        speak.
+        Silence is counted in pulses, not by the clock: while the machine slept, nobody could speak.
         """
         while True:
             await asyncio.sleep(PULSE_SECONDS)
             for number, worker in self.workers.items():
                 worker.silent += 1
-                if worker.silent > self.patience * (1 if worker.listens else 4):
+                if worker.silent > self.most_silent_seconds * (1 if worker.listens else 4):
                     logger.error("worker %d hangs and is killed", number)
                     worker.send(signal.SIGKILL)
                     worker.silent = 0

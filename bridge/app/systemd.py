@@ -9,7 +9,6 @@ import socket
 
 
 def notify(state: str) -> None:
-    """Tell systemd, such as `READY=1` or `STATUS=…`."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -19,7 +18,7 @@ def notify(state: str) -> None:
         try:
             channel.sendto(state.encode(), address)
         except OSError:
-            # Whoever listens there has gone; that is no reason for us to go.
+            # systemd's socket is gone; the service goes on.
             return
 
 

@@ -16,8 +16,9 @@ import sys
 
 from .. import link
 from ..database import connections as database
+from ..errors import Text, UnusableFile
 from ..http.authentication import read_keys
-from ..http.routes import PortTakenError
+from ..http.port import PortTakenError, check_port_is_free
 from ..http.server import raise_descriptor_limit
 from ..observability.metrics import WORKER_NUMBER
 from ..settings import Settings, SettingsError
@@ -35,18 +36,23 @@ from .supervisor import (
 
 logger = logging.getLogger(__name__)
 
+_ONE_WORKER = Text(
+    "WORKERS: 此平台上多个进程不能共用一个端口，请设为 1",
+    "WORKERS: processes can't share a port on this platform; set it to 1",
+)
+
 
 async def serve(settings: Settings) -> int:
-    """Serve until told to stop; the exit status."""
     raise_descriptor_limit()
     stop = stop_signal()
-    # Until there are keys that could be read again it has no meaning, and would end us.
+    # By default SIGHUP ends the process, and the keys are not loaded yet.
     on_signal("SIGHUP", lambda: None)
     try:
         _check_files(settings)
         if settings.workers > 1 and not hasattr(socket, "SO_REUSEPORT"):
-            raise SettingsError("WORKERS: processes can't share a port on this platform; set 1")
+            raise SettingsError(_ONE_WORKER.in_(settings.language))
         if settings.workers > 1 and WORKER_NUMBER not in os.environ:
+            await check_port_is_free(settings)
             return await Parent(settings, stop).run()
         beside = [asyncio.create_task(_insist(stop, settings), name="insist on stopping")]
         bridge = Bridge(settings)
@@ -60,7 +66,7 @@ async def serve(settings: Settings) -> int:
     _collect_less_often()
     if WORKER_NUMBER in os.environ:
         beside.append(asyncio.create_task(_pulse(int(os.environ[PULSE])), name="pulse"))
-        # At its end nobody would restart or drain us any more.
+        # The pipe ends with the parent, who alone restarts and drains us.
         lifeline = int(os.environ[LIFELINE])
         asyncio.get_running_loop().add_reader(lifeline, _stop_ourselves, lifeline)
     sound = await bridge.run(stop)
@@ -70,10 +76,7 @@ async def serve(settings: Settings) -> int:
 
 
 async def _insist(stop: asyncio.Event, settings: Settings) -> None:
-    """End the process some time after DRAIN_TIMEOUT, whatever still hangs in it by then.
-
-    A thread that waits for a name server can't be cancelled, and would be waited for.
-    """
+    """End the process after DRAIN_TIMEOUT, whatever hangs: a thread can't be cancelled."""
     await stop.wait()
     loop = asyncio.get_running_loop()
     loop.call_later(settings.drain_timeout + GRACE_SECONDS / 2, _end_at_once, loop)
@@ -102,28 +105,28 @@ async def _pulse(pulse: int) -> None:
     """Tell the parent that we listen, and from then on each second that our loop turns."""
     number = bytes([int(os.environ[WORKER_NUMBER])])
     while True:
-        # A parent that has stopped reads nothing; one that has gone is noticed by its lifeline.
+        # A stopped parent lets the pipe fill; a dead one is noticed by the lifeline.
         with contextlib.suppress(OSError):
             os.write(pulse, number)
         await asyncio.sleep(PULSE_SECONDS)
 
 
 def _check_files(settings: Settings) -> None:
-    """Look into the files that settings name, before any worker stumbles over one.
-
-    Raises:
-        SettingsError: one can't be used.
-    """
+    """Look into the files that settings name; raises SettingsError if one can't be used."""
     read_keys(settings)
     try:
         link.tls_context(settings)
-    except OSError as error:
-        raise SettingsError(str(error)) from None
+    except UnusableFile as unusable:
+        raise SettingsError(unusable.text.in_(settings.language)) from None
     try:
         database.tls_context(settings)
     except OSError as error:
-        unusable = f"DB_TLS_CA: {str(settings.db_tls_ca)!r} holds no PEM certificates ({error})"
-        raise SettingsError(unusable) from None
+        file = str(settings.db_tls_ca)
+        words = Text(
+            f"DB_TLS_CA: {file!r} 中没有 PEM 格式的证书（{error}）",
+            f"DB_TLS_CA: {file!r} holds no PEM certificate ({error})",
+        )
+        raise SettingsError(words.in_(settings.language)) from None
 
 
 def _stop_ourselves(lifeline: int) -> None:

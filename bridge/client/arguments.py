@@ -14,11 +14,7 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def broker_at(url: str, tls: ssl.SSLContext | None) -> BrokerAddress:
-    """The broker of a `mqtt://` or `mqtts://` URL; `tls` is the context of the second.
-
-    Raises:
-        ValueError: it is not such a URL.
-    """
+    """The broker of a `mqtt://` or `mqtts://` URL, or ValueError."""
     # The message repeats no part of the URL, nor does the parser's: it may hold a password.
     malformed = ValueError("write the broker as mqtt://host:1883 or mqtts://host:8883")
     try:
@@ -39,21 +35,13 @@ def broker_at(url: str, tls: ssl.SSLContext | None) -> BrokerAddress:
 
 
 def check_level(level: str) -> None:
-    """Check that a text can be one level of a topic.
-
-    Raises:
-        ValueError: it can't.
-    """
+    """Raise ValueError unless a text can be one level of a topic."""
     if "/" in level or not is_plain(level):
         raise ValueError(f"{level!r} can't be a level of a topic")
 
 
 def check_timeout(seconds: float) -> None:
-    """Check that a request can have this timeout.
-
-    Raises:
-        ValueError: it is not a number above 0 and up to a day.
-    """
+    """Raise ValueError unless it is a number of seconds above 0 and up to a day."""
     if not 0 < seconds <= _LONGEST_TIMEOUT:
         raise ValueError(
             f"timeout={seconds!r} must be a number of seconds above 0 and up to {_LONGEST_TIMEOUT}"
@@ -61,11 +49,7 @@ def check_timeout(seconds: float) -> None:
 
 
 def check_request_id(request_id: object) -> str:
-    """The id, if the bridge takes it.
-
-    Raises:
-        ValueError: it doesn't.
-    """
+    """The id, or ValueError if the bridge would not take it."""
     if not (isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id)):
         raise ValueError(
             f"request_id={request_id!r} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"
@@ -74,11 +58,7 @@ def check_request_id(request_id: object) -> str:
 
 
 def is_version5(protocol: str) -> bool:
-    """Whether the version is MQTT 5; else it is 3.1.1.
-
-    Raises:
-        ValueError: it is neither.
-    """
+    """Whether the version is MQTT 5 rather than 3.1.1; ValueError if it is neither."""
     if protocol not in ("5", "3.1.1"):
         raise ValueError(f'protocol={protocol!r} must be "5" or "3.1.1"')
     return protocol == "5"

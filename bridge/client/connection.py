@@ -40,12 +40,9 @@ class Connection:
         self._closed = True
 
     async def open(self) -> None:
-        """Connect; from then on the connection comes back by itself.
+        """Connect, or raise NotConnected; from then on the connection comes back by itself.
 
         The version of the protocol is settled here: a broker that hangs up later is restarting.
-
-        Raises:
-            NotConnected: the broker can't be reached, or refuses us.
         """
         try:
             link = await self._connect_in_some_version()
@@ -82,7 +79,6 @@ class Connection:
         return asyncio.get_running_loop().time() < self._settled
 
     def not_connected(self, request_id: str | None) -> NotConnected:
-        """What to raise for a request that found no connection."""
         return NotConnected(
             f"not connected to the MQTT broker at {self._broker.host}:{self._broker.port} "
             f"({self._trouble or 'closed'}) and nothing was executed; "
@@ -102,14 +98,11 @@ class Connection:
         try:
             return await self._establish(self._new_link())
         except LinkError as error:
-            # What a broker says counts more than that it hung up.
+            # An explicit refusal tells more than a closed connection.
             if error.reason is None:
                 self._broker = version5
                 raise refusal from None
             raise
-
-    async def _connect(self) -> Link:
-        return await self._establish(self._new_link())
 
     def _new_link(self) -> Link:
         return Link(self._broker, identifier=self._identifier, on_message=self._on_message)
@@ -135,7 +128,7 @@ class Connection:
     async def _reconnect(self) -> Link:
         for pause in pauses(0.1, 1.0):
             try:
-                return await self._connect()
+                return await self._establish(self._new_link())
             except LinkError as error:
                 self._trouble = str(error)
             await asyncio.sleep(pause)
@@ -143,8 +136,7 @@ class Connection:
 
 
 def _may_know_only_311(link: Link, error: LinkError) -> bool:
-    """Whether the broker's answer to a CONNECT of MQTT 5 is that of one that knows 3.1.1 only: a
-    refusal that says so, a connection closed without a word, or silence."""
+    """Whether the broker may know 3.1.1 only: it says so, hangs up on us, or is silent."""
     if error.reason is None:
         return link.reached_broker
     return error.reason in _UNSUPPORTED_PROTOCOL

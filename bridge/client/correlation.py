@@ -34,7 +34,6 @@ class Replies:
 
     @contextmanager
     def expected(self, request_id: str) -> Iterator[Expected]:
-        """Expect one reply, as long as the context lasts."""
         reply: asyncio.Future[JsonObject] = asyncio.get_running_loop().create_future()
         expected = Expected(request_id, secrets.token_bytes(16), reply)
         same_id = self._by_id.setdefault(request_id, deque())
@@ -73,7 +72,6 @@ class Replies:
 
 
 def _body_of(payload: bytes) -> JsonObject | None:
-    """A reply's body; None if the payload is not one."""
     try:
         body: object = orjson.loads(payload)
     except orjson.JSONDecodeError:

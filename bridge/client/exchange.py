@@ -1,4 +1,4 @@
-"""A request's way to its reply, through as many tries as are safe and make sense.
+"""A request's way to its reply, with as many tries as are safe and useful.
 
 `ask` (again while the bridge's trouble passes) -> `_reply_to` (within the deadline) ->
 `_send_until_answered` (again on the next connection) -> `_attempt` (once).
@@ -51,7 +51,7 @@ class Question:
             sent["reply_to"] = reply_topic
         left = self._seconds_left()
         if not version5 or left + _ROUNDING < 1:
-            # If the caller named a deadline, it stays.
+            # A deadline that the caller named stays.
             sent.setdefault("expires_at", time.time() + left)
         return orjson.dumps(sent)
 
@@ -60,21 +60,14 @@ class Question:
 
 
 class Exchange:
-    """Asks over one connection, any number of questions at a time."""
-
     def __init__(self, connection: Connection, replies: Replies) -> None:
         self._connection = connection
         self._replies = replies
 
     async def ask(self, question: Question) -> JsonObject:
-        """The reply's whole body, whatever its code.
+        """The reply's whole body, whatever its code; for what it raises see `BridgeClient.call`.
 
         An answer that is worth another try at once (`RETRIES`) is returned when time has run out.
-
-        Raises:
-            NotConnected, Unheard, NoReply: no reply came; see the classes.
-            CallError: what came is not a reply of a bridge.
-            Refused: the broker takes no packet of that size.
         """
         loop = asyncio.get_running_loop()
         for pause in pauses(0.1, 1.0):
@@ -96,7 +89,6 @@ class Exchange:
             return expected.reply.result()
 
     async def _send_until_answered(self, question: Question, expected: Expected) -> None:
-        """Send a question, and once more whenever its connection was lost."""
         for pause in pauses(0.1, 1.0):
             link = await self._connection.link()
             if link is None:
@@ -134,12 +126,11 @@ class Exchange:
         except LinkError:
             return None
         finally:
-            # If it has not left yet, it need not any more.
+            # If it has not left yet, it never does.
             acknowledged.cancel()
         return None
 
     def _publish(self, link: Link, question: Question, correlation: bytes) -> asyncio.Future[int]:
-        """Hand the question over; the future is its PUBACK's reason code."""
         reply_topic = self._connection.reply_topic
         payload = question.payload(version5=link.version5, reply_topic=reply_topic)
         properties = packets.properties(
@@ -158,12 +149,7 @@ class Exchange:
         return acknowledged
 
     def _check_worth_another_try(self, reason: int, question: Question) -> None:
-        """Fail at once if nobody is subscribed, unless an earlier attempt may have been heard, or
-        the connection was lost just now and the bridge may not be back yet.
-
-        Raises:
-            Unheard: nobody has heard the request.
-        """
+        """Raise Unheard if nobody has heard the request, nor will the next try be heard."""
         if reason != _NO_MATCHING_SUBSCRIBERS:
             raise Unheard(
                 f"the broker refused the request (reason code 0x{reason:02X}) and nothing was "
@@ -195,6 +181,6 @@ def _unheard(question: Question) -> Unheard:
 
 
 def _retrieve(acknowledged: asyncio.Future[int]) -> None:
-    # If the reply came first, nobody looks at this error, and asyncio would log that.
+    # If the reply came first, nobody awaits this error, and asyncio would log it.
     if not acknowledged.cancelled():
         acknowledged.exception()

@@ -5,7 +5,6 @@ import secrets
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from types import TracebackType
 from typing import Any, Literal, Self
 
 import orjson
@@ -96,8 +95,6 @@ class BridgeClient:
         """Where the replies to this client go."""
         return self._connection.reply_topic
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def __aenter__(self) -> Self:
         """Connect; from then on the connection comes back by itself.
 
@@ -108,16 +105,9 @@ class BridgeClient:
         await self._connection.open()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """Leave; calls that still wait for a reply end with an error."""
         await self._connection.close()
-
-    # ---- operations -----------------------------------------------------------------------------
 
     async def sensor_data(
         self, device_uuid: str, sensor: str, *, timeout: float | None = None

@@ -1,5 +1,6 @@
 """A reply's data as what the operation promises."""
 
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -7,26 +8,19 @@ from pydantic import TypeAdapter, ValidationError
 from .errors import CallError
 
 T = TypeVar("T")
-# Pydantic builds a validator with each: one a type, and none before it is needed.
-_adapters: dict[type[Any], TypeAdapter[Any]] = {}
 
 
 def typed(kind: type[T], data: object) -> T:
-    """The data as one of `kind`.
-
-    Raises:
-        CallError: it is none.
-    """
+    """The data as one of `kind`, or CallError."""
     try:
-        return _adapter(kind).validate_python(data)
+        answer: T = _adapter(kind).validate_python(data)  # type: ignore[arg-type]
     except ValidationError:
         raise CallError(
             f"the bridge's reply is no {kind.__name__}; are client and bridge of one version?"
         ) from None
+    return answer
 
 
-def _adapter(kind: type[T]) -> TypeAdapter[T]:
-    adapter = _adapters.get(kind)
-    if adapter is None:
-        adapter = _adapters[kind] = TypeAdapter(kind)
-    return adapter
+@cache
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -9,32 +9,33 @@ of its own.
 
 import asyncio
 import contextlib
+import functools
 import ssl
 import threading
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
-from types import TracebackType
-from typing import Any, Literal, Self, TypeVar
+from typing import Any, Concatenate, Literal, ParamSpec, Self, TypeVar
 
-from ..devices.listing import DeviceList
-from ..devices.models import (
-    BatchResult,
-    ControlResult,
-    DeviceDescription,
-    Health,
-    JsonObject,
-    OperationInfo,
-    PresetResult,
-    Reading,
-    SequenceResult,
-)
 from ..link import BrokerAddress
 from . import requester
 from .errors import NotConnected
 
 __all__ = ["BridgeClient"]
 
+P = ParamSpec("P")
 T = TypeVar("T")
+
+
+def _blocking(
+    call: Callable[Concatenate[requester.BridgeClient, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["BridgeClient", P], T]:
+    """The same call for the caller's thread, with the same arguments."""
+
+    @functools.wraps(call)
+    def blocking(client: "BridgeClient", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        return client._run(call(client._client, *args, **kwargs))
+
+    return blocking
 
 
 class BridgeClient:
@@ -80,8 +81,6 @@ class BridgeClient:
         """Where the replies to this client go."""
         return self._client.reply_topic
 
-    # ---- life -----------------------------------------------------------------------------------
-
     def __enter__(self) -> Self:
         """Connect; from then on the connection comes back by itself.
 
@@ -98,153 +97,20 @@ class BridgeClient:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Disconnect; calls of other threads that still wait for a reply end with an error."""
         self._stop(wait=True)
 
-    # ---- operations -----------------------------------------------------------------------------
-
-    def sensor_data(
-        self, device_uuid: str, sensor: str, *, timeout: float | None = None
-    ) -> Reading:
-        """The latest value of one sensor, by any of the names it goes by. Raises like `call`."""
-        return self._run(self._client.sensor_data(device_uuid, sensor, timeout=timeout))
-
-    def control(
-        self,
-        device_uuid: str,
-        *,
-        action: str,
-        port_type: str | None = None,
-        port_id: int | None = None,
-        port: str | None = None,
-        value: float | None = None,
-        frequency: int | None = None,
-        timeout: float | None = None,
-        request_id: str | None = None,
-    ) -> ControlResult:
-        """Switch or set one port: `port_type` and `port_id`, or `port`, a name. Raises like `call`.
-
-        When it returns, the broker has the command and somebody is subscribed to receive it.
-        """
-        return self._run(
-            self._client.control(
-                device_uuid,
-                action=action,
-                port_type=port_type,
-                port_id=port_id,
-                port=port,
-                value=value,
-                frequency=frequency,
-                timeout=timeout,
-                request_id=request_id,
-            )
-        )
-
-    def preset(
-        self,
-        device_uuid: str,
-        preset_key: str,
-        parameters: JsonObject | None = None,
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-    ) -> PresetResult | SequenceResult:
-        """Run a stored preset, by its key or name. Raises like `call`.
-
-        A sequence that was cut short is no error: look at `success` and `errors`.
-        """
-        return self._run(
-            self._client.preset(
-                device_uuid, preset_key, parameters, timeout=timeout, request_id=request_id
-            )
-        )
-
-    def device(self, device_uuid: str, *, timeout: float | None = None) -> DeviceDescription:
-        """What a device says now, and its ports and presets. Raises like `call`."""
-        return self._run(self._client.device(device_uuid, timeout=timeout))
-
-    def devices(
-        self,
-        query: str | None = None,
-        *,
-        room: str | None = None,
-        group: str | None = None,
-        online: bool | None = None,
-        limit: int | None = None,
-        cursor: str | None = None,
-        timeout: float | None = None,
-    ) -> DeviceList:
-        """One page of the devices, by a part of their name or UUID. Raises like `call`.
-
-        The page after it: the same call with `cursor=page.next_cursor`, until that is None.
-        """
-        return self._run(
-            self._client.devices(
-                query,
-                room=room,
-                group=group,
-                online=online,
-                limit=limit,
-                cursor=cursor,
-                timeout=timeout,
-            )
-        )
-
-    def batch(
-        self,
-        requests: Sequence[Mapping[str, Any]],
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-    ) -> BatchResult:
-        """Up to 100 requests in one, each with its `operation` and fields. Raises like `call`.
-
-        An item that fails is no error of the whole: look at the `code` of each of `results`.
-        """
-        return self._run(self._client.batch(requests, timeout=timeout, request_id=request_id))
-
-    def health(self, *, timeout: float | None = None) -> Health:
-        """Whether the bridge has its database and its broker. Raises like `call`."""
-        return self._run(self._client.health(timeout=timeout))
-
-    def operations(self, *, timeout: float | None = None) -> list[OperationInfo]:
-        """The operations there are, each with the JSON Schema of its fields. Raises like `call`."""
-        return self._run(self._client.operations(timeout=timeout))
-
-    def call(
-        self,
-        operation: str,
-        /,
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **fields: Any,
-    ) -> Any:
-        """Ask for any operation, and return the reply's `data`. Raises like the other client's."""
-        return self._run(
-            self._client.call(operation, timeout=timeout, request_id=request_id, **fields)
-        )
-
-    def request(
-        self,
-        operation: str,
-        fields: Mapping[str, Any] | None = None,
-        *,
-        timeout: float | None = None,
-        request_id: str | None = None,
-    ) -> JsonObject:
-        """The reply's whole body, whatever its code. Raises like `call`, but not for a code."""
-        return self._run(
-            self._client.request(operation, fields, timeout=timeout, request_id=request_id)
-        )
-
-    # ---- the thread -----------------------------------------------------------------------------
+    sensor_data = _blocking(requester.BridgeClient.sensor_data)
+    control = _blocking(requester.BridgeClient.control)
+    preset = _blocking(requester.BridgeClient.preset)
+    device = _blocking(requester.BridgeClient.device)
+    devices = _blocking(requester.BridgeClient.devices)
+    batch = _blocking(requester.BridgeClient.batch)
+    health = _blocking(requester.BridgeClient.health)
+    operations = _blocking(requester.BridgeClient.operations)
+    call = _blocking(requester.BridgeClient.call)
+    request = _blocking(requester.BridgeClient.request)
 
     def _run(self, call: Coroutine[Any, Any, T]) -> T:
         """What a call returns that runs in the thread; an interrupt of ours cancels it there."""

@@ -1,19 +1,22 @@
-"""What changes while a request is under way: its place, its ticket, and whether anything left."""
+"""One request under way: its immutable context, and the attempt that sends its commands."""
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import orjson
 
 from ..devices.errors import DeviceUnreachable, PublishRefused, UncontrollableDevice
 from ..devices.models import DeviceProfile, JsonObject
 from ..devices.names import device_key
-from ..errors import RequestTimeout
+from ..errors import OutcomeUnknown, RequestTimeout
 from .admission import Place
 from .context import Acknowledgement, Services
 from .ordering import Ticket
 from .replies import Reply
+from .request import Request
 
 # PUBACK reason codes (MQTT 5.0, table 3-4)
 NO_MATCHING_SUBSCRIBERS = 0x10
@@ -23,7 +26,7 @@ _NOT_IN_A_TOPIC = frozenset("+#/\x00")
 
 
 class CommandAttempt:
-    """One attempt at a request that sends commands; see `context.Sender`.
+    """What changes while a request is under way: its place, its ticket, and whether anything left.
 
     Args:
         deadline: on the loop's clock.
@@ -44,44 +47,50 @@ class CommandAttempt:
         self._is_sequence = False
         # The place in its device's queue, for the first command.
         self._ticket: Ticket | None = None
-        self._execute: Callable[[], Awaitable[Reply]] | None = None
+        self._execute: Callable[[CommandAttempt], Awaitable[Reply]] | None = None
         self.deadline = deadline
+        # Whether a command has left, and may have reached the device; and how many have.
         self.has_left = False
         self.commands_left = 0
 
-    # ---- for the dispatcher and the store of outcomes -------------------------------------------
+    def prepare(
+        self, ticket: Ticket, execute: Callable[["CommandAttempt"], Awaitable[Reply]]
+    ) -> None:
+        """Say in which place of its device's queue it is, and how it is executed.
 
-    def prepare(self, ticket: Ticket, execute: Callable[[], Awaitable[Reply]]) -> None:
-        """Say in which place of its device's queue it is, and how it is executed."""
+        `execute` is called with the attempt and must not refer to it: a reference cycle would keep
+        the whole request in memory until the garbage collector runs.
+        """
         self._ticket = ticket
         self._execute = execute
 
     async def run(self) -> Reply:
         """Execute it; whatever goes wrong becomes a reply, except a cancellation."""
         assert self._execute is not None
-        return await self._execute()
+        return await self._execute(self)
 
     def seconds_left(self) -> float:
-        """How long until the deadline; not below zero."""
+        # Not the loop's clock, which stands still during a turn of the loop.
         return max(0.0, self.deadline - time.monotonic())
 
     def step_aside(self) -> None:
-        """Leave the queue and the capacity to others: it waits for another attempt's outcome.
-
-        Raises:
-            Busy: too many wait so already.
-        """
+        """Leave the queue and the place to others while another attempt runs; raises Busy."""
         if self._ticket is not None:
             self._ticket.give_up()
         if self._place is not None:
             self._place.step_aside()
 
-    # ---- for handlers ---------------------------------------------------------------------------
-
     def begin_sequence(self) -> None:
+        """Say that several commands follow: the request is begun with the first one."""
         self._is_sequence = True
 
     async def send(self, device: DeviceProfile, command: JsonObject) -> int:
+        """Send a command in its device's order; its PUBACK's reason code.
+
+        Raises:
+            RequestTimeout, MqttUnavailable, UncontrollableDevice: nothing was sent.
+            OutcomeUnknown: the connection was lost before the PUBACK.
+        """
         ticket, self._ticket = self._ticket, None
         if ticket is not None:
             return await self._send(device, command, ticket)
@@ -89,8 +98,9 @@ class CommandAttempt:
             return await self._send(device, command, later)
 
     def check(self, reason: int, device: DeviceProfile) -> None:
+        """Raise DeviceUnreachable or PublishRefused if the first command's PUBACK says so."""
         if reason == NO_MATCHING_SUBSCRIBERS:
-            # Nothing was received: no outcome to keep.
+            # Nothing was received, so that there is no outcome to keep.
             self.has_left = False
             raise DeviceUnreachable(device=device.name)
         if reason >= REFUSED_FROM:
@@ -102,7 +112,7 @@ class CommandAttempt:
         try:
             acknowledgement = await ticket.leave(lambda: self._hand_over(device, command, handed))
         except asyncio.CancelledError:
-            # Cancelled as its turn came: it may still wait for the broker to take more.
+            # Cancelled as its turn came: the command may still be in the outbox.
             for acknowledgement in handed:
                 acknowledgement.cancel()
             raise
@@ -130,12 +140,27 @@ class CommandAttempt:
             self._on_begun()
 
 
-def control_topic(device: DeviceProfile) -> str:
-    """Where a device listens for commands.
+class Context(NamedTuple):
+    """One request under way; `deadline` is on the loop's clock."""
 
-    Raises:
-        UncontrollableDevice: the UUID that the platform stored can't be part of a topic.
-    """
+    services: Services
+    deadline: float
+    # Who asks, and how; handlers get its fields validated.
+    request: Request
+    commands: CommandAttempt
+
+    @contextmanager
+    def in_time(self) -> Iterator[None]:
+        """Bound the body by the deadline: RequestTimeout, or OutcomeUnknown once a command left."""
+        try:
+            with self.services.deadlines.until(self.deadline):
+                yield
+        except TimeoutError:
+            raise (OutcomeUnknown() if self.commands.has_left else RequestTimeout()) from None
+
+
+def control_topic(device: DeviceProfile) -> str:
+    """Where a device listens for commands; UncontrollableDevice if its UUID can't be in a topic."""
     if (
         not device.uuid
         or _NOT_IN_A_TOPIC.intersection(device.uuid)

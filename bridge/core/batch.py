@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from ..devices.models import Fields, JsonObject
 from ..errors import (
     FieldError,
@@ -32,14 +34,18 @@ class Item:
     reply: Reply | None = None
 
     @property
-    def runs_alone(self) -> bool:
-        """Whether it can't be answered together with its like."""
+    def operation(self) -> Operation:
+        """That of an item which was not rejected."""
         assert self.row is not None
-        return self.row.handle_many is None or self.request.expires_at is not None
+        return self.row
+
+    @property
+    def runs_alone(self) -> bool:
+        """Whether it can't be answered together with others of its operation."""
+        return self.operation.handle_many is None or self.request.expires_at is not None
 
 
 def item_of(batch: Request, raw: JsonObject, number: int) -> Item:
-    """One item as the request that it stands for."""
     envelope = open_fields(raw)
     refusal = envelope.refusal
     row = None
@@ -64,36 +70,36 @@ def item_of(batch: Request, raw: JsonObject, number: int) -> Item:
     return Item(request, row)
 
 
-def bodies_of(items: Iterable[Item], language: Language) -> list[JsonObject]:
-    """The items' reply bodies in order; past `MOST_BYTES` only outcomes of commands are left."""
-    bodies: list[JsonObject] = []
+def bodies_of(items: Iterable[Item], language: Language) -> list[Any]:
+    """The items' reply bodies in order, as parts of a JSON text.
+
+    Past `MOST_BYTES` only outcomes of commands are left.
+    """
+    bodies = []
     size = 0
     for item in items:
         reply = item.reply
         assert reply is not None
-        size += len(reply.encode())
+        body = reply.encode(item.request.request_id)
+        size += len(body)
         is_command = item.row is not None and item.row.commands
         if size > MOST_BYTES and not is_command:
             reply = reply_to_error(PayloadTooLarge(limit=MOST_BYTES), language)
-        bodies.append(reply.body(item.request.request_id))
+            body = reply.encode(item.request.request_id)
+        bodies.append(orjson.Fragment(body))
     return bodies
 
 
 def grouped(items: Sequence[Item]) -> tuple[list[Item], list[Item], list[list[Item]]]:
     """Those without a reply yet: commands in order, those that run alone, and those alike."""
     open_items = [item for item in items if item.reply is None]
-    commands = [item for item in open_items if _row(item).commands]
-    others = [item for item in open_items if not _row(item).commands]
+    commands = [item for item in open_items if item.operation.commands]
+    others = [item for item in open_items if not item.operation.commands]
     alike: dict[str, list[Item]] = {}
     for item in others:
         if not item.runs_alone:
-            alike.setdefault(_row(item).name, []).append(item)
+            alike.setdefault(item.operation.name, []).append(item)
     return commands, [item for item in others if item.runs_alone], list(alike.values())
-
-
-def _row(item: Item) -> Operation:
-    assert item.row is not None
-    return item.row
 
 
 def _row_of(raw: JsonObject) -> Operation:

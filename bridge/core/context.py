@@ -1,19 +1,16 @@
-"""What a handler is called with, and what the core needs from the rooms above it."""
+"""What all requests share, and what the core needs from the rooms above it."""
 
 import asyncio
-import time
-from collections.abc import Callable, Collection, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..devices.listing import DevicesFields, ListedDevice
-from ..devices.models import DeviceProfile, DeviceReadings, Health, JsonObject
-from ..errors import BridgeError, OutcomeUnknown, RequestTimeout
+from ..devices.models import DeviceProfile, DeviceReadings, Health
+from ..errors import BridgeError
 from ..settings import Settings
 from .deadlines import Deadlines
 from .ordering import DeviceQueues
-from .request import Request
 
 # What a drain keeps for the replies of what it cuts short, in seconds.
 DRAIN_MARGIN = 1.0
@@ -57,8 +54,6 @@ class Acknowledgement(Protocol):
 
 
 class Publisher(Protocol):
-    """How commands leave."""
-
     def publish_command(
         self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
     ) -> Acknowledgement:
@@ -83,15 +78,12 @@ class Drain:
     until: float = float("inf")
 
     def begin(self, until: float) -> None:
-        """Begin to drain; `until` is on the loop's clock."""
         self.until = until
         self.begun.set()
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
-    """What all requests share."""
-
     settings: Settings
     store: Store
     publisher: Publisher
@@ -99,67 +91,3 @@ class Services:
     queues: DeviceQueues
     drain: Drain
     deadlines: Deadlines
-
-
-class Sender(Protocol):
-    """How a handler sends commands; the dispatcher owns it."""
-
-    @property
-    def has_left(self) -> bool:
-        """Whether a command has left, and may have reached the device."""
-
-    @property
-    def commands_left(self) -> int:
-        """How many have."""
-
-    async def send(self, device: DeviceProfile, command: JsonObject) -> int:
-        """Send a command in its device's order; its PUBACK's reason code.
-
-        Raises:
-            RequestTimeout: the deadline has passed; nothing was sent.
-            MqttUnavailable: there is no connection; nothing was sent.
-            OutcomeUnknown: the connection was lost before the PUBACK.
-            UncontrollableDevice: its UUID can't be part of a topic.
-        """
-
-    def check(self, reason: int, device: DeviceProfile) -> None:
-        """Check that the PUBACK of the only command, or of the first, says that it was delivered.
-
-        Raises:
-            DeviceUnreachable: nobody is subscribed.
-            PublishRefused: the broker did not accept it.
-        """
-
-    def begin_sequence(self) -> None:
-        """Say that several commands follow: the request is begun with the first one."""
-
-
-@dataclass(frozen=True, slots=True)
-class Context:
-    """One request under way; `deadline` is on the loop's clock."""
-
-    services: Services
-    deadline: float
-    # Who asks, and how; handlers get its fields validated.
-    request: Request
-    # Commands of operations that send none are nobody's to send.
-    commands: Sender
-
-    def seconds_left(self) -> float:
-        """How long until the deadline; not below zero."""
-        # Not the loop's clock, which stands still during a turn: it would tell too much.
-        return max(0.0, self.deadline - time.monotonic())
-
-    @contextmanager
-    def in_time(self) -> Iterator[None]:
-        """Wait in the body until the deadline and no longer.
-
-        Raises:
-            RequestTimeout: it has come, and nothing was sent.
-            OutcomeUnknown: it has come, and something was sent.
-        """
-        try:
-            with self.services.deadlines.until(self.deadline):
-                yield
-        except TimeoutError:
-            raise (OutcomeUnknown() if self.commands.has_left else RequestTimeout()) from None

@@ -3,24 +3,24 @@
 from ..devices.listing import DeviceList, DevicesFields, page_of
 from ..errors import Forbidden, Text
 from ..settings import Settings
-from .context import Context
+from .attempt import Context
 from .grant import Grant
 from .request import Transport
 
 _OFF = Text(
     "本桥接服务不提供设备列表（DEVICE_LIST=off）；请向管理员索取设备的 UUID",
-    "this bridge lists no devices (DEVICE_LIST=off); ask the administrator for a device's UUID",
+    "this bridge does not list devices (DEVICE_LIST=off); ask the administrator for the UUID",
 )
 _NOT_OVER_MQTT = Text(
     "经 MQTT 列出设备须由管理员设置 DEVICE_LIST=open；也可经 HTTP 携带 API 密钥查询",
-    "over MQTT devices are listed only with DEVICE_LIST=open, which the administrator sets; or ask "
-    "over HTTP with an API key",
+    "over MQTT, listing devices requires DEVICE_LIST=open, which the administrator sets; over HTTP "
+    "it requires an API key",
 )
 _KEY_NEEDED = Text(
     "列出设备须携带 API 密钥（管理员用 API_KEYS 或 API_KEYS_FILE 设置）；"
     "或由管理员设置 DEVICE_LIST=open，对所有人开放",
-    "listing devices takes an API key, which the administrator sets with API_KEYS or "
-    "API_KEYS_FILE; or let the administrator set DEVICE_LIST=open, which opens the list to all",
+    "listing devices requires an API key, which the administrator sets in API_KEYS or "
+    "API_KEYS_FILE, or DEVICE_LIST=open, which opens the list to everyone",
 )
 
 
@@ -34,13 +34,9 @@ async def devices(fields: DevicesFields, context: Context) -> DeviceList:
 def listable_devices(
     settings: Settings, transport: Transport, grant: Grant | None
 ) -> frozenset[str] | None:
-    """The keys of the devices that a requester may list; None for all of them.
+    """The keys of the devices that a requester may list, None for all; raises Forbidden.
 
-    Args:
-        grant: what the API key that was shown may do; None if none was.
-
-    Raises:
-        Forbidden: the requester may list none.
+    `grant` is what the API key that was shown may do; None if none was.
     """
     if grant is not None:
         grant.check("devices", None)

@@ -2,13 +2,15 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
-from ..devices.models import BatchFields, BatchResult, Fields, Health
+from ..devices.models import BatchFields, BatchResult, Fields
 from ..devices.names import device_key
 from ..errors import (
     BridgeError,
+    Busy,
     Draining,
     Expired,
     IdempotencyConflict,
@@ -18,16 +20,17 @@ from ..errors import (
 )
 from ..observability.observations import UNKNOWN, CommandExecuted, Observers, RequestAnswered
 from .admission import Admission, Place
-from .attempt import CommandAttempt
+from .attempt import CommandAttempt, Context
 from .batch import Item, bodies_of, grouped, item_of
-from .context import Context, Services
+from .context import Services
 from .deadlines import Deadlines
 from .idempotency import CommandId, Idempotency, Outcome, fingerprint_of, key_of
 from .operations import OPERATION_NAMES, OPERATIONS, Operation
 from .replies import Reply, reply_to_error
 from .request import Request
-from .serving import OnBegun, Serving
 from .validation import validated
+
+OnBegun = Callable[[], None]
 
 
 class Dispatcher:
@@ -46,44 +49,26 @@ class Dispatcher:
         self._observers = observers
         # All that is being answered, also what waits for a duplicate's first attempt.
         self._answering = 0
-        self._when_idle: asyncio.Future[None] | None = None
+        self._idle = asyncio.Event()
         self._admission = admission
-
-    @property
-    def admission(self) -> Admission:
-        """Gives the places."""
-        return self._admission
-
-    @property
-    def in_flight(self) -> int:
-        """How many requests are in flight."""
-        return self._admission.in_flight
 
     @property
     def deadlines(self) -> Deadlines:
         """For what a transport waits for before it has a request."""
         return self._services.deadlines
 
-    def health(self) -> Health:
-        """Our state; never waits."""
-        return self._services.health()
-
-    def serve(self, request: Request, on_begun: OnBegun | None = None) -> Serving:
+    def serve(self, request: Request, on_begun: OnBegun | None = None) -> "Serving":
         """`async with dispatcher.serve(request) as reply:` send the reply in the body.
 
-        Args:
-            on_begun: called when a sequence's first step has left.
+        `on_begun` is called when a sequence's first step has left.
         """
         return Serving(self, request, on_begun)
 
     async def idle(self) -> None:
-        """Wait until nothing is being answered."""
         while self._answering:
-            self._when_idle = asyncio.get_running_loop().create_future()
-            await self._when_idle
+            await self._idle.wait()
 
     def takes_place(self, request: Request) -> bool:
-        """Whether a request needs one of the places there are."""
         row = _row_of(request)
         if row is None or row.always or request.refusal is not None:
             return False
@@ -94,7 +79,6 @@ class Dispatcher:
         return self._services.drain.begun.is_set() and request.transport != "mqtt"
 
     def reject(self, request: Request, error: BridgeError) -> Reply:
-        """The reply to a request that is not answered otherwise."""
         reply = reply_to_error(error, self._language)
         self._observe(_row_of(request), request, reply)
         return reply
@@ -105,6 +89,7 @@ class Dispatcher:
         """The reply to a request; whatever goes wrong becomes one, except a cancellation."""
         row = _row_of(request)
         self._answering += 1
+        self._idle.clear()
         try:
             reply = await self._answer(row, request, place, on_begun)
         except Exception as error:
@@ -112,7 +97,7 @@ class Dispatcher:
         finally:
             self._answering -= 1
             if not self._answering:
-                self._tell_idle()
+                self._idle.set()
         if reply.property_name is not None and reply.property_value is None:
             reply.property_value = as_property(request.fields.get(reply.property_name))
         self._observe(row, request, reply)
@@ -154,14 +139,10 @@ class Dispatcher:
         return CommandAttempt(self._services, deadline, place, on_begun)
 
     def _checked(self, row: Operation, request: Request, attempt: CommandAttempt) -> Fields:
-        """The validated fields of a request that may begin.
-
-        A command with an id may be a duplicate, which gets the reply of the first, if expired too.
-
-        Raises:
-            BridgeError: it may not begin: expired, invalid, or not allowed to this key.
-        """
-        if request.is_expired and not _may_be_duplicate(row, request):
+        """The validated fields; raises a BridgeError if the request may not begin."""
+        # A command with an id may be a duplicate, which gets the first one's reply, expired or not.
+        may_be_duplicate = row.commands and request.idempotency_key is not None
+        if request.is_expired and not may_be_duplicate:
             raise Expired()
         if attempt.seconds_left() <= 0:
             raise RequestTimeout()
@@ -172,60 +153,64 @@ class Dispatcher:
             row.check(fields)
         return fields
 
-    async def _perform(
+    def _perform(
         self, row: Operation, fields: Any, request: Request, attempt: CommandAttempt
-    ) -> Reply:
+    ) -> Awaitable[Reply]:
         if row.commands:
-            return await self._command(row, fields, request, attempt)
+            return self._command(row, fields, request, attempt)
         if row.name == "batch":
-            return Reply(200, await self._batch(fields, request, attempt))
-        return await self._run(row, fields, request, attempt)
+            return self._batch(fields, request, attempt)
+        return self._run(row, fields, request, attempt)
 
     async def _run(
         self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
     ) -> Reply:
-        """Run the handler until the deadline."""
         context = Context(self._services, attempt.deadline, request, attempt)
-        if row.keeps_time or (row.reads and self._is_long(attempt)):
+        # The store ends every read itself within DB_TIMEOUT.
+        is_long = attempt.seconds_left() > self._services.settings.db_timeout + 1.0
+        if row.keeps_time or (row.reads and is_long):
             return Reply(200, await row.handle(fields, context))
         with context.in_time():
             return Reply(200, await row.handle(fields, context))
-
-    def _is_long(self, attempt: CommandAttempt) -> bool:
-        """Whether the deadline is farther away than any read can take."""
-        return attempt.seconds_left() > self._services.settings.db_timeout + 1.0
-
-    # ---- commands -------------------------------------------------------------------------------
 
     async def _command(
         self, row: Operation, fields: Any, request: Request, attempt: CommandAttempt
     ) -> Reply:
         """Run what sends commands: in its device's order, and once under one id."""
-
-        async def execute() -> Reply:
-            try:
-                return await self._run(row, fields, request, attempt)
-            except Exception as error:
-                return reply_to_error(error, self._language)
-
         with self._services.queues.place(device_key(fields.device_uuid)) as ticket:
-            attempt.prepare(ticket, execute)
+            attempt.prepare(ticket, partial(self._execute, row, fields, request))
             if request.idempotency_key is None:
-                outcome = Outcome(await execute(), duplicate=False)
+                outcome = Outcome(await attempt.run(), duplicate=False)
             else:
                 outcome = await self._once(row, fields, request, attempt)
-        self._observers.command_executed(_executed(row, fields, request, outcome))
-        return outcome.reply
+        reply = outcome.reply
+        self._observers.command_executed(
+            CommandExecuted(
+                request.who,
+                fields.device_uuid,
+                row.name,
+                vars(fields),
+                reply.code,
+                reply.error or "ok",
+                request.request_id,
+                request.traceparent,
+                outcome.duplicate,
+            )
+        )
+        return reply
+
+    async def _execute(
+        self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
+    ) -> Reply:
+        try:
+            return await self._run(row, fields, request, attempt)
+        except Exception as error:
+            return reply_to_error(error, self._language)
 
     async def _once(
         self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
     ) -> Outcome:
-        """The outcome under an id; of an expired request, only if it is a duplicate.
-
-        Raises:
-            Expired: it is none.
-            BridgeError: see `Idempotency`.
-        """
+        """The outcome under an id; of an expired request only if it is a duplicate."""
         assert request.idempotency_key is not None
         command = CommandId(
             key_of(request.who, request.idempotency_key),
@@ -242,11 +227,7 @@ class Dispatcher:
             raise Expired()
         return Outcome(known, duplicate=True)
 
-    # ---- batches --------------------------------------------------------------------------------
-
-    async def _batch(
-        self, fields: BatchFields, request: Request, attempt: CommandAttempt
-    ) -> BatchResult:
+    async def _batch(self, fields: BatchFields, request: Request, attempt: CommandAttempt) -> Reply:
         """Several requests in one: reads together, commands in list order."""
         items = [item_of(request, raw, number) for number, raw in enumerate(fields.requests)]
         for item in items:
@@ -262,33 +243,29 @@ class Dispatcher:
         if commands:
             work.append(run_in_order())
         await asyncio.gather(*work)
-        return BatchResult(bodies_of(items, self._language))
+        return Reply(200, BatchResult(bodies_of(items, self._language)))
 
     def _open(self, item: Item, batch: CommandAttempt) -> None:
         """Check an item; one that may not begin gets its reply."""
         try:
             if item.request.refusal is not None:
                 raise item.request.refusal
-            assert item.row is not None
-            attempt = self._attempt(item.row, item.request, until=batch.deadline)
-            item.fields = self._checked(item.row, item.request, attempt)
+            attempt = self._attempt(item.operation, item.request, until=batch.deadline)
+            item.fields = self._checked(item.operation, item.request, attempt)
         except Exception as error:
             item.reply = reply_to_error(error, self._language)
 
     async def _run_item(self, item: Item, batch: CommandAttempt) -> None:
-        assert item.row is not None
-        attempt = self._attempt(item.row, item.request, until=batch.deadline)
+        attempt = self._attempt(item.operation, item.request, until=batch.deadline)
         try:
             if attempt.seconds_left() <= 0:
                 raise RequestTimeout()
-            item.reply = await self._perform(item.row, item.fields, item.request, attempt)
+            item.reply = await self._perform(item.operation, item.fields, item.request, attempt)
         except Exception as error:
             item.reply = reply_to_error(error, self._language)
 
     async def _run_together(self, items: Sequence[Item], batch: CommandAttempt) -> None:
-        """Answer items of one operation by its `handle_many`."""
-        row = items[0].row
-        assert row is not None
+        row = items[0].operation
         assert row.handle_many is not None
         context = Context(self._services, batch.deadline, items[0].request, batch)
         outcomes: Sequence[Any]
@@ -300,8 +277,6 @@ class Dispatcher:
         for item, outcome in zip(items, outcomes, strict=True):
             failed = isinstance(outcome, Exception)
             item.reply = reply_to_error(outcome, self._language) if failed else Reply(200, outcome)
-
-    # ---- observations ---------------------------------------------------------------------------
 
     def _observe(self, row: Operation | None, request: Request, reply: Reply) -> None:
         uuid = request.fields.get("device_uuid")
@@ -320,31 +295,38 @@ class Dispatcher:
             )
         )
 
-    def _tell_idle(self) -> None:
-        # It is cancelled when a drain runs out of time.
-        if self._when_idle is not None and not self._when_idle.done():
-            self._when_idle.set_result(None)
-        self._when_idle = None
+
+class Serving:
+    """One request, from its admission until its reply has left: the body sends the reply."""
+
+    __slots__ = ("_dispatcher", "_on_begun", "_place", "_request")
+
+    def __init__(self, dispatcher: Dispatcher, request: Request, on_begun: OnBegun | None) -> None:
+        self._dispatcher = dispatcher
+        self._request = request
+        self._on_begun = on_begun
+        self._place: Place | None = None
+
+    async def __aenter__(self) -> Reply:
+        dispatcher, request = self._dispatcher, self._request
+        try:
+            if dispatcher.takes_place(request):
+                self._place = await dispatcher._admission.enter(
+                    request.received, asks_again=request.transport == "http"
+                )
+        except Busy as error:
+            return dispatcher.reject(request, error)
+        try:
+            return await dispatcher.answer(request, self._place, self._on_begun)
+        except BaseException:
+            await self.__aexit__()
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._place is not None:
+            self._place.release()
 
 
 def _row_of(request: Request) -> Operation | None:
     row = OPERATIONS.get(request.operation)
     return None if row is None or (request.transport == "mqtt" and not row.over_mqtt) else row
-
-
-def _may_be_duplicate(row: Operation, request: Request) -> bool:
-    return row.commands and request.idempotency_key is not None
-
-
-def _executed(row: Operation, fields: Any, request: Request, outcome: Outcome) -> CommandExecuted:
-    return CommandExecuted(
-        request.who,
-        fields.device_uuid,
-        row.name,
-        fields,
-        outcome.reply.code,
-        outcome.reply.error or "ok",
-        request.request_id,
-        request.traceparent,
-        outcome.duplicate,
-    )

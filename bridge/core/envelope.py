@@ -41,9 +41,8 @@ _BYTE_ORDER_MARK = Text(
     "the payload begins with a byte order mark (BOM); send UTF-8 without one",
 )
 _MILLISECONDS = Text(
-    "expires_at 必须是 Unix 秒，收到的像是毫秒；请除以 1000",
-    "expires_at must be in Unix seconds, and what was sent looks like milliseconds; "
-    "divide it by 1000",
+    "expires_at 必须以 Unix 秒表示，收到的值像是毫秒；请除以 1000",
+    "expires_at must be in Unix seconds, but the value looks like milliseconds; divide it by 1000",
 )
 _NOT_AN_OBJECT = Text("内容必须是 JSON 对象", "the payload must be a JSON object")
 _BAD_ID = Text(
@@ -58,7 +57,7 @@ class Envelope:
 
     fields: JsonObject = field(default_factory=dict)
     request_id: str | None = None
-    # Whatever was sent as `reply_to`; the transport decides whether it will do.
+    # Whatever was sent as `reply_to`; the MQTT transport checks it.
     reply_to: Any = None
     # Unix seconds.
     expires_at: float | None = None
@@ -101,12 +100,7 @@ def open_fields(fields: JsonObject) -> Envelope:
 
 
 def _checked_expiry(expires_at: object) -> float | None:
-    """Unix seconds, or None if none were sent.
-
-    Raises:
-        ValidationFailed: it is no number.
-        MalformedRequest: it can't be seconds.
-    """
+    """Unix seconds, None if none were sent; raises ValidationFailed or MalformedRequest."""
     if expires_at is None or (isinstance(expires_at, str) and not expires_at.strip()):
         return None
     seconds = _seconds(expires_at)
@@ -119,11 +113,7 @@ def _checked_expiry(expires_at: object) -> float | None:
 
 
 def checked_id(request_id: object) -> str:
-    """A request id that will do.
-
-    Raises:
-        MalformedRequest: it is no text of 1-128 of the characters allowed.
-    """
+    """A valid request id, or MalformedRequest."""
     if isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id):
         return request_id
     raise MalformedRequest(reason=_BAD_ID).about("request_id", request_id)

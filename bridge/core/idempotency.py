@@ -56,23 +56,15 @@ class Attempt(Protocol):
         """On the loop's clock."""
 
     @property
-    def has_left(self) -> bool:
-        """Whether something has left, so that the outcome is to be kept."""
+    def has_left(self) -> bool: ...
 
-    async def run(self) -> Reply:
-        """Execute it."""
+    async def run(self) -> Reply: ...
 
     def step_aside(self) -> None:
-        """Say that it waits for another attempt.
-
-        Raises:
-            Busy: too many wait so already.
-        """
+        """Wait for another attempt from now on; raises Busy if too many do."""
 
 
 class Idempotency(Protocol):
-    """Where outcomes are kept."""
-
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
         """Run the attempt, unless the key is known: then its outcome, waiting for it if need be.
 
@@ -84,11 +76,7 @@ class Idempotency(Protocol):
         """
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
-        """The reply if the key is known, waiting for it if need be; None if it is not.
-
-        Raises:
-            IdempotencyConflict, OutcomeUnknown, Draining, Busy: see `execute`.
-        """
+        """The reply if the key is known, waiting for it if need be; raises as `execute` does."""
 
 
 def key_of(requester: str, request_id: str | bytes) -> bytes:
@@ -102,11 +90,11 @@ def key_of(requester: str, request_id: str | bytes) -> bytes:
 def fingerprint_of(operation: str, fields: Fields) -> bytes:
     """What makes a request the same: the operation and its validated fields, in 16 bytes."""
     digest = hashlib.blake2b(f"{operation}\n".encode(), digest_size=16)
-    asked = dict(fields)
+    asked = vars(fields)
     try:
         digest.update(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
     except TypeError:
-        # Giant numbers, stray surrogates, and depths are more than orjson writes.
+        # orjson writes no giant numbers, stray surrogates or deep nesting.
         for token in _spelt_out(asked):
             digest.update(token)
     return digest.digest()
@@ -114,7 +102,7 @@ def fingerprint_of(operation: str, fields: Fields) -> bytes:
 
 def _spelt_out(value: Any) -> Iterator[bytes]:
     """Any JSON value piece by piece, each with its kind; whatever is in it, this does not fail."""
-    # No recursion: how deep it goes is for the requester to choose.
+    # Without recursion: the requester chooses the depth.
     pieces = [value]
     while pieces:
         piece = pieces.pop()
@@ -187,13 +175,12 @@ class MemoryIdempotency:
         self._running: dict[bytes, _Running] = {}
         # In the order in which they ended, so that the oldest come first.
         self._kept: OrderedDict[bytes, _Kept] = OrderedDict()
-        # Those of them that may go before their time.
+        # Those that may be evicted before they expire.
         self._kept_elsewhere: OrderedDict[bytes, None] = OrderedDict()
         self._shares: dict[str, _Share] = {}
         self._total = _Share()
 
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
-        """See `Idempotency.execute`."""
         known = await self.recall(command, attempt)
         if known is not None:
             return Outcome(known, duplicate=True)
@@ -203,13 +190,12 @@ class MemoryIdempotency:
         return Outcome(await self._first(command, attempt), duplicate=False)
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
-        """See `Idempotency.recall`; what has expired is forgotten."""
         entry = self._entry(command.key)
         if entry is None:
             return None
         if entry.command.fingerprint != command.fingerprint:
             raise IdempotencyConflict()
-        # It sends nothing itself: nobody need wait for it.
+        # A duplicate sends nothing, so that it need not hold a place in a queue.
         attempt.step_aside()
         if isinstance(entry, _Kept):
             return Reply.load(entry.reply)
@@ -262,9 +248,9 @@ class MemoryIdempotency:
             return
         outcome = self._running.pop(command.key).outcome
         self._count(command.share, -1, 0)
-        # A cancellation is not for those who wait: nobody has cancelled them.
+        # Those who wait were not cancelled themselves.
         outcome.set_exception(error if isinstance(error, Exception) else Draining())
-        # Without anyone who waits it has still been raised to the first.
+        # Marked as retrieved: the first attempt has raised it.
         outcome.exception()
 
     async def _outcome(self, running: _Running, deadline: float) -> Reply:
@@ -275,8 +261,6 @@ class MemoryIdempotency:
                 return await asyncio.shield(running.outcome)
         except TimeoutError:
             raise OutcomeUnknown() from None
-
-    # ---- room -----------------------------------------------------------------------------------
 
     def _count(self, share: str, entries: int, size: int) -> None:
         used = self._shares.setdefault(share, _Share())
@@ -311,7 +295,7 @@ class MemoryIdempotency:
             elif self._kept_elsewhere:
                 self._forget(next(iter(self._kept_elsewhere)))
             else:
-                # It has to stay; behind one that is kept for long others may have expired.
+                # It must stay; others behind it may have expired.
                 self._kept.move_to_end(oldest)
 
     def _forget(self, key: bytes) -> None:

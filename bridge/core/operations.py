@@ -37,8 +37,7 @@ from ..devices.models import (
     SequenceResult,
 )
 from ..errors import BridgeError, Text
-from .attempt import control_topic
-from .context import Context
+from .attempt import Context, control_topic
 from .device_list import devices
 from .sequences import run_sequence
 
@@ -48,8 +47,6 @@ HandleMany = Callable[[Sequence[Any], Context], Awaitable[Sequence[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row of the table."""
-
     name: str
     summary: Text
     method: Literal["GET", "POST"]
@@ -80,7 +77,6 @@ class Operation:
 
 
 async def sensor_data(fields: SensorDataFields, context: Context) -> Reading:
-    """One sensor's latest value."""
     names = sensors.candidates(fields.sensor)
     if names:
         (device,) = await context.services.store.sensors([(fields.device_uuid, names)])
@@ -119,7 +115,6 @@ async def sensor_data_of_many(
 
 
 async def control(fields: ControlFields, context: Context) -> ControlResult:
-    """Switch or set one port; answered after the broker's acknowledgement."""
     device = await _profile(fields.device_uuid, context)
     command = commands.control_command(fields, device)
     await _send(device, command, context)
@@ -127,7 +122,6 @@ async def control(fields: ControlFields, context: Context) -> ControlResult:
 
 
 async def preset(fields: PresetFields, context: Context) -> PresetResult | SequenceResult:
-    """Run a stored preset: one command, or a sequence with pauses."""
     with context.in_time():
         device = await _profile(fields.device_uuid, context)
     limit = context.services.settings.preset_timeout
@@ -143,7 +137,6 @@ async def preset(fields: PresetFields, context: Context) -> PresetResult | Seque
 
 
 async def device(fields: DeviceFields, context: Context) -> DeviceDescription:
-    """What a device says now and what can be done with it."""
     readings, profile = await asyncio.gather(
         _readings(fields.device_uuid, context), _profile(fields.device_uuid, context)
     )
@@ -163,15 +156,11 @@ async def config(fields: DeviceFields, context: Context) -> DeviceConfig:
     return configuration.device_config(await _profile(fields.device_uuid, context))
 
 
-async def health(fields: NoFields, context: Context) -> Health:
-    """Whether database and broker are there."""
-    del fields
+async def health(_: NoFields, context: Context) -> Health:
     return context.services.health()
 
 
-async def operations(fields: NoFields, context: Context) -> OperationList:
-    """The operations there are, each with the JSON Schema of its fields."""
-    del fields
+async def operations(_: NoFields, context: Context) -> OperationList:
     settings = context.services.settings
     return OperationList(
         [
@@ -234,7 +223,6 @@ async def _profile(device_uuid: str, context: Context) -> DeviceProfile:
 
 
 async def _send(device: DeviceProfile, command: JsonObject, context: Context) -> None:
-    """Send one command in its turn, and wait until the broker has it."""
     context.commands.check(await context.commands.send(device, command), device)
 
 
@@ -325,7 +313,7 @@ _ROWS = (
     ),
     Operation(
         "health",
-        Text("健康检查", "Whether database and broker are there"),
+        Text("健康检查", "Check whether database and broker are available"),
         "GET",
         "/health",
         NoFields,

@@ -28,19 +28,19 @@ class Ticket:
     async def leave(self, send: Callable[[], T]) -> T:
         """What `send` returns or raises; it is called once all before have left or given up.
 
-        One that has given its place up gets the last one.
+        A ticket that was given up gets the last place.
         """
         left: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
         def leave() -> None:
             if left.done():
-                # Cancelled while it waited.
+                # Cancelled while it waited for its turn.
                 return
             try:
                 left.set_result(send())
             except Exception as error:
                 left.set_exception(error)
-                # Raised where it is awaited; cancelled just now, nobody awaits it any more.
+                # Marked as retrieved: if cancelled just now, nobody awaits it.
                 left.exception()
 
         self._leave, self._given_up = leave, False
@@ -59,14 +59,11 @@ class Ticket:
         return self._given_up or self._leave is not None
 
     def go(self) -> None:
-        """Leave, if it is to."""
         if self._leave is not None:
             self._leave()
 
 
 class _Queue:
-    """The places of one device, the next one first."""
-
     __slots__ = ("_advancing", "_tickets", "users")
 
     def __init__(self) -> None:
@@ -76,15 +73,13 @@ class _Queue:
         self.users = 0
 
     def join(self, ticket: Ticket) -> None:
-        """Give a ticket the last place, unless it has one."""
         if not ticket.in_queue:
             ticket.in_queue = True
             self._tickets.append(ticket)
 
     def advance(self) -> None:
-        """Let all leave whose turn it is."""
         if self._advancing:
-            # One that is leaving gives its place up: whoever let it leave goes on with the others.
+            # Re-entered from a ticket that leaves: the outer call goes on with the queue.
             return
         self._advancing = True
         while self._tickets and self._tickets[0].is_ready:
@@ -95,15 +90,13 @@ class _Queue:
 
 
 class DeviceQueues:
-    """The queues of all devices, and the sequences that run."""
-
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         self._in_sequence: set[str] = set()
 
     @contextmanager
     def place(self, device: str) -> Iterator[Ticket]:
-        """Take the next place in a device's queue; it is given up on the way out."""
+        """Take the next place in a device's queue; the ticket is given up on the way out."""
         queue = self._queues.setdefault(device, _Queue())
         ticket = Ticket(queue)
         queue.users += 1

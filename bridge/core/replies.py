@@ -2,7 +2,7 @@
 
 import logging
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -52,16 +52,14 @@ class Reply:
         return body
 
     def encode(self, request_id: str | None = None) -> bytes:
-        """The body as JSON."""
         return orjson.dumps(self.body(request_id))
 
     def dump(self) -> bytes:
-        """All of the reply, to be kept and given again; see `load`."""
-        return orjson.dumps({**asdict(self), "data": self.data})
+        """All of the reply, to be stored; see `load`."""
+        return orjson.dumps(self)
 
     @classmethod
     def load(cls, dumped: bytes) -> "Reply":
-        """The reply that `dump` kept."""
         return cls(**orjson.loads(dumped))
 
 
@@ -86,6 +84,6 @@ def reply_to_error(error: Exception, language: Language) -> Reply:
 
 def _faults(error: ValidationFailed, language: Language) -> list[JsonObject]:
     return [
-        {"loc": list(fault.loc), "msg": fault.told(language), "type": fault.type}
+        {"loc": list(fault.loc), "msg": fault.msg.in_(language), "type": fault.type}
         for fault in error.errors
     ]

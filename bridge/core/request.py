@@ -1,8 +1,7 @@
 """One request, as a transport read it."""
 
 import time
-from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from ..devices.models import JsonObject
 from ..errors import BridgeError
@@ -11,14 +10,13 @@ from .grant import Grant
 Transport = Literal["http", "mqtt", "mcp"]
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(NamedTuple):
     """A request. Times are on the monotonic clock, which is the loop's."""
 
     transport: Transport
     operation: str
     received: float
-    fields: JsonObject = field(default_factory=dict)
+    fields: JsonObject
     # Why it is rejected, if it could not even be read.
     refusal: BridgeError | None = None
     # Over HTTP and MCP the API key's name, over MQTT the client level or else the reply topic.
@@ -43,7 +41,6 @@ class Request:
 
     @property
     def is_expired(self) -> bool:
-        """Whether its `expires_at` has passed."""
         return self.expires_at is not None and self.expires_at <= time.time()
 
     def id_property(self) -> tuple[str, str | None]:

@@ -10,28 +10,19 @@ from ..errors import FieldError, ValidationFailed, fault_text
 
 
 def validated(fields: type[Fields], raw: JsonObject) -> Fields:
-    """The fields of one operation.
-
-    Raises:
-        ValidationFailed: some are missing, or of the wrong type or range.
-    """
+    """The fields of one operation, or ValidationFailed."""
     try:
         return fields.model_validate(raw)
     except ValidationError as invalid:
-        faults = faults_of(invalid)
+        faults = [
+            FieldError(
+                tuple(fault["loc"]),
+                fault_text(fault["type"], **fault.get("ctx", {})),
+                fault["type"],
+            )
+            for fault in invalid.errors(include_url=False, include_input=False)
+        ]
         raise ValidationFailed(faults, _value_at(raw, faults[0].loc)) from None
-
-
-def faults_of(error: ValidationError) -> list[FieldError]:
-    """Every fault that pydantic found, in our words."""
-    return [
-        FieldError(
-            tuple(fault["loc"]),
-            fault_text(fault["type"], **fault.get("ctx", {})),
-            fault["type"],
-        )
-        for fault in error.errors(include_url=False, include_input=False)
-    ]
 
 
 def _value_at(value: Any, place: Sequence[str | int]) -> Any:

@@ -5,14 +5,14 @@ import re
 from typing import NamedTuple, NoReturn, Self
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ..errors import Text
+from ..errors import Text, UnusableValue
 from ..settings import Settings, SettingsError
 
 _UNREADABLE = Text(
-    "不是可以读取的 URL：端口是 1–65535 的数字；用户名和密码中的特殊字符须用百分号编码："
+    "不是有效的 URL：端口应为 1–65535 的整数；用户名和密码中的特殊字符须用百分号编码："
     "@ 为 %40，/ 为 %2F，: 为 %3A，[ 为 %5B，# 为 %23",
-    "is no URL that can be read; its port is a number from 1 to 65535, and special characters of "
-    "user and password are percent-encoded: @ is %40, / is %2F, : is %3A, [ is %5B, # is %23",
+    "is not a valid URL; the port must be 1 to 65535, and special characters in "
+    "user and password must be percent-encoded: @ is %40, / is %2F, : is %3A, [ is %5B, # is %23",
 )
 _CHARSET = re.compile(r"[A-Za-z0-9_]{1,32}")
 _HOST_SWITCHES = ("ssl_verify_identity", "ssl_check_hostname")
@@ -32,8 +32,6 @@ class DatabaseTls(NamedTuple):
 
 
 class DatabaseAddress(NamedTuple):
-    """Where the database is and who we are there."""
-
     host: str
     port: int
     name: str
@@ -51,11 +49,7 @@ class DatabaseAddress(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The database of `DATABASE_URL` if that is set, else of the `DB_` settings.
-
-        Raises:
-            SettingsError: the URL can't be used; the message holds nothing of it.
-        """
+        """The database of the settings; SettingsError, without its words, for an unusable URL."""
         if settings.database_url is not None:
             return cls._of_url(settings.database_url.get_secret_value().strip(), settings)
         return cls(
@@ -75,14 +69,14 @@ class DatabaseAddress(NamedTuple):
             parts = urlsplit(url)
             host, port = parts.hostname, parts.port
         except ValueError:
-            # The library's own words repeat what it could not read: the password.
+            # The library's message repeats what it could not parse: the password.
             refuse(_UNREADABLE)
         if parts.scheme not in _SCHEMES:
             schemes = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
-            refuse(Text(f"须以此开头：{schemes}", f"must begin with one of {schemes}"))
+            refuse(Text(f"须以下列之一开头：{schemes}", f"must begin with one of {schemes}"))
         name = parts.path.lstrip("/")
         if "@" in name or "/" in name:
-            # What follows a slash in the password would be told as the database's name.
+            # An unescaped slash in the password: its rest would be shown as the database's name.
             refuse(_UNREADABLE)
         asked = {
             key.strip().lower().replace("-", "_"): value.strip()
@@ -96,7 +90,7 @@ class DatabaseAddress(NamedTuple):
         charset = asked.pop("charset", "") or "utf8mb4"
         try:
             tls = _tls_asked(asked, charset)
-        except _UnusableParameter as unusable:
+        except UnusableValue as unusable:
             refuse(unusable.text)
         ignored = tuple(sorted(asked))
         return cls(
@@ -112,26 +106,15 @@ class DatabaseAddress(NamedTuple):
         )
 
 
-class _UnusableParameter(Exception):
-    """A parameter of the URL that can't be used."""
-
-    def __init__(self, zh: str, en: str) -> None:
-        super().__init__(en)
-        self.text = Text(zh, en)
-
-
 def _tls_asked(asked: dict[str, str], charset: str) -> DatabaseTls | None:
-    """The TLS that parameters of a URL ask for; those that do are taken out of `asked`.
+    """The TLS that a URL's parameters ask for, which are taken out of `asked`; UnusableValue.
 
     The names are those of PyMySQL and of MySQL's own clients (`ssl_mode`).
-
-    Raises:
-        _UnusableParameter: a value can't be used.
     """
     if not _CHARSET.fullmatch(charset):
-        raise _UnusableParameter(
+        raise UnusableValue(
             "charset 不是字符集的名称，例如 utf8mb4",
-            "charset is no name of a character set, such as utf8mb4",
+            "charset must be the name of a character set, such as utf8mb4",
         )
     found = {name: asked.pop(name) for name in _TLS_PARAMETERS if name in asked}
     if not found:
@@ -139,15 +122,13 @@ def _tls_asked(asked: dict[str, str], charset: str) -> DatabaseTls | None:
     files = {name: found[name] for name in ("ssl_ca", "ssl_cert", "ssl_key") if found.get(name)}
     for name, path in files.items():
         if not os.access(path, os.R_OK):
-            raise _UnusableParameter(f"{name}：无法读取该文件", f"{name}: the file can't be read")
+            raise UnusableValue(f"{name}：无法读取该文件", f"{name}: the file can't be read")
     if "ssl_key" in files and "ssl_cert" not in files:
-        raise _UnusableParameter(
-            "ssl_key 必须与 ssl_cert 一起使用", "ssl_key is of no use without ssl_cert"
-        )
+        raise UnusableValue("ssl_key 必须与 ssl_cert 一起使用", "ssl_key requires ssl_cert")
     switches = {name: _switch(name, value) for name, value in found.items() if name in _SWITCHES}
     mode = found.get("ssl_mode", "").upper()
     if mode not in ("", "DISABLED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"):
-        raise _UnusableParameter(
+        raise UnusableValue(
             "ssl_mode 必须是 DISABLED、REQUIRED、VERIFY_CA 或 VERIFY_IDENTITY",
             "ssl_mode must be DISABLED, REQUIRED, VERIFY_CA or VERIFY_IDENTITY",
         )
@@ -171,4 +152,4 @@ def _switch(name: str, value: str) -> bool:
             return True
         case "false" | "0" | "no" | "off":
             return False
-    raise _UnusableParameter(f"{name} 必须是 true 或 false", f"{name} must be true or false")
+    raise UnusableValue(f"{name} 必须是 true 或 false", f"{name} must be true or false")

@@ -43,10 +43,11 @@ class BatchLoader(Generic[Key, Model]):
     """
 
     def __init__(self, load: Load[Key, Model], timeout: float, deadlines: Deadlines) -> None:
+        self._loop = asyncio.get_running_loop()
         self._load = load
         self._deadlines = deadlines
         self._timeout = timeout
-        # Those who wait for a statement to come, in the order of their arrival.
+        # Requests for the next statement, in the order of their arrival.
         self._waiting: list[_Asker[Key, Model]] = []
         self._overdue: int | None = None
         self._under_way: set[asyncio.Task[None]] = set()
@@ -63,18 +64,16 @@ class BatchLoader(Generic[Key, Model]):
 
         A key over which the statement failed has its error in its place.
         """
-        loop = asyncio.get_running_loop()
-        asker: _Asker[Key, Model] = _Asker(keys, loop.create_future(), loop.time())
-        self._waiting.append(asker)
+        answer: asyncio.Future[list[Model | BridgeError | None]] = self._loop.create_future()
+        self._waiting.append(_Asker(keys, answer, self._loop.time()))
         if len(self._waiting) == 1:
             if len(self._under_way) < LANES:
                 self._begin()
             else:
                 self._watch_the_first()
-        return asker.answer
+        return answer
 
     async def close(self) -> None:
-        """Give up those who wait, cancel what is under way, and wait until it has ended."""
         for asker in self._take(len(self._waiting)):
             asker.answer.cancel()
         under_way = list(self._under_way)
@@ -83,8 +82,8 @@ class BatchLoader(Generic[Key, Model]):
         await asyncio.gather(*under_way, return_exceptions=True)
 
     def _begin(self) -> None:
-        # It begins in the next turn of the loop: what arrived in the same turn goes along.
-        task = asyncio.get_running_loop().create_task(self._fill(), name="batch of reads")
+        # It begins in the next turn of the loop, with all that arrives in this one.
+        task = self._loop.create_task(self._fill(), name="batch of reads")
         self._under_way.add(task)
         task.add_done_callback(self._ended)
 
@@ -93,9 +92,9 @@ class BatchLoader(Generic[Key, Model]):
         if self._waiting and len(self._under_way) < LANES:
             self._begin()
         if not askers:
-            # They were given up in this very turn of the loop.
+            # All were given up in this turn of the loop.
             return
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         oldest = askers[0].arrived
         deadline = max(oldest + self._timeout, now + min(_LEAST_TIME, self._timeout))
         wanted = dict.fromkeys(key for asker in askers for key in asker.keys)
@@ -127,7 +126,6 @@ class BatchLoader(Generic[Key, Model]):
         return models
 
     def _next_askers(self) -> "list[_Asker[Key, Model]]":
-        """Who goes along in the next statement: all who wait, or as many as it shall hold."""
         keys = count = 0
         while count < len(self._waiting) and keys < _KEYS_A_STATEMENT:
             keys += len(self._waiting[count].keys)
@@ -135,13 +133,11 @@ class BatchLoader(Generic[Key, Model]):
         return self._take(count)
 
     def _take(self, count: int) -> "list[_Asker[Key, Model]]":
-        """The first so many of those who wait, who wait no more."""
         askers, self._waiting = self._waiting[:count], self._waiting[count:]
         self._watch_the_first()
         return askers
 
     def _watch_the_first(self) -> None:
-        """See to it that whoever has waited longest is given up in time."""
         if self._overdue is not None:
             self._deadlines.cancel(self._overdue)
             self._overdue = None
@@ -150,7 +146,6 @@ class BatchLoader(Generic[Key, Model]):
             self._overdue = self._deadlines.call_at(overdue, self._give_up)
 
     def _give_up(self) -> None:
-        """Fail those who have waited too long, and nobody else."""
         count = sum(
             self._deadlines.has_passed(asker.arrived + self._timeout) for asker in self._waiting
         )
@@ -171,7 +166,7 @@ async def _hand_out(
             answer.set_result([models.get(key) for key in keys])
         handed_out += len(keys)
         if handed_out > _MODELS_A_TURN:
-            # Whoever got them works on them in the next turn, in which nobody else is heard.
+            # Their handlers all run in the next turn of the loop, which must stay short.
             handed_out = 0
             await asyncio.sleep(0)
 

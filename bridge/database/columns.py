@@ -1,4 +1,4 @@
-"""Values of the platform's columns, of whatever type an installation has made them."""
+"""Values of the platform's columns, of whatever type they have in an installation."""
 
 from datetime import datetime
 
@@ -20,7 +20,7 @@ def flag(value: object) -> bool:
 def time(value: object) -> datetime | None:
     """A time column's value; None where it is no time (0000-00-00, 2026-02-30)."""
     if isinstance(value, str):
-        # The driver hands on as text what it can't convert.
+        # The driver returns as text what it can't convert.
         try:
             value = datetime.fromisoformat(value)
         except ValueError:

@@ -1,6 +1,6 @@
 """Connections to the database: how each is made, and those that are open.
 
-Why asyncmy's own pool is not used is told at the top of `pool.py`.
+`pool.py` gives the reasons for not using asyncmy's own pool.
 """
 
 import asyncio
@@ -21,26 +21,24 @@ _RECYCLE_SECONDS = 240
 
 
 class Connections:
-    """Those that are open: in use, or at rest until the next statement."""
-
     def __init__(self, settings: Settings) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._address = DatabaseAddress.of(settings)
         self._open: set[Any] = set()
-        self._at_rest: deque[Any] = deque()
+        self._idle: deque[Any] = deque()
         self._closed = False
 
     def in_use(self) -> int:
-        """How many execute a statement."""
-        return len(self._open) - len(self._at_rest)
+        return len(self._open) - len(self._idle)
 
     async def take(self) -> Any:
-        """The one that has rested longest, so that all stay fresh; or a new one."""
+        """The connection that was idle longest, so that all stay fresh; or a new one."""
         if self._closed:
             raise ConnectionError("closed by us")
-        now = asyncio.get_running_loop().time()
-        while self._at_rest:
-            connection = self._at_rest.popleft()
+        now = self._loop.time()
+        while self._idle:
+            connection = self._idle.popleft()
             if now - connection.last_usage < _RECYCLE_SECONDS:
                 return connection
             self.cut(connection)
@@ -49,32 +47,30 @@ class Connections:
         return connection
 
     def give_back(self, connection: Any) -> None:
-        """Let it rest."""
         if self._closed:
             self.cut(connection)
         else:
-            self._at_rest.append(connection)
+            self._idle.append(connection)
 
     def cut(self, connection: Any) -> None:
-        """End it without a word to the server."""
+        """Close it without a COM_QUIT."""
         self._open.discard(connection)
         connection.close()
 
-    def cut_those_at_rest(self) -> None:
-        """End all that nobody uses."""
-        while self._at_rest:
-            self.cut(self._at_rest.popleft())
+    def cut_idle(self) -> None:
+        while self._idle:
+            self.cut(self._idle.popleft())
 
     async def close(self, within: float) -> None:
-        """Take leave of the server on those at rest, within so many seconds; then end all."""
+        """Send COM_QUIT on idle connections within so many seconds; then close all."""
         self._closed = True
-        leaving = [connection.ensure_closed() for connection in self._at_rest]
+        leaving = [connection.ensure_closed() for connection in self._idle]
         try:
             async with asyncio.timeout(within):
                 await asyncio.gather(*leaving, return_exceptions=True)
         except TimeoutError:
-            logger.debug("the database did not let us go in time")
-        self._at_rest.clear()
+            logger.debug("the database did not close the connections in time")
+        self._idle.clear()
         for connection in list(self._open):
             self.cut(connection)
         # Their sockets are closed in the next turn of the loop, which may be its last.
@@ -104,7 +100,7 @@ class Connections:
 
 def _session(charset: str, seconds: float) -> str:
     """The statement that makes a session ours, whatever the server or a proxy has set up."""
-    # The character set once more: a server's init_connect runs after the handshake.
+    # SET NAMES again: a server's init_connect runs after the handshake.
     # Executable comments: only MariaDB reads the first, only MySQL from 5.7.8 on the second.
     # A mode of our own: under NO_BACKSLASH_ESCAPES a list that asyncmy escaped can break out.
     return (
@@ -115,12 +111,9 @@ def _session(charset: str, seconds: float) -> str:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """The context for `DB_TLS_CA` or for what `DATABASE_URL` asks; None for plain TCP.
+    """The context of `DB_TLS_CA` or `DATABASE_URL`, None for plain TCP; raises OSError.
 
-    It verifies the server, unless `DATABASE_URL` says that it shall not.
-
-    Raises:
-        OSError: a file can't be used.
+    It verifies the server, unless `DATABASE_URL` says otherwise.
     """
     # Always a context of our own: asyncmy takes an empty mapping for plaintext, and True for
     # encryption without verification.

@@ -1,13 +1,12 @@
 """At most once across crashes, workers and bridges: the outcomes in one small table of ours.
 
 The intent is written before anything is published, so that after a crash the id is known to be
-spent: what became of the command can't be known then, and is told as `outcome_unknown`.
+used: the outcome of its command is then `outcome_unknown`.
 
 A row's life: INSERT (intended) -> REPLACE (answered) -> removed when it has expired; or INSERT ->
-DELETE, when nothing was sent. Each statement may be repeated without harm, and may come late: one
-that we gave up can lie in a stopped server, and be done when it goes on. What it does is therefore
-tied to the attempt that it was for. Times are the database server's own clock, so that bridges
-whose clocks differ agree.
+DELETE, when nothing was sent. Each statement may be repeated without harm, and may be executed
+late: a stopped server executes one that we gave up when it goes on. Its effect is therefore bound
+to the attempt that it was for. Times are on the database server's clock.
 """
 
 import asyncio
@@ -16,7 +15,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from itertools import count, islice
 
 from ..core.context import DRAIN_MARGIN, Drain
@@ -53,15 +51,38 @@ _LOOK_SECONDS = 0.1
 _MOMENT = 0.1
 
 
-@dataclass(slots=True)
-class _Numbered:
-    """An attempt of this process, by a number that no other attempt has."""
+class _Claim:
+    """An attempt of this process, by a number that no other has; executed by way of the table."""
 
-    number: bytes
-    command: CommandId
-    attempt: Attempt
-    # Whether another process has been executing it.
-    waited: bool = False
+    def __init__(
+        self, store: "MysqlIdempotency", number: bytes, command: CommandId, attempt: Attempt
+    ) -> None:
+        self._store = store
+        self.number = number
+        self.command = command
+        self.attempt = attempt
+        # Whether another process executes it.
+        self.waited = False
+        # Whether another attempt had executed it.
+        self.is_duplicate = False
+
+    @property
+    def deadline(self) -> float:
+        return self.attempt.deadline
+
+    @property
+    def has_left(self) -> bool:
+        return self.attempt.has_left
+
+    @property
+    def seconds_left(self) -> float:
+        return max(0.0, self.attempt.deadline - time.monotonic())
+
+    async def run(self) -> Reply:
+        return await self._store.run(self)
+
+    def step_aside(self) -> None:
+        self.attempt.step_aside()
 
 
 class MysqlIdempotency:
@@ -83,7 +104,7 @@ class MysqlIdempotency:
         # Attempts that sent nothing, and whose row may be there or come late: number and id. That
         # a row of ours means nothing is known from here alone; any other may have been sent.
         self._unsent: dict[bytes, bytes] = {}
-        # Looked up together: a flood of commands that are rejected is to cost few statements.
+        # Looked up in batches, so that a flood of rejected commands costs few statements.
         self._rows = BatchLoader(self._load, self._timeout, database.deadlines)
 
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
@@ -95,24 +116,18 @@ class MysqlIdempotency:
             OutcomeUnknown: whoever executed it has crashed, or has not answered in our time.
             Draining: it is being executed elsewhere, and we can't wait for it.
         """
-        claim = _Claim(self, _Numbered(self._next_number(), command, attempt))
+        number = next(self._begun) % (1 << 8 * _COUNT_BYTES)
+        claim = _Claim(self, self._process + number.to_bytes(_COUNT_BYTES), command, attempt)
         outcome = await self._ours.execute(command, claim)
         return Outcome(outcome.reply, outcome.duplicate or claim.is_duplicate)
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
-        """See `Idempotency.recall`.
-
-        Raises:
-            DatabaseUnavailable, RequestTimeout, OutcomeUnknown, Draining: see `execute`.
-        """
-        return await self._known(_Numbered(b"", command, attempt), claimed=False)
+        return await self._known(_Claim(self, b"", command, attempt), claimed=False)
 
     async def close(self) -> None:
-        """End the look-ups that are under way."""
         await self._rows.close()
 
     async def sweep(self) -> None:
-        """Remove rows that mean nothing any more, again and again, until cancelled."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
@@ -121,11 +136,7 @@ class MysqlIdempotency:
                 logger.debug("rows without a meaning were not removed: %s", error)
 
     async def sweep_once(self) -> None:
-        """Remove expired rows, and those of our attempts that sent nothing.
-
-        Raises:
-            DatabaseTimeout, DatabaseUnavailable: see `Database.execute`.
-        """
+        """Remove expired rows, and those of our attempts that sent nothing."""
         while unsent := dict(islice(self._unsent.items(), _SWEEP_MOST)):
             numbers, keys = tuple(unsent), tuple(unsent.values())
             await self._database.execute(NOT_SENT, (keys, numbers), deadline=self._soon())
@@ -135,54 +146,46 @@ class MysqlIdempotency:
         while removed == _SWEEP_MOST:
             removed = await self._database.execute(SWEEP, (_SWEEP_MOST,), deadline=self._soon())
 
-    async def run(self, own: _Numbered) -> tuple[Reply, bool]:
-        """The reply to an attempt that our memory let in, and whether another had executed it."""
+    async def run(self, own: _Claim) -> Reply:
+        """The reply to an attempt that our memory let in."""
         while not await self._intend(own):
             known = await self._known(own, claimed=True)
             if known is not None:
-                return known, True
-        return await self._execute(own), False
+                own.is_duplicate = True
+                return known
+        return await self._execute(own)
 
-    async def _execute(self, own: _Numbered) -> Reply:
-        """Execute what is written as intended, and write what came of it."""
+    async def _execute(self, own: _Claim) -> Reply:
         try:
             reply = await own.attempt.run()
         except BaseException:
-            # Cancelled by the end of a drain. What was sent stays intended, which is the truth.
-            if not own.attempt.has_left:
+            # Cancelled by the end of a drain. A command that was sent stays `intended`: unknown.
+            if not own.has_left:
                 await self._forget(own, _MOMENT)
             raise
-        if own.attempt.has_left:
+        if own.has_left:
             await self._remember(own, reply)
         else:
             await self._forget(own, self._timeout)
         return reply
 
-    async def _intend(self, own: _Numbered) -> bool:
-        """Write that we are going to execute it; false if the id is taken.
-
-        Raises:
-            DatabaseUnavailable, RequestTimeout: it is not known to be written.
-        """
-        left = _seconds_left(own.attempt)
-        # A little more than it has, for writing the reply here.
+    async def _intend(self, own: _Claim) -> bool:
+        """Write that we are going to execute it; false if the id is taken."""
+        left = own.seconds_left
+        # With some time on top for writing the reply.
         times = (left + self._timeout, left + self._ttl)
         values = (*self._owner(own), *times, own.number)
         with self._unsent_if_it_fails(own), self._in_time(own):
             return await self._database.execute(INTEND, values, deadline=self._soon()) > 0
 
-    async def _known(self, own: _Numbered, *, claimed: bool) -> Reply | None:
+    async def _known(self, own: _Claim, *, claimed: bool) -> Reply | None:
         """The reply that there is, or will be; None when the id is free to use.
 
-        Args:
-            claimed: whether our memory holds the id for this very attempt.
-
-        Raises:
-            IdempotencyConflict, and what `execute` raises.
+        `claimed`: our memory holds the id for this very attempt.
         """
         while True:
             if not claimed:
-                # Each time anew: another request of this process may have begun it meanwhile.
+                # Again each time: another request of this process may have begun it meanwhile.
                 known = await self._ours.recall(own.command, own.attempt)
                 if known is not None:
                     return known
@@ -193,12 +196,8 @@ class MysqlIdempotency:
                 return Reply.load(row.reply)
             await self._wait(row, own)
 
-    async def _row(self, own: _Numbered) -> OutcomeRow | None:
-        """What is written under an id; None when the id is free to use.
-
-        Raises:
-            IdempotencyConflict, DatabaseUnavailable, RequestTimeout, OutcomeUnknown: see `execute`.
-        """
+    async def _row(self, own: _Claim) -> OutcomeRow | None:
+        """What is written under an id; None when the id is free to use."""
         with self._in_time(own):
             row = await self._rows.get(own.command.key)
             if row is not None and await self._is_removed(own.command.key, row):
@@ -219,40 +218,37 @@ class MysqlIdempotency:
             return False
         return True
 
-    async def _wait(self, row: OutcomeRow, own: _Numbered) -> None:
-        """Wait a little for whoever executes it.
-
-        Raises:
-            OutcomeUnknown: nobody does any more, or not in our time.
-            Draining: we can't wait any longer.
-        """
-        by_our_predecessor = row.instance == self._instance and not self._is_ours(row)
-        if by_our_predecessor or row.works_for < 0 or _seconds_left(own.attempt) <= _LOOK_SECONDS:
+    async def _wait(self, row: OutcomeRow, own: _Claim) -> None:
+        """Wait a little for whoever executes it; raises OutcomeUnknown or Draining."""
+        by_our_predecessor = row.instance == self._instance and not row.attempt.startswith(
+            self._process
+        )
+        if by_our_predecessor or row.works_for < 0 or own.seconds_left <= _LOOK_SECONDS:
             raise OutcomeUnknown()
         next_look = asyncio.get_running_loop().time() + _LOOK_SECONDS
         if self._drain.begun.is_set() and next_look > self._drain.until - DRAIN_MARGIN:
             raise Draining()
-        # It will most likely send nothing itself, so that nobody need wait for it.
-        own.attempt.step_aside()
+        # It will most likely send nothing itself, and need not hold a place in a queue.
+        own.step_aside()
         await asyncio.sleep(_LOOK_SECONDS)
 
     async def _load(self, keys: Sequence[bytes], deadline: float) -> dict[bytes, OutcomeRow]:
         rows = await self._database.fetch(LOOK, (keys,), deadline=deadline)
         return {key: OutcomeRow(*columns) for key, *columns in rows}
 
-    async def _remember(self, own: _Numbered, reply: Reply) -> None:
+    async def _remember(self, own: _Claim, reply: Reply) -> None:
         """Write the reply; never fails, as the command has left."""
-        kept_for = max(self._ttl, _seconds_left(own.attempt))
+        kept_for = max(self._ttl, own.seconds_left)
         values = (*self._owner(own), kept_for, encode_kept(reply, self._language))
         try:
             await self._database.execute(ANSWERED, values, deadline=self._soon())
         except Exception as error:
-            # Elsewhere a duplicate is told that the outcome is unknown; here our memory has it.
+            # Other processes answer `outcome_unknown` to a duplicate; this one remembers the reply.
             logger.warning("the outcome of a command could not be kept in the database: %r", error)
         else:
             self._ours.note_kept_elsewhere(own.command.key)
 
-    async def _forget(self, own: _Numbered, within: float) -> None:
+    async def _forget(self, own: _Claim, within: float) -> None:
         """Remove the intent, which came to nothing; if it can't be, a retry here knows of it."""
         deadline = asyncio.get_running_loop().time() + within
         values = ((own.command.key,), (own.number,))
@@ -263,7 +259,7 @@ class MysqlIdempotency:
             logger.debug("an intent that came to nothing was not removed: %s", error)
 
     @contextmanager
-    def _unsent_if_it_fails(self, own: _Numbered) -> Iterator[None]:
+    def _unsent_if_it_fails(self, own: _Claim) -> Iterator[None]:
         """Remember an attempt as one that sent nothing, should the body be left by an exception."""
         try:
             yield
@@ -274,61 +270,20 @@ class MysqlIdempotency:
             raise
 
     @contextmanager
-    def _in_time(self, own: _Numbered) -> Iterator[None]:
-        """Ask the table in the body, within the attempt's own time too.
-
-        Raises:
-            RequestTimeout: that is over; nothing was sent.
-            OutcomeUnknown: that is over, and another has been executing it.
-            DatabaseUnavailable: the table can't be reached.
-        """
+    def _in_time(self, own: _Claim) -> Iterator[None]:
+        """Bound the body by the attempt's deadline: RequestTimeout, or OutcomeUnknown."""
         try:
-            if _seconds_left(own.attempt) <= 0:
+            if own.seconds_left <= 0:
                 raise TimeoutError
-            with self._deadlines.until(own.attempt.deadline):
+            with self._deadlines.until(own.deadline):
                 yield
         except TimeoutError:
             raise (OutcomeUnknown() if own.waited else RequestTimeout()) from None
         except DatabaseTimeout:
             raise DatabaseUnavailable() from None
 
-    def _owner(self, own: _Numbered) -> tuple[bytes, bytes, bytes, str]:
+    def _owner(self, own: _Claim) -> tuple[bytes, bytes, bytes, str]:
         return own.command.key, own.command.fingerprint, own.number, self._instance
-
-    def _is_ours(self, row: OutcomeRow) -> bool:
-        return row.attempt.startswith(self._process)
-
-    def _next_number(self) -> bytes:
-        number = next(self._begun) % (1 << 8 * _COUNT_BYTES)
-        return self._process + number.to_bytes(_COUNT_BYTES)
 
     def _soon(self) -> float:
         return asyncio.get_running_loop().time() + self._timeout
-
-
-class _Claim:
-    """An attempt as our memory is shown it: executed by way of the table."""
-
-    def __init__(self, store: MysqlIdempotency, own: _Numbered) -> None:
-        self._store = store
-        self._own = own
-        self.is_duplicate = False
-
-    @property
-    def deadline(self) -> float:
-        return self._own.attempt.deadline
-
-    @property
-    def has_left(self) -> bool:
-        return self._own.attempt.has_left
-
-    async def run(self) -> Reply:
-        reply, self.is_duplicate = await self._store.run(self._own)
-        return reply
-
-    def step_aside(self) -> None:
-        self._own.attempt.step_aside()
-
-
-def _seconds_left(attempt: Attempt) -> float:
-    return max(0.0, attempt.deadline - time.monotonic())

@@ -11,8 +11,8 @@ What is guarded against was found by running asyncmy 0.2.18; each guard has a te
 - A deadline around connecting too: a handshake may hang (connect_timeout is for TCP alone;
   read_timeout would cost every query a timer).
 - `max_statement_time` / `max_execution_time`: a query that we gave up ends in the server too.
-- One retry on a lost connection: nobody pings what rests. For reads, and for the writes of
-  `database/idempotency.py`, which may be repeated.
+- One retry on a lost connection: nobody pings idle connections; some in a conflict of writers. For
+  reads, and for the writes of `database/idempotency.py`, which may be repeated.
 - Whatever a mangled packet makes asyncmy raise (IndexError, struct.error, …) is caught.
 """
 
@@ -49,11 +49,16 @@ _COLLATIONS = frozenset({1253, 1267, 1270, 1271, 3988})
 _OVER_CONTENT = _COLLATIONS | frozenset(
     {1264, 1292, 1300, 1366, 1406, 1411, 1525, 1690, 3140, 3141, 3854, 4038}
 )
+# Others wrote the same row at the same time, here (InnoDB) or on another node (Galera's failed
+# certification): nothing was done, and done again it succeeds. Tried so often, this far apart.
+_CONFLICT = 1213
+_CONFLICT_PAUSES = (0.005, 0.02, 0.08, 0.2)
 _PROBE_SECONDS = 1.0
 # What says that the database is in trouble; anything else is a mistake of ours, or a packet that
 # was mangled on its way. RuntimeError is asyncmy's word for a login that it has not the means for.
 _TROUBLE = (MySQLError, OSError, EOFError, RuntimeError)
 _SILENT = "no answer in time"
+_OUTAGE = "outage"
 
 
 class StatementRefused(DatabaseUnavailable):
@@ -73,29 +78,26 @@ class Database:
     def __init__(
         self, settings: Settings, metrics: Metrics, deadlines: Deadlines | None = None
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._address = DatabaseAddress.of(settings)
         self._metrics = metrics
-        # First come, first served; whoever has a slot has a connection, or makes one.
+        # Fair, and held while a connection is used or made.
         self._slots = asyncio.Semaphore(settings.db_pool_size)
         self._connections = Connections(settings)
         metrics.watch_pool(settings.db_pool_size, self._connections.in_use)
-        self._address = DatabaseAddress.of(settings)
         if self._address.ignored:
             logger.warning(
                 "DATABASE_URL: parameters that are not understood and have no effect: %s",
                 ", ".join(self._address.ignored),
             )
         self.deadlines = deadlines or Deadlines()
-        # The words for what is wrong, for logs and for administrators at a terminal.
+        # What is wrong, for logs and administrators.
         self.last_trouble: str | None = None
         # What the driver raised last; None once a statement has succeeded.
         self.last_error: Exception | None = None
-        # What was told of an outage, and of each statement that fails: once per change.
-        self._outage: str | None = None
-        self._told: dict[str, str] = {}
-        # What kinds of content were told of: the words differ with each value.
-        self._told_contents: set[object] = set()
+        # What was logged of an outage, of each statement that fails, and of each kind of content.
+        self._logged: dict[object, str] = {}
         self._last_success = float("-inf")
         self._was_available = False
         self.available = False
@@ -103,11 +105,8 @@ class Database:
     async def fetch(self, sql: str, args: Sequence[Any] = (), *, deadline: float) -> list[Row]:
         """The rows of a read; tried once more if its connection turns out to be lost.
 
-        Args:
-            deadline: on the loop's clock; nothing is waited for past it.
-
         Raises:
-            DatabaseTimeout: no answer came in time.
+            DatabaseTimeout: no answer came by `deadline`, which is on the loop's clock.
             DatabaseUnavailable: the database can't be reached, refuses us, or makes no sense.
             StatementRefused: it refuses this statement (a `DatabaseUnavailable` too).
         """
@@ -115,16 +114,9 @@ class Database:
         return rows
 
     async def execute(self, sql: str, args: Sequence[Any] = (), *, deadline: float) -> int:
-        """Run a write, which must be such that running it twice does no harm.
+        """Run a write, maybe twice, as `fetch` does; how many rows it affected.
 
-        It is tried once more if its connection turns out to be lost, as reads are.
-
-        Returns:
-            The number of rows that it affected.
-
-        Raises:
-            DatabaseTimeout: no answer came in time; it may have been done, or be done later.
-            DatabaseUnavailable: see `fetch`; it may have been done.
+        With `DatabaseTimeout` and `DatabaseUnavailable` it may have been done, or be done later.
         """
         _, affected = await self._ask(sql, args, deadline)
         return affected
@@ -137,42 +129,50 @@ class Database:
             await asyncio.sleep(_PROBE_SECONDS)
 
     async def close(self, within: float = 0.25) -> None:
-        """Close all connections; `within` seconds are for leaving the server politely."""
         await self._connections.close(within)
 
     async def _probe(self) -> None:
-        deadline = asyncio.get_running_loop().time() + self._settings.db_timeout
+        deadline = self._loop.time() + self._settings.db_timeout
         try:
             await self.fetch("SELECT 1", deadline=deadline)
         except BridgeError:
-            # Whatever went wrong: where nobody else is answered either, it is the database's doing.
+            # If other queries fail too, the database is at fault.
             if not self._answered_lately():
                 self._lost(self.last_trouble or _SILENT)
 
     def _answered_lately(self) -> bool:
-        return asyncio.get_running_loop().time() - self._last_success < _PROBE_SECONDS
+        return self._loop.time() - self._last_success < _PROBE_SECONDS
 
     async def _ask(self, sql: str, args: Sequence[Any], deadline: float) -> tuple[list[Row], int]:
         began = float("inf")
         try:
             with self.deadlines.until(deadline):
                 async with self._slots:
-                    began = asyncio.get_running_loop().time()
-                    answer = await self._run_again_if_lost(sql, args)
+                    began = self._loop.time()
+                    answer = await self._run_until_done(sql, args)
         except Exception as error:
             raise self._failed(sql, error, began) from None
         self._succeeded(sql)
         return answer
 
-    async def _run_again_if_lost(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:
-        try:
-            return await self._run(sql, args)
-        except MySQLError as error:
-            if _errno(error) not in _LOST_CONNECTION:
-                raise
-        # It is seldom the only one: the server was restarted, or all have rested for too long.
-        self._connections.cut_those_at_rest()
-        return await self._run(sql, args)
+    async def _run_until_done(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:
+        """Run it: once more if its connection is lost, a few times more in a conflict."""
+        pauses = iter(_CONFLICT_PAUSES)
+        was_lost = False
+        while True:
+            try:
+                return await self._run(sql, args)
+            except MySQLError as error:
+                errno = _errno(error)
+                pause = next(pauses, None) if errno == _CONFLICT else None
+                if pause is None and (was_lost or errno not in _LOST_CONNECTION):
+                    raise
+            if pause is not None:
+                await asyncio.sleep(pause)
+                continue
+            was_lost = True
+            # The other idle connections are most likely lost too.
+            self._connections.cut_idle()
 
     async def _run(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:
         connection = await self._connections.take()
@@ -192,13 +192,14 @@ class Database:
         return rows, cursor.rowcount
 
     def _succeeded(self, sql: str) -> None:
-        self._last_success = asyncio.get_running_loop().time()
+        self._last_success = self._loop.time()
         self.last_error = None
-        if self._told:
-            self._told.pop(sql, None)
+        if self._logged:
+            self._logged.pop(sql, None)
         if not self.available:
             self.available = True
-            self.last_trouble = self._outage = None
+            self.last_trouble = None
+            self._logged.pop(_OUTAGE, None)
             self._metrics.connected("database", True)
             if self._was_available:
                 self._metrics.reconnected("database")
@@ -208,64 +209,55 @@ class Database:
     def _failed(self, sql: str, error: Exception, began: float) -> BridgeError:
         """Our error for whatever was raised; what it says goes to the log.
 
-        Args:
-            began: when the database's part began, on the loop's clock; before, it waited for us.
+        `began`: when the database's part began, on the loop's clock.
         """
         self.last_error = error
         errno = _errno(error)
         if isinstance(error, TimeoutError) or errno in _OUT_OF_TIME:
-            # With less time, it was our own queue or the caller's haste; the probe will see.
-            had = asyncio.get_running_loop().time() - began
+            # With less time the queue or a short deadline may be the cause; the probe decides.
+            had = self._loop.time() - began
             if had >= self._settings.db_timeout / 2:
                 self._lost(_SILENT)
             return DatabaseTimeout()
         trouble = f"{type(error).__name__}: {error}"
         if errno in _OVER_CONTENT or isinstance(error, UnicodeError):
             kind = _COLLATIONS if errno in _COLLATIONS else errno or type(error)
-            self._tell_of_content(kind, trouble)
+            # The words differ with each value.
+            level = logging.WARNING if self._is_new(kind, "") else logging.DEBUG
+            words = "a statement fails over a value in it and is tried again without: %s"
+            logger.log(level, words, trouble)
             return StatementRefused(errno, over_content=True)
+        if isinstance(error, _TROUBLE) and errno not in _REFUSED:
+            self._lost(trouble)
+            return DatabaseUnavailable()
+        self.last_trouble = trouble
         if not isinstance(error, _TROUBLE):
-            if self._is_news(sql, trouble):
+            if self._is_new(sql, trouble):
                 logger.error(
                     "a statement failed unexpectedly", exc_info=error, extra={"statement": sql}
                 )
-            # Of a row that the driver can't convert, or of a packet that was mangled on its way.
+            # A row that the driver can't convert, or a mangled packet.
             return StatementRefused(None, over_content=True)
-        if errno in _REFUSED:
-            if self._is_news(sql, trouble):
-                logger.warning("the database refuses a statement: %s", trouble)
-            return StatementRefused(errno, over_content=False)
-        self._lost(trouble)
-        return DatabaseUnavailable()
-
-    def _tell_of_content(self, kind: object, trouble: str) -> None:
-        """Log a statement that fails over its content: the first of its kind as a warning."""
-        first = kind not in self._told_contents
-        self._told_contents.add(kind)
-        logger.log(
-            logging.WARNING if first else logging.DEBUG,
-            "a statement fails over a value in it and is tried again without: %s",
-            trouble,
-        )
+        if self._is_new(sql, trouble):
+            logger.warning("the database refuses a statement: %s", trouble)
+        return StatementRefused(errno, over_content=False)
 
     def _lost(self, trouble: str) -> None:
-        """The database is in trouble, by its own doing; told once per change."""
+        """The database is in trouble, by its own doing; logged once per change."""
         self.available = False
         self._metrics.connected("database", False)
         self.last_trouble = trouble
-        if trouble != self._outage:
-            self._outage = trouble
+        if self._is_new(_OUTAGE, trouble):
             logger.warning(
                 "database unavailable: %s",
                 trouble,
                 extra={"database": str(self._address)},
             )
 
-    def _is_news(self, sql: str, trouble: str) -> bool:
-        """Whether one statement has not yet failed so; others may do well meanwhile."""
-        self.last_trouble = trouble
-        told, self._told[sql] = self._told.get(sql), trouble
-        return told != trouble
+    def _is_new(self, about: object, trouble: str) -> bool:
+        """Whether this was not the last that was logged about it."""
+        logged, self._logged[about] = self._logged.get(about), trouble
+        return logged != trouble
 
 
 def _errno(error: BaseException) -> int | None:

@@ -70,7 +70,6 @@ class Statements(NamedTuple):
 
 
 def unfitted() -> Statements:
-    """Statements for tables of which nothing is known."""
     return Statements(_alike(_SENSORS_APART), _alike(READINGS), PROFILES, apart=True)
 
 

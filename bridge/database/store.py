@@ -1,6 +1,8 @@
 """What we read of the platform's tables: rows to models, reads batched."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..devices.listing import DevicesFields, ListedDevice
@@ -22,8 +24,6 @@ _TABLES_CHANGED = frozenset({1054, 1176})
 
 
 class _Loaders(NamedTuple):
-    """One for each kind of read."""
-
     sensors: BatchLoader[SensorKey, DeviceReadings]
     readings: BatchLoader[str, DeviceReadings]
     profiles: BatchLoader[str, DeviceProfile]
@@ -54,41 +54,24 @@ class MysqlStore:
     async def sensors(
         self, wanted: Sequence[SensorKey]
     ) -> Sequence[DeviceReadings | BridgeError | None]:
-        """Devices, each with at least the sensors asked for, by uuid and stored names.
-
-        Raises:
-            DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
-        """
         keys = [(device_key(device_uuid), names) for device_uuid, names in wanted]
         plain = all(device_uuid.isascii() for device_uuid, _ in keys)
         return await (self._loaders if plain else self._odd_loaders).sensors.get_all(keys)
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:
-        """A device with the latest value of each sensor; None when there is no such device.
-
-        Raises:
-            DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
-        """
         key = device_key(device_uuid)
         return await (self._loaders if key.isascii() else self._odd_loaders).readings.get(key)
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
-        """A device with its ports and presets; None when there is no such device.
-
-        Raises:
-            DatabaseTimeout, DatabaseUnavailable: see `Database.fetch`.
-        """
         key = device_key(device_uuid)
         return await (self._loaders if key.isascii() else self._odd_loaders).profiles.get(key)
 
     async def devices(
         self, fields: DevicesFields, only: Collection[str] | None
     ) -> list[ListedDevice]:
-        """See `DeviceListReader.read`."""
         return await self._device_list.read(fields, only)
 
     async def close(self) -> None:
-        """End the reads that are under way."""
         for loader in (*self._loaders, *self._odd_loaders):
             await loader.close()
 
@@ -148,7 +131,6 @@ class MysqlStore:
         return await self._database.fetch(sql, args, deadline=deadline)
 
     async def _fit(self, deadline: float) -> Statements:
-        """Look at the tables, and fit the statements to them."""
         try:
             columns = await self._database.fetch(COLUMNS_THERE, deadline=deadline)
             indexes = await self._database.fetch(INDEXES_THERE, deadline=deadline)
@@ -159,26 +141,34 @@ class MysqlStore:
         return self._statements
 
 
+# What makes of a row's values what they are to be, whatever types an installation's columns have.
+_READING = (flag, text, text, flag, time, text, text, text, text, text, text, time)
+_PLAIN_TYPES = {text: (str, type(None)), time: (datetime, type(None)), flag: (int,)}
+
+
+@lru_cache(maxsize=64)
+def _is_plain(types: tuple[type, ...]) -> bool:
+    """Whether values of these types need no converting, as on nearly every installation."""
+    return all(kind in _PLAIN_TYPES[convert] for convert, kind in zip(_READING, types, strict=True))
+
+
 def readings_of(rows: Iterable[Row]) -> dict[str, DeviceReadings]:
     """The rows of `SENSORS` or `READINGS` by `device_key` of their device."""
     devices: dict[str, DeviceReadings] = {}
     sensors: list[tuple[str, SensorRow]] = []
-    for is_device, uuid, name, online, seen, types, config, sensor, *latest in rows:
-        uuid = text(uuid) or ""  # noqa: PLW2901
+    for row in rows:
+        if not _is_plain(tuple(map(type, row))):
+            row = tuple(convert(value) for convert, value in zip(_READING, row, strict=True))  # noqa: PLW2901
+        is_device, uuid, name, online, seen, types, config, *sensor = row
+        uuid = uuid or ""
         key = device_key(uuid)
         if is_device and key not in devices:
-            devices[key] = DeviceReadings(
-                uuid, text(name) or "", flag(online), time(seen), text(types), text(config)
-            )
-        if sensor is not None:
-            value, unit, sensor_type, measured = latest
-            row = SensorRow(
-                text(sensor) or "", text(value), text(unit), text(sensor_type), time(measured)
-            )
-            sensors.append((key, row))
-    for key, row in sensors:
+            devices[key] = DeviceReadings(uuid, name or "", bool(online), seen, types, config)
+        if sensor[0] is not None:
+            sensors.append((key, SensorRow(*sensor)))
+    for key, latest in sensors:
         if key in devices:
-            devices[key].rows.append(row)
+            devices[key].rows.append(latest)
     return devices
 
 
@@ -186,8 +176,8 @@ def profiles_of(rows: Iterable[Row]) -> dict[str, DeviceProfile]:
     """The rows of `PROFILES` by `device_key` of their device."""
     profiles = {}
     for uuid, name, online, *columns in rows:
-        told = text(uuid) or ""
-        profiles[device_key(told)] = DeviceProfile(
-            told, text(name) or "", flag(online), *map(text, columns)
+        stored = text(uuid) or ""
+        profiles[device_key(stored)] = DeviceProfile(
+            stored, text(name) or "", flag(online), *map(text, columns)
         )
     return profiles

@@ -1,6 +1,6 @@
 """`python run.py demo`: the bridge with everything around it, on this machine alone.
 
-A broker in a child process, SQLite in memory, two simulated boards, and a stand-in for the
+A broker in a child process, SQLite in memory, simulated boards, and a stand-in for the
 platform's service that writes what boards report into the tables. The bridge itself is the real
 one. Nothing has to be installed beside `requirements.txt`, and nothing is left behind, not even
 after a SIGKILL: the broker ends when its stdin closes, and its file is gone once it has started.
@@ -15,8 +15,8 @@ from datetime import datetime, timedelta
 from ..app.bridge import STOP_SIGNALS, Bridge, stop_signal
 from ..app.signals import on_signal
 from ..core.deadlines import Deadlines
-from ..errors import Language, Text
-from ..http.routes import PortTakenError
+from ..errors import Language
+from ..http.port import PortTakenError
 from ..observability.metrics import Metrics
 from ..settings import Settings
 from .boards import Board
@@ -34,22 +34,10 @@ _READY_WITHIN_SECONDS = 15.0
 _AN_HOUR = timedelta(hours=1)
 # What a process gets whose terminal is closed. The bridge itself reads its keys again on it.
 _TERMINAL_CLOSED = "SIGHUP"
-_PORT_RANGE = Text(
-    "{option} 必须是 1 到 65535 之间的数字", "{option} must be a number from 1 to 65535"
-)
 
 
 async def run_demo(language: Language, *, http_port: int | None, mqtt_port: int | None) -> int:
-    """Run the demo until SIGINT, SIGTERM, or SIGHUP (its terminal was closed); the exit status.
-
-    Args:
-        language: of the demo's texts, device names and replies.
-        http_port: instead of 9001, or of a free port when that is taken.
-        mqtt_port: likewise, instead of 1883.
-    """
-    for option, port in (("--http-port", http_port), ("--mqtt-port", mqtt_port)):
-        if port is not None and not 1 <= port <= 65535:
-            return _complain(_PORT_RANGE.in_(language).format(option=option), status=2)
+    """Run the demo until a signal stops it or its terminal is closed; the exit status."""
     starting = asyncio.current_task()
     assert starting is not None
     for name in (*STOP_SIGNALS, _TERMINAL_CLOSED):
@@ -61,12 +49,11 @@ async def run_demo(language: Language, *, http_port: int | None, mqtt_port: int 
     except (NoFreePortError, BrokerError) as error:
         return _complain(str(error))
     except asyncio.CancelledError:
-        # Told to stop while starting. Once ready, `Bridge.run` listens to the signals instead.
+        # Stopped while starting; later `Bridge.run` handles the signals.
         return 0
 
 
 async def _run(settings: Settings) -> int:
-    """Build a world around a bridge, and end it after the bridge."""
     terminal = Terminal()
     devices = demo_devices(settings.language)
     an_hour_ago = datetime.now(settings.timezone).replace(tzinfo=None, microsecond=0) - _AN_HOUR
@@ -79,17 +66,19 @@ async def _run(settings: Settings) -> int:
                 life = Board(device, terminal).run(settings.mqtt_port)
                 lives.append(world.create_task(life, name=device.uuid))
             await platform.heard_all.wait()
-            return await _serve(
-                _bridge(settings, database),
-                on_ready=lambda: terminal.say(guide(settings, devices)),
-            )
+            bridge = _bridge(settings, database)
+            return await _serve(bridge, lambda: terminal.say(guide(settings, devices)))
         finally:
             for task in lives:
                 task.cancel()
 
 
 def _bridge(settings: Settings, database: SqliteBackend) -> Bridge:
-    _silence_what_does_not_matter_here()
+    # The warning that HTTP is open to everyone who reaches it: that is this machine alone.
+    logging.getLogger("bridge.app").setLevel(logging.ERROR)
+    # rumqttd acknowledges each filter of an UNSUBSCRIBE by itself, and aiomqtt, which expects one
+    # UNSUBACK, complains of the second.
+    logging.getLogger("mqtt").setLevel(logging.CRITICAL)
 
     def make_backend(_: Settings, metrics: Metrics, __: Deadlines) -> SqliteBackend:
         metrics.connected("database", True)
@@ -103,7 +92,7 @@ async def _serve(bridge: Bridge, on_ready: Callable[[], None]) -> int:
         await bridge.start()
         starting = asyncio.current_task()
         assert starting is not None
-        # In place of the bridge's own handler, which reads API keys again: here there are none.
+        # In place of the bridge's own handler, which reloads API keys.
         on_signal(_TERMINAL_CLOSED, starting.cancel)
         async with asyncio.timeout(_READY_WITHIN_SECONDS):
             while not bridge.is_ready():  # noqa: ASYNC110  it tells, but does not call
@@ -134,14 +123,6 @@ def _demo_settings(language: Language, mqtt_port: int, http_port: int | None) ->
     )
 
 
-def _silence_what_does_not_matter_here() -> None:
-    # The warning that HTTP is open to everyone who reaches it: that is this machine alone.
-    logging.getLogger("bridge.app").setLevel(logging.ERROR)
-    # rumqttd acknowledges each filter of an UNSUBSCRIBE by itself, and aiomqtt, which expects one
-    # UNSUBACK, complains of the second.
-    logging.getLogger("mqtt").setLevel(logging.CRITICAL)
-
-
-def _complain(words: str, status: int = 1) -> int:
+def _complain(words: str) -> int:
     print(f"demo: {words}", file=sys.stderr)
-    return status
+    return 1

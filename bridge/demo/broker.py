@@ -41,11 +41,8 @@ class BrokerError(Exception):
 def embedded_broker() -> Iterator[int]:
     """A broker for this machine alone, as long as the context lasts; its port, for MQTT 5.
 
-    Starting takes a fifth of a second and blocks, so that nothing can come between the child's
-    start and its owner's knowing of it.
-
-    Raises:
-        BrokerError: it did not start.
+    Starting blocks for a fifth of a second, so that no cancellation comes between the child's start
+    and its owner's knowing of it. Raises BrokerError.
     """
     # Two demos that start at one time would both find a usual port free, and share one broker.
     port = any_port()
@@ -54,7 +51,7 @@ def embedded_broker() -> Iterator[int]:
         config.write_text(_CONFIG.format(host=LOOPBACK, port=port))
         broker = Broker(config_path=str(config))
         try:
-            # It listens, and so has read its file, when this returns.
+            # When this returns it listens, and has read its file.
             broker.start()
         except (OSError, RuntimeError) as error:
             raise BrokerError(f"the broker did not start: {error}") from None

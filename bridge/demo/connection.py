@@ -34,7 +34,7 @@ async def stay_connected(
             await asyncio.shield(opening)
             await live(link)
         except LinkError:
-            # The bridge loses its own connection then, and says so.
+            # The bridge loses its own connection too, and logs it.
             pass
         finally:
             await asyncio.gather(opening, return_exceptions=True)

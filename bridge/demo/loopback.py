@@ -13,11 +13,7 @@ class NoFreePortError(Exception):
 
 
 def free_port(usual: int) -> int:
-    """The usual port, or else the next free one that ends like it: 9001, 19001, 29001 …
-
-    Raises:
-        NoFreePortError: there is none.
-    """
+    """The usual port, or else the next free one that ends like it: 9001, 19001, 29001 …"""
     for port in range(usual, 65536, _STEP):
         if _is_free(port):
             return port
@@ -33,11 +29,7 @@ def any_port() -> int:
 
 
 def wanted_port(port: int) -> int:
-    """The port that was asked for.
-
-    Raises:
-        NoFreePortError: it is taken, or not ours to take.
-    """
+    """The port that was asked for, or NoFreePortError."""
     if not _is_free(port):
         raise NoFreePortError(f"port {port} can't be used: it is taken, or needs more rights")
     return port
@@ -54,7 +46,7 @@ def _is_free(port: int) -> bool:
         return False
     with socket.socket() as probe:
         if os.name == "posix":
-            # As servers do: without it, a port left a minute ago counts as taken.
+            # As servers do: else a port in TIME_WAIT counts as taken.
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((LOOPBACK, port))

@@ -37,7 +37,6 @@ class Platform:
         self.heard_all = asyncio.Event()
 
     async def run(self, port: int) -> None:
-        """Listen on the broker at that port, until cancelled."""
         filters = ["devices/+/data", "devices/+/heartbeat"]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(
@@ -74,7 +73,7 @@ class Platform:
         if not isinstance(report, dict):
             return
         sensor_type = str(report.pop("sensor", ""))
-        # Python's words for booleans, `True` and `False`, as in the real tables.
+        # Booleans are stored as `True` and `False`, as in the real tables.
         values = {
             name: str(value) for name, value in report.items() if _SENSOR_NAME.fullmatch(name)
         }

@@ -1,8 +1,8 @@
-"""What a board is made of: sensors whose values wander, ports that do as they are told."""
+"""What a board is made of: sensors whose values wander, ports that follow commands."""
 
 import random
-from collections.abc import Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from ..devices.models import JsonObject
 from ..errors import Text
@@ -12,81 +12,55 @@ _CLOSED, _OPEN = "■", "□"
 _GAUGE_CELLS = 10
 
 
-class Sensor(Protocol):
-    """A sensor: its type as the platform writes it, and what it measures, by field."""
+@dataclass(frozen=True, slots=True)
+class Sensor:
+    """A sensor: its type as the platform writes it, what people call its fields, and a report."""
 
-    @property
-    def type(self) -> str:
-        """Such as DHT11."""
-
-    @property
-    def fields(self) -> Mapping[str, Text]:
-        """What people call each field that it reports."""
-
-    def report(self) -> JsonObject:
-        """What it measures now, a little later than the last time."""
+    type: str
+    fields: Mapping[str, Text]
+    # What it measures now, a little later than the last time.
+    report: Callable[[], JsonObject]
 
 
-class _Drift:
+def _drift(start: float, least: float, most: float, step: float) -> Iterator[float]:
     """A value that wanders slowly between two bounds."""
-
-    def __init__(self, start: float, least: float, most: float, step: float) -> None:
-        self._value, self._least, self._most, self._step = start, least, most, step
-
-    def next(self) -> float:
-        moved = self._value + random.uniform(-self._step, self._step)  # noqa: S311  a mere play
-        self._value = min(self._most, max(self._least, moved))
-        return self._value
+    value = start
+    while True:
+        value = min(most, max(least, value + random.uniform(-step, step)))  # noqa: S311  a mere play
+        yield value
 
 
-class Dht11:
-    """Temperature in tenths of a degree, humidity in whole percents."""
-
-    type = "DHT11"
-    fields: Mapping[str, Text] = {
-        "temperature": Text("室内温度", "room temperature"),
-        "humidity": Text("室内湿度", "room humidity"),
-    }
-
-    def __init__(self) -> None:
-        self._temperature = _Drift(25.4, 18, 32, 0.2)
-        self._humidity = _Drift(56, 35, 80, 0.8)
-
-    def report(self) -> JsonObject:
-        return {
-            "temperature": round(self._temperature.next(), 1),
-            "humidity": round(self._humidity.next()),
-        }
+def dht11() -> Sensor:
+    temperature, humidity = _drift(25.4, 18, 32, 0.2), _drift(56, 35, 80, 0.8)
+    return Sensor(
+        "DHT11",
+        {
+            "temperature": Text("室内温度", "room temperature"),
+            "humidity": Text("室内湿度", "room humidity"),
+        },
+        lambda: {"temperature": round(next(temperature), 1), "humidity": round(next(humidity))},
+    )
 
 
-class RainSensor:
-    """Whether it rains, and how much; dry for most of the time."""
+def rain_sensor() -> Sensor:
+    """Dry for most of the time."""
+    drift = _drift(-2, -6, 6, 0.8)
 
-    type = "RAIN_SENSOR"
-    fields: Mapping[str, Text] = {
+    def report() -> JsonObject:
+        level = max(0, round(next(drift)))
+        return {"rain": level > 0, "rain_level": level}
+
+    fields = {
         "rain": Text("窗外雨水", "rain outside"),
         "rain_level": Text("窗外雨量", "amount of rain outside"),
     }
-
-    def __init__(self) -> None:
-        self._level = _Drift(-2, -6, 6, 0.8)
-
-    def report(self) -> JsonObject:
-        level = max(0, round(self._level.next()))
-        return {"rain": level > 0, "rain_level": level}
+    return Sensor("RAIN_SENSOR", fields, report)
 
 
-class Ds18b20:
-    """A thermometer on a wire, in water."""
-
-    type = "DS18B20"
-    fields: Mapping[str, Text] = {"temperature": Text("水温", "water temperature")}
-
-    def __init__(self) -> None:
-        self._temperature = _Drift(21.5, 12, 30, 0.1)
-
-    def report(self) -> JsonObject:
-        return {"temperature": round(self._temperature.next(), 2)}
+def ds18b20() -> Sensor:
+    temperature = _drift(21.5, 12, 30, 0.1)
+    fields = {"temperature": Text("水温", "water temperature")}
+    return Sensor("DS18B20", fields, lambda: {"temperature": round(next(temperature), 2)})
 
 
 class NotUnderstoodError(Exception):
@@ -100,11 +74,7 @@ class Ports:
         self.state: dict[str, list[int]] = {kind: [0] * count for kind, count in counts.items()}
 
     def take(self, command: object) -> str:
-        """Do what a command says; one line that tells what happened.
-
-        Raises:
-            NotUnderstoodError: nothing happened.
-        """
+        """Execute a command, or raise NotUnderstoodError; one line that tells what happened."""
         match command:
             case {
                 "cmd": "led" | "relay" as kind,
@@ -130,8 +100,8 @@ class Ports:
                 "device_id": int(number),
                 "parameters": {**parameters},
             }:
-                given = "".join(f" {name}={value}" for name, value in parameters.items())
-                return f"preset {preset} {kind} {number or 'all'} {given}"
+                listed = "".join(f" {name}={value}" for name, value in parameters.items())
+                return f"preset {preset} {kind} {number or 'all'} {listed}"
         raise NotUnderstoodError
 
     def _switch(self, kind: str, number: int, action: str) -> str:

@@ -72,8 +72,6 @@ class SqliteBackend:
     def __init__(self, connection: aiosqlite.Connection) -> None:
         self._connection = connection
 
-    # ---- as a backend ---------------------------------------------------------------------------
-
     @property
     def store(self) -> "SqliteBackend":
         return self
@@ -85,8 +83,6 @@ class SqliteBackend:
     async def close(self) -> None:
         """Leave it open: the platform goes on writing when the bridge has ended."""
 
-    # ---- as a store -----------------------------------------------------------------------------
-
     async def sensors(
         self, wanted: Sequence[tuple[str, tuple[str, ...]]]
     ) -> list[DeviceReadings | None]:
@@ -94,14 +90,12 @@ class SqliteBackend:
         return [await self.readings(device_uuid) for device_uuid, _ in wanted]
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:
-        """See `Store.readings`."""
         key = device_key(device_uuid)
         keys = _json([key])
         rows = await self._connection.execute_fetchall(_READINGS, (keys, keys))
         return readings_of(tuple(row) for row in rows).get(key)
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
-        """See `Store.profile`."""
         key = device_key(device_uuid)
         rows = await self._connection.execute_fetchall(_PROFILES, (_json([key]),))
         return profiles_of(tuple(row) for row in rows).get(key)
@@ -109,24 +103,19 @@ class SqliteBackend:
     async def devices(
         self, fields: DevicesFields, only: Collection[str] | None
     ) -> list[ListedDevice]:
-        """See `Store.devices`."""
         sql, arguments = device_list.statement(fields, only, column="{}")
         sql = sql.replace("IN %s", f"IN {_KEYS}").replace("%s", "?")
-        given = [_json(each) if isinstance(each, tuple) else each for each in arguments]
+        parameters = [_json(each) if isinstance(each, tuple) else each for each in arguments]
         return device_list.devices_of(
-            tuple(row) for row in await self._connection.execute_fetchall(sql, given)
+            tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)
         )
 
-    # ---- what the platform writes ---------------------------------------------------------------
-
     async def mark_seen(self, device_uuid: str, now: datetime) -> None:
-        """A device is there."""
         await self._connection.execute(_MARK_SEEN, (now.isoformat(" "), device_uuid))
 
     async def store_readings(
         self, device_uuid: str, sensor_type: str, values: Mapping[str, str], now: datetime
     ) -> None:
-        """The latest values of a device's sensors, by name."""
         await self._connection.executemany(
             _STORE_READING,
             [
@@ -140,11 +129,7 @@ class SqliteBackend:
 async def open_database(
     devices: Sequence[Device], last_seen: datetime
 ) -> AsyncIterator[SqliteBackend]:
-    """A database in memory that knows these devices, none of them online yet.
-
-    Args:
-        last_seen: when those whose board is not there were seen last.
-    """
+    """A database in memory that knows these devices; `last_seen` is when the offline ones were."""
     async with aiosqlite.connect(":memory:", isolation_level=None) as connection:
         await connection.executescript(_TABLES)
         for number, device in enumerate(devices, start=1):
@@ -153,8 +138,8 @@ async def open_database(
             await connection.execute(_ADD_PRODUCT, product)
             config, settings = device.control_config, {"preset_commands": device.presets}
             seen = None if device.online else last_seen.isoformat(" ")
-            told = (device.uuid, number, device.name, device.active, seen, device.room, None, "1")
-            await connection.execute(_ADD_DEVICE, (*told, _json(config), _json(settings)))
+            row = (device.uuid, number, device.name, device.active, seen, device.room, None, "1")
+            await connection.execute(_ADD_DEVICE, (*row, _json(config), _json(settings)))
         backend = SqliteBackend(connection)
         for device in devices:
             for sensor in () if device.online else device.sensors:

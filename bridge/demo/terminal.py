@@ -13,7 +13,7 @@ class Terminal:
 
     def __init__(self) -> None:
         if isinstance(sys.stdout, io.TextIOWrapper):
-            # A terminal that knows no Chinese shall show question marks, not end the demo.
+            # A terminal without Chinese shows question marks.
             sys.stdout.reconfigure(errors="replace")
         # https://no-color.org
         self._colours = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
@@ -26,7 +26,6 @@ class Terminal:
         self._print("\n".join(lines))
 
     def event(self, board: str, words: str) -> None:
-        """Print what happened on a board."""
         for glyph, colour in _GLYPHS.items():
             words = words.replace(glyph, self._in(colour, glyph))
         self._print(f"{self._in(_CYAN, f'[board {board}]')} {words}")

@@ -32,16 +32,8 @@ _WHICH_PORT = Text(
 )
 
 
-# ---- control ------------------------------------------------------------------------------------
-
-
 def check_control(fields: ControlFields) -> None:
-    """Refuse what no device could do, before anything is asked of the database.
-
-    Raises:
-        ValidationFailed: fields are missing or out of range.
-        InvalidControl: unknown port type or action, or a missing value.
-    """
+    """Refuse what no device could do, before the database is asked."""
     if fields.port is not None:
         return
     missing = [
@@ -56,12 +48,7 @@ def check_control(fields: ControlFields) -> None:
 
 
 def control_command(fields: ControlFields, device: DeviceProfile) -> JsonObject:
-    """The command that a control request means on this device.
-
-    Raises:
-        InvalidControl: unknown or ambiguous port, unknown type or action, missing value.
-        ValidationFailed: the value is out of the port's range.
-    """
+    """The command that a control request means on this device."""
     table = port_table(device)
     if table.unreadable:
         raise UnreadablePorts()
@@ -138,9 +125,6 @@ def _port_called(name: str, ports: Sequence[NamedPort], port_type: str | None) -
     raise UnknownPortName(port=name, ports=listed(ports))
 
 
-# ---- stored commands ----------------------------------------------------------------------------
-
-
 def as_firmware_takes_it(stored: Mapping[str, Any]) -> JsonObject | None:
     """A stored command in the firmware's own words; None when it is no command at all.
 
@@ -178,7 +162,7 @@ def _stored_switch(kind: str, stored: Mapping[str, Any]) -> JsonObject | None:
     said = stored.get("value") if is_blank(action) else action
     if isinstance(said, str):
         said = said.strip().casefold()
-    # True and 1.0 equal 1.
+    # True and 1.0 are equal to 1.
     if said in (1, "1", "on", "true"):
         action = "on"
     elif said in (0, "0", "off", "false"):

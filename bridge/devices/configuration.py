@@ -33,5 +33,4 @@ def device_config(device: DeviceProfile) -> DeviceConfig:
 
 
 def _with(entry: Mapping[str, Any], **names: str | None) -> JsonObject:
-    """The entry with those of the names that there are."""
     return {**entry, **{label: name for label, name in names.items() if name is not None}}

@@ -23,16 +23,11 @@ class Position(NamedTuple):
     uuid: str
 
     def as_cursor(self) -> str:
-        """The cursor of the page that follows."""
         return urlsafe_b64encode(orjson.dumps(list(self))).decode().rstrip("=")
 
     @classmethod
     def of(cls, cursor: str) -> "Position":
-        """The position that a cursor stands for.
-
-        Raises:
-            ValueError: it is none of ours.
-        """
+        """The position that a cursor stands for; ValueError if it is none of ours."""
         padded = cursor + "=" * (-len(cursor) % 4)
         try:
             parts = orjson.loads(urlsafe_b64decode(padded.encode("ascii")))

@@ -19,14 +19,14 @@ JsonObject = dict[str, Any]
 
 
 def no_boolean(value: object) -> object:
-    # pydantic would take true for 1; a caller who sends it for a number has made a mistake.
+    # pydantic would read true as 1.
     if isinstance(value, bool):
         raise PydanticCustomError("int_type", "Input should be a valid integer")
     return value
 
 
 def _no_giant(value: int) -> int:
-    # Written as text it passes pydantic at any size, and no JSON of ours could repeat it.
+    # As text any size passes pydantic, but JSON readers can't read it back.
     if abs(value) >= 2**53:
         raise PydanticCustomError("int_parsing_size", "Input is too large a number")
     return value
@@ -39,15 +39,12 @@ DeviceUuid = Annotated[
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-# ---- requests -----------------------------------------------------------------------------------
-
-
-def _fold(value: object) -> object:
-    return value.casefold() if isinstance(value, str) else value
-
-
 # Of a fixed set of words, which may come in any case.
-Word = Annotated[str, Field(min_length=1, max_length=100), BeforeValidator(_fold)]
+Word = Annotated[
+    str,
+    Field(min_length=1, max_length=100),
+    BeforeValidator(lambda value: value.casefold() if isinstance(value, str) else value),
+]
 
 
 def _one_of(*words: str) -> Any:
@@ -69,12 +66,11 @@ class Fields(BaseModel):
     def _trimmed(cls, sent: Any) -> Any:
         if not isinstance(sent, dict):
             return sent
-        trimmed = {}
-        for name, value in sent.items():
-            kept = value.strip() if isinstance(value, str) else value
-            if kept is not None and kept != "":
-                trimmed[name] = kept
-        return trimmed
+        return {
+            name: kept
+            for name, value in sent.items()
+            if (kept := value.strip() if isinstance(value, str) else value) not in (None, "")
+        }
 
 
 class NoFields(Fields):
@@ -91,7 +87,7 @@ class SensorDataFields(Fields):
 
 
 class ControlFields(Fields):
-    # Which port: checked where the command is made, and told in the documents.
+    # `check_control` checks it; the schema tells it.
     model_config = ConfigDict(
         json_schema_extra={
             "anyOf": [{"required": ["port"]}, {"required": ["port_type", "port_id"]}]
@@ -131,7 +127,7 @@ class ControlFields(Fields):
     @field_validator("frequency", mode="before")
     @classmethod
     def _no_frequency(cls, value: object) -> object:
-        # Forms and tools that have no empty value send 0.
+        # Forms and tools without an empty value send 0.
         is_zero = not isinstance(value, bool) and value in (0, "0")
         return None if is_zero else value
 
@@ -152,9 +148,6 @@ class BatchFields(Fields):
     requests: Annotated[list[JsonObject], Field(min_length=1, max_length=100)] = Field(
         description="每项为 operation 及其字段 / each with operation and its fields",
     )
-
-
-# ---- what the database knows --------------------------------------------------------------------
 
 
 class SensorRow(NamedTuple):
@@ -191,9 +184,6 @@ class DeviceProfile:
     product_ports_json: str | None
     control_config_json: str | None
     settings_json: str | None
-
-
-# ---- replies ------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)

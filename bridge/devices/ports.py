@@ -35,19 +35,15 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NamedPort:
-    """A port, and all that it is called, made comparable."""
-
     port: Port
     names: frozenset[str]
 
 
 @dataclass(frozen=True, slots=True)
 class PortTable:
-    """What is known of a device's ports."""
-
     ports: tuple[NamedPort, ...] = ()
     disabled: frozenset[Place] = frozenset()
-    # Types of which some port is disabled: "all" (port 0) would switch that one too.
+    # Types with a disabled port: port 0 (all) would switch that one too.
     disabled_types: frozenset[str] = frozenset()
     # The configuration is there and can't be read: nothing may be concluded from it.
     unreadable: bool = False
@@ -61,8 +57,6 @@ class PortTable:
 
 @dataclass(slots=True)
 class _Found:
-    """What the entries of a configuration amount to."""
-
     ports: dict[Place, Entry] = field(default_factory=dict)
     disabled: set[Place] = field(default_factory=set)
     disabled_types: set[str] = field(default_factory=set)
@@ -127,7 +121,7 @@ def _overlaid(product: Entry, config: Entry) -> dict[str, Entry]:
 
 
 def _as_entry(entry: object) -> Entry:
-    # What is no object says nothing of its port, and so never that it may be switched.
+    # An entry that is no object counts as disabled.
     return entry if isinstance(entry, Mapping) else {"enabled": False}
 
 
@@ -136,7 +130,7 @@ def _found_in(entries: Mapping[str, Entry], product: Entry) -> _Found:
     decides = any(_says_its_place(entry) for entry in entries.values())
     for key, entry in entries.items():
         port_type, port_id = _place(key, entry)
-        # A type that is not ours to control is understood all the same.
+        # A type that can't be controlled is understood all the same.
         if key in product or not product:
             found.understood |= port_type is not None or _says_its_place(entry)
         if port_type is None:
@@ -148,14 +142,11 @@ def _found_in(entries: Mapping[str, Entry], product: Entry) -> _Found:
         elif port_id is not None and (
             _says_its_place(entry) or key in product or not (decides or product)
         ):
-            _add(found.ports, (port_type, port_id), entry)
+            # Of two entries for one port the first value of each name counts.
+            place = (port_type, port_id)
+            found.ports[place] = {**entry, **found.ports.get(place, {})}
     found.decides = decides
     return found
-
-
-def _add(ports: dict[Place, Entry], place: Place, entry: Entry) -> None:
-    # Two entries of one port: both name it, and the first value of each name counts.
-    ports[place] = {**entry, **ports.get(place, {})}
 
 
 def _says_its_place(entry: Entry) -> bool:
@@ -184,7 +175,6 @@ def _named(place: Place, entry: Entry) -> NamedPort:
 
 
 def listed(ports: Iterable[NamedPort]) -> str:
-    """The ports as a sentence tells them: type, number and names."""
     shown = []
     for named in ports:
         port = named.port

@@ -1,6 +1,6 @@
 """What sensors are called: the common names, and those that a product and people give."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -58,17 +58,14 @@ _RAIN_FIELDS = {
     "rain_level": ("rain_level", "level"),
 }
 
-# How many kinds of names a `Kind` has, the strongest first.
-TIERS = 3
-
 
 @dataclass(frozen=True, slots=True)
 class Kind:
     """A sensor that the product or the device's configuration tells of; names comparable."""
 
-    # What a sentence calls it; None if the entry is disabled, and so lends no name.
+    # Its name in sentences; None if the entry is disabled.
     shown: str | None
-    # Names that people gave, the product's display name, the entry's key.
+    # Names that people gave, the product's display name, the entry's key: the strongest first.
     tiers: tuple[frozenset[str], frozenset[str], frozenset[str]]
     key: str
     # The stored names of the row that it may describe.
@@ -88,12 +85,20 @@ class Kind:
         return not self.types or not of_row or of_row in self.types
 
 
+class Kinds(NamedTuple):
+    """All that the product or the device's configuration tells of; those enabled stand first."""
+
+    all: tuple[Kind, ...]
+    # Who bears a name, in groups: those whose strongest such name it is first.
+    by_name: Mapping[str, Sequence[Sequence[Kind]]]
+
+
 @lru_cache(maxsize=2048)
-def kinds_of(sensor_types_json: str | None, sensor_config_json: str | None) -> tuple[Kind, ...]:
+def kinds_of(sensor_types_json: str | None, sensor_config_json: str | None) -> Kinds:
     """The product's sensors, overlaid key by key by the device's own configuration.
 
     A pure function of the two texts, so that a cached result is never stale. What can't be read
-    lends no name. Those that are enabled stand first.
+    lends no name.
     """
     entries: dict[str, _Entry] = {}
     keys_of_product: dict[str, str] = {}
@@ -105,12 +110,16 @@ def kinds_of(sensor_types_json: str | None, sensor_config_json: str | None) -> t
         product = entries.get(known, _Entry({}, {}, of_product=False))
         entries[known] = product._replace(own={**product.own, **_object(value)})
     kinds = [_kind(plain_name(key), key, entry) for key, entry in entries.items()]
-    return tuple(sorted(kinds, key=lambda kind: kind.shown is None))
+    kinds.sort(key=lambda kind: kind.shown is None)
+    by_name: dict[str, list[list[Kind]]] = {}
+    for tier in zip(*(kind.tiers for kind in kinds), strict=True):
+        for name in frozenset().union(*tier):
+            bearers = [kind for kind, names in zip(kinds, tier, strict=True) if name in names]
+            by_name.setdefault(name, []).append(bearers)
+    return Kinds(tuple(kinds), by_name)
 
 
 class _Entry(NamedTuple):
-    """What the product says of a sensor, and what the device's own configuration says."""
-
     product: Mapping[str, Any]
     own: Mapping[str, Any]
     of_product: bool
@@ -119,7 +128,7 @@ class _Entry(NamedTuple):
 def _object(value: object) -> Mapping[str, Any]:
     if value is None:
         return {}
-    # What is no object says nothing of its sensor, and lends it no name.
+    # An entry that is no object counts as disabled.
     return value if isinstance(value, Mapping) else {"enabled": False}
 
 
@@ -127,14 +136,14 @@ def _kind(key: str, shown_key: str, entry: _Entry) -> Kind:
     own = {name: value for name, value in entry.own.items() if not is_blank(value)}
     both = {**entry.product, **own}
     lends = not is_disabled(both)
-    given = texts_of(own, "custom_name", "alias") if lends else ()
+    personal = texts_of(own, "custom_name", "alias") if lends else ()
     displayed = texts_of(both, "name") if lends else ()
-    shown = (*given, *displayed, shown_key) if lends else (None,)
+    shown = (*personal, *displayed, shown_key) if lends else (None,)
     stored, types = _rows_of(key, both)
     return Kind(
         shown=shown[0],
         tiers=(
-            frozenset(map(plain_name, given)),
+            frozenset(map(plain_name, personal)),
             frozenset(map(plain_name, displayed)),
             frozenset((key,) if lends and entry.of_product and key else ()),
         ),

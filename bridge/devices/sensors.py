@@ -1,13 +1,13 @@
 """Sensor names, units and values: which row a caller means, and what its text says."""
 
 import re
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import lru_cache
 
 from .errors import AmbiguousSensor, SensorNotFound
 from .models import DeviceReadings, Reading, SensorRow
 from .names import plain_name
-from .sensor_names import COMMON_NAMES, TIERS, Kind, kinds_of
+from .sensor_names import COMMON_NAMES, Kinds, kinds_of
 
 _NUMBER = re.compile(r"[+-]?(\d+)(\.\d*)?([eE][+-]?\d+)?|[+-]?\.\d+([eE][+-]?\d+)?")
 _STORED_NAME = re.compile(r"[a-z_][a-z0-9_]*")
@@ -35,7 +35,7 @@ _NUMBERED = re.compile(r"_?\d+$")
 
 @lru_cache(maxsize=4096)
 def candidates(sensor: str) -> tuple[str, ...]:
-    """The stored names that a name may stand for as such; none if it can only be a given name."""
+    """The stored names that a name may stand for by itself; none for names that people gave."""
     wanted = plain_name(sensor)
     meaning = COMMON_NAMES.get(wanted)
     if meaning is not None:
@@ -48,9 +48,9 @@ def candidates(sensor: str) -> tuple[str, ...]:
 def find_among(device: DeviceReadings, sensor: str) -> SensorRow | None:
     """The row that `sensor` means, if the rows of its `candidates` are enough to tell."""
     try:
-        return _meant(device, plain_name(sensor), frozenset(candidates(sensor)))
+        return _meant(device, plain_name(sensor), candidates(sensor))
     except AmbiguousSensor:
-        # All rows are needed to tell the names.
+        # The error lists names, for which all rows are needed.
         return None
 
 
@@ -58,11 +58,7 @@ def find(device: DeviceReadings, sensor: str) -> SensorRow:
     """The row that `sensor` means, of a device with all its rows.
 
     A stored name goes first; then the names that people gave, the product's display names, its
-    keys, and the common names.
-
-    Raises:
-        SensorNotFound: none; it lists the sensors there are.
-        AmbiguousSensor: several bear that name; it lists them.
+    keys, and the common names. Raises SensorNotFound or AmbiguousSensor.
     """
     row = _meant(device, plain_name(sensor), None)
     if row is None:
@@ -70,7 +66,9 @@ def find(device: DeviceReadings, sensor: str) -> SensorRow:
     return row
 
 
-def _meant(device: DeviceReadings, wanted: str, fetched: frozenset[str] | None) -> SensorRow | None:
+def _meant(
+    device: DeviceReadings, wanted: str, fetched: tuple[str, ...] | None
+) -> SensorRow | None:
     """The row meant, or None; `fetched`: the stored names that were read, None for all."""
     if not wanted:
         return None
@@ -79,9 +77,8 @@ def _meant(device: DeviceReadings, wanted: str, fetched: frozenset[str] | None) 
         if plain_name(row.sensor_name) == wanted:
             return row
     kinds = _kinds_of(device)
-    for tier in range(TIERS):
-        named = [kind for kind in kinds if wanted in kind.tiers[tier]]
-        if fetched is not None and not all(fetched.issuperset(kind.stored) for kind in named):
+    for named in kinds.by_name.get(wanted, ()):
+        if fetched is not None and not all(kind.stored.issubset(fetched) for kind in named):
             return None
         found = {row for kind in named for row in rows if kind.describes(row)}
         if len(found) > 1:
@@ -97,7 +94,7 @@ def _valued(device: DeviceReadings) -> list[SensorRow]:
     return [row for row in device.rows if row.sensor_value is not None]
 
 
-def _kinds_of(device: DeviceReadings) -> tuple[Kind, ...]:
+def _kinds_of(device: DeviceReadings) -> Kinds:
     return kinds_of(device.sensor_types_json, device.sensor_config_json)
 
 
@@ -119,7 +116,6 @@ def reading(device: DeviceReadings, row: SensorRow, now: datetime) -> Reading:
 
 
 def all_readings(device: DeviceReadings, now: datetime) -> list[Reading]:
-    """Every sensor of a device that has a value."""
     return [reading(device, row, now) for row in device.rows if row.sensor_value is not None]
 
 
@@ -131,7 +127,7 @@ def shown_names(device: DeviceReadings) -> dict[str, str]:
     return {
         row.sensor_name: kind.shown
         for row in _valued(device)
-        for kind in reversed(_kinds_of(device))
+        for kind in reversed(_kinds_of(device).all)
         if kind.shown and plain_name(kind.shown) != kind.key and kind.describes(row)
     }
 
@@ -157,7 +153,7 @@ def _unit(device: DeviceReadings, row: SensorRow) -> str:
     """The stored unit, else the product's, else the usual one."""
     if row.sensor_unit and not row.sensor_unit.isspace():
         return row.sensor_unit
-    for kind in _kinds_of(device):
+    for kind in _kinds_of(device).all:
         if kind.unit and kind.describes(row):
             return kind.unit
     return usual_unit(row.sensor_name)
@@ -192,10 +188,11 @@ def _by_common_name(rows: list[SensorRow], wanted: str) -> SensorRow | None:
     return None
 
 
-def _listed(rows: list[SensorRow], kinds: tuple[Kind, ...]) -> str:
+def _listed(rows: list[SensorRow], kinds: Kinds) -> str:
     shown = []
     for row in rows:
-        names = dict.fromkeys(kind.shown for kind in kinds if kind.shown and kind.describes(row))
+        bearers = (kind for kind in kinds.all if kind.shown and kind.describes(row))
+        names = dict.fromkeys(str(kind.shown) for kind in bearers)
         shown.append(f"{row.sensor_name} ({', '.join(names)})" if names else row.sensor_name)
     return ", ".join(shown) or "-"
 
@@ -204,9 +201,9 @@ def _age(timestamp: datetime | None, now: datetime) -> float | None:
     if timestamp is None:
         return None
     # Of the two moments that one time means at the end of summer time, the later that has passed.
-    ages = sorted(
-        (now - timestamp.replace(tzinfo=now.tzinfo, fold=fold).astimezone(UTC)).total_seconds()
-        for fold in (0, 1)
-    )
+    for fold in (1, 0):
+        age = now.timestamp() - timestamp.replace(tzinfo=now.tzinfo, fold=fold).timestamp()
+        if age >= 0:
+            return round(age, 3)
     # A board's clock may run ahead of the database's; no reading comes from the future.
-    return round(next((age for age in ages if age >= 0), 0.0), 3)
+    return 0.0

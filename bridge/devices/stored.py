@@ -75,12 +75,10 @@ def text_of(value: object) -> str | None:
 
 
 def first_text(entry: Mapping[str, Any], *labels: str) -> str | None:
-    """The first of the values under `labels` that is a usable text."""
     return next((text for label in labels if (text := text_of(entry.get(label)))), None)
 
 
 def texts_of(entry: Mapping[str, Any], *labels: str) -> tuple[str, ...]:
-    """All values under `labels` that are usable texts."""
     return tuple(text for label in labels if (text := text_of(entry.get(label))))
 
 
@@ -104,7 +102,7 @@ def number_of(value: object) -> int | float | None:
         value = float(text) if _NUMBER.fullmatch(text) else None
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    # No NaN is below it either.
+    # This also excludes NaN.
     if not abs(value) < TOO_LARGE:
         return None
     return int(value) if value == int(value) else value

@@ -42,7 +42,6 @@ def _table(name: str) -> Text:
 
 
 def checks() -> tuple[Check, ...]:
-    """All checks, in the order in which they are made."""
     logged_in, connected = (_DATABASE_LOGIN,), (_BROKER_LOGIN,)
     unreachable = Text("设备是否接收", "unreachable devices")
     return (
@@ -82,11 +81,7 @@ def checks() -> tuple[Check, ...]:
 
 
 async def examine(settings: Settings) -> int:
-    """Make all checks and print what each found.
-
-    Returns:
-        The exit status: 0 when the bridge can work with these settings, 1 when it can't.
-    """
+    """Make all checks and print what each found; 0 when the bridge can work, else 1."""
     page = Page(settings)
     # One connection, and no longer waits than a check may take.
     patient = settings.model_copy(
@@ -109,7 +104,6 @@ async def examine(settings: Settings) -> int:
 
 
 async def _made(check: Check, examination: Examination, unsound: set[Text], ends: float) -> Finding:
-    """What a check found, within its time and that of the whole."""
     for need in check.needs:
         if need in unsound:
             return skipped(f"须先通过「{need.zh}」", f"'{need.en}' has to pass first")

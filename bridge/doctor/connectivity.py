@@ -12,7 +12,6 @@ from .findings import ANSWER_SECONDS, Finding, failed, ok
 
 
 async def server_reached(host: str, port: int, names: str, unit: str) -> Finding:
-    """Whether something takes TCP connections there; each way to fail has its own sentence."""
     where = f"{host}:{port}"
     look = Text(f"核对 {names}", f"check {names}")
     try:
@@ -41,11 +40,7 @@ async def server_reached(host: str, port: int, names: str, unit: str) -> Finding
 
 
 async def _connect(host: str, port: int) -> None:
-    """Open a TCP connection to one of a host's addresses, and close it.
-
-    Raises:
-        OSError: the most telling of what went wrong.
-    """
+    """Connect to one of a host's addresses, and close; raises the most telling OSError."""
     addresses = await resolve(host, port)
     results = await asyncio.gather(*(_try_address(*address) for address in addresses))
     errors = [error for error in results if error is not None]
@@ -67,13 +62,10 @@ async def _try_address(family: int, address: Any) -> OSError | None:
 
 
 async def resolve(host: str, port: int) -> list[tuple[int, Any]]:
-    """The addresses of a host, as (family, address).
+    """The addresses of a host, as (family, address); raises socket.gaierror.
 
     Looked up in a thread that is left behind if need be: the loop's own threads, with a resolver
     that hangs, would keep the program from ending.
-
-    Raises:
-        socket.gaierror: there are none, or the name server does not answer.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[tuple[int, Any]] | OSError] = loop.create_future()

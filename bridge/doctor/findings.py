@@ -20,8 +20,6 @@ Advice = Text | str
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check found: one sentence, and what to do about it."""
-
     level: Level
     says: Text
     advice: tuple[Text, ...] = ()
@@ -29,8 +27,6 @@ class Finding:
 
 @dataclass(slots=True)
 class Examination:
-    """What the checks share."""
-
     settings: Settings
     database: Database
     name: str = field(default_factory=lambda: f"doctor-{secrets.token_hex(4)}")
@@ -46,7 +42,6 @@ class Check(NamedTuple):
 
 
 def ok(zh: str, en: str) -> Finding:
-    """As it should be."""
     return Finding("ok", Text(zh, en))
 
 
@@ -61,7 +56,6 @@ def failed(zh: str, en: str, *advice: Advice) -> Finding:
 
 
 def skipped(zh: str, en: str) -> Finding:
-    """Not looked at, and why."""
     return Finding("skipped", Text(f"已跳过：{zh}", f"skipped: {en}"))
 
 

@@ -21,7 +21,6 @@ class Page:
         self._counts = dict.fromkeys(_MARKS, 0)
 
     def write(self, subject: Text, finding: Finding) -> None:
-        """One line, and what to do indented below it."""
         self._counts[finding.level] += 1
         mark = self._marks[finding.level]
         self._print(f"{mark} {subject.in_(self._language)}: {finding.says.in_(self._language)}")
@@ -29,7 +28,6 @@ class Page:
             self._print(f"{' ' * len(mark)}     {line.in_(self._language)}")
 
     def sum_up(self) -> None:
-        """The last line."""
         failed, skipped, notes = (self._counts[level] for level in ("failed", "skipped", "note"))
         verdict = Text("桥接服务可以运行：python run.py", "The bridge can run: python run.py")
         if failed or skipped:
@@ -44,7 +42,7 @@ class Page:
         try:
             print(line.encode(self._encoding, "replace").decode(self._encoding), flush=True)
         except BrokenPipeError:
-            # Whoever read has seen enough (`| head`); the rest goes nowhere, in silence.
+            # The reader has closed the pipe (`| head`).
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _shows(self, text: str) -> bool:

@@ -29,7 +29,7 @@ async def free(examination: Examination) -> Finding:
         words = error.strerror or str(error)
         return failed(
             f"不能监听 {where}：{words}",
-            f"we can't listen on {where}: {words}",
+            f"the bridge can't listen on {where}: {words}",
             Text(
                 "核对 SERVICE_HOST（本机的地址）和 SERVICE_PORT（1024 以上）",
                 "check SERVICE_HOST (an address of this machine) and SERVICE_PORT (1024 or more)",
@@ -41,7 +41,7 @@ async def free(examination: Examination) -> Finding:
 def _bind(family: int, address: Any) -> None:
     with socket.socket(family, socket.SOCK_STREAM) as door:
         if os.name == "posix":
-            # As servers do: connections that have just ended are no obstacle.
+            # As servers do: else a port in TIME_WAIT counts as taken.
             door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             door.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -57,7 +57,10 @@ async def _taken(settings: Settings) -> Finding:
         return note(
             f"{where} 上已有一个桥接服务在运行（{state}）",
             f"a bridge is already running on {where} ({state})",
-            Text("要再运行一个：换一个 SERVICE_PORT", "to run another: set another SERVICE_PORT"),
+            Text(
+                "要再运行一个：换一个 SERVICE_PORT",
+                "to run another bridge, set another SERVICE_PORT",
+            ),
         )
     usual = Text(
         "占用 9001 的通常是 Mosquitto 的 WebSocket 监听，或旧的 plugin-backend 服务",
@@ -73,7 +76,6 @@ async def _taken(settings: Settings) -> Finding:
 
 
 async def _health(settings: Settings) -> dict[str, Any] | None:
-    """What a bridge on our port says of its health; None when no bridge is there."""
     host = _nearest(settings.service_host)
     url = f"http://{f'[{host}]' if ':' in host else host}:{settings.service_port}/health"
     try:

@@ -8,7 +8,7 @@ import orjson
 
 from ..core.operations import OPERATIONS
 from ..errors import Text
-from ..link import REFUSED_FROM, Link, LinkError, packets
+from ..link import REFUSED_FROM, LinkError, packets
 from ..settings import Settings
 from .broker import connected, reason_given
 from .findings import Examination, Finding, failed, note, ok
@@ -17,8 +17,8 @@ from .traffic import acl_rules, publish
 _DELIVERY_SECONDS = 1.0
 _PLAIN = Text(
     "不支持共享订阅的服务器（如 RabbitMQ 3、NATS、ActiveMQ 5、Aedes），在 .env 中设为空：",
-    "a broker without shared subscriptions (RabbitMQ 3, NATS, ActiveMQ 5, Aedes): in .env, set it "
-    "to nothing:",
+    "with a broker without shared subscriptions (RabbitMQ 3, NATS, ActiveMQ 5, Aedes), set it to "
+    "an empty value in .env:",
 )
 
 
@@ -36,7 +36,7 @@ async def requests(examination: Examination) -> Finding:
     try:
         sent, delivered = await _delivery(examination, share, topic)
         if not sent:
-            # Where we may ask for our own operations alone: by a share of the doctor's own.
+            # The ACL may allow known operations only: then with a share of the doctor's own.
             topic = f"{settings.mqtt_topic_prefix}/request/health"
             own_share = f"$share/{examination.name}/" if share else ""
             sent, delivered = await _delivery(examination, own_share, topic)
@@ -69,11 +69,7 @@ async def requests(examination: Examination) -> Finding:
 
 
 async def _delivery(examination: Examination, share: str, base: str) -> tuple[bool, bool]:
-    """Whether the broker takes a request from us, and whether it comes back by a subscription.
-
-    Raises:
-        LinkError: the subscription is refused.
-    """
+    """Whether the broker takes a request from us, and whether it comes back by a subscription."""
     settings = examination.settings
     payload = orjson.dumps({"request_id": examination.name})
     heard = asyncio.Event()
@@ -85,7 +81,7 @@ async def _delivery(examination: Examination, share: str, base: str) -> tuple[bo
     async with connected(examination, hear) as link:
         await link.subscribe([f"{share}{base}", f"{share}{base}/+"])
         for topic in _request_topics(base, settings):
-            if await _taken(link, topic, payload):
+            if await publish(link, topic, payload) < REFUSED_FROM:
                 try:
                     async with asyncio.timeout(_DELIVERY_SECONDS):
                         await heard.wait()
@@ -95,12 +91,8 @@ async def _delivery(examination: Examination, share: str, base: str) -> tuple[bo
     return False, False
 
 
-async def _taken(link: Link, topic: str, payload: bytes) -> bool:
-    return await publish(link, topic, payload) < REFUSED_FROM
-
-
 def _request_topics(base: str, settings: Settings) -> Sequence[str]:
-    # Where users may ask under their own name only, so may we.
+    # The ACL may allow requests under the user's own name only.
     user = settings.mqtt_username
     named = user and user not in OPERATIONS and not re.search(r"[+#/\x00-\x1f]", user)
     return [f"{base}/{user}", base] if named else [base]
@@ -112,13 +104,15 @@ def _not_subscribed(error: LinkError, settings: Settings) -> Finding:
     if settings.mqtt_share:
         dynamic = Text(
             "动态安全插件（dynamic security）还须允许订阅：",
-            "Mosquitto's dynamic security plugin needs this right besides:",
+            "Mosquitto's dynamic security plugin also needs this right:",
         )
         pattern = f"$share/{settings.mqtt_share}/{settings.mqtt_topic_prefix}/request/#"
         rule = f"mosquitto_ctrl dynsec addRoleACL <role> subscribePattern '{pattern}' allow"
         shared = (_PLAIN, "MQTT_SHARE=")
         lines = [Text(line, line) if isinstance(line, str) else line for line in shared]
         if error.reason == 0x9E:
-            return failed(f"不能订阅请求：{reason}", f"we can't subscribe: {reason}", *lines)
+            return failed(
+                f"不能订阅请求：{reason}", f"the bridge can't subscribe: {reason}", *lines
+            )
         advice = (*advice, dynamic, rule, *lines)
     return failed(f"不能订阅请求：{reason}", f"we can't subscribe to requests: {reason}", *advice)

@@ -27,11 +27,7 @@ _RETAINED_SECONDS = 0.3
 
 
 async def publish(link: Link, topic: str, payload: bytes = b"{}") -> int:
-    """Publish what expires at once; the PUBACK's reason code.
-
-    Raises:
-        LinkError: the broker closed the connection, as some do instead of refusing.
-    """
+    """Publish what expires at once; the PUBACK's reason code."""
     acknowledged = link.publish(topic, payload, qos=1, properties=packets.properties(expiry=1))
     assert acknowledged is not None
     return await acknowledged
@@ -42,7 +38,6 @@ def _topic(examination: Examination, kind: Literal["reply", "status"]) -> str:
 
 
 def acl_rules(settings: Settings, rule: str) -> tuple[Advice, ...]:
-    """What Mosquitto's ACL has to say."""
     user = (f"user {settings.mqtt_username}",) if settings.mqtt_username else ()
     return (
         Text("ACL（示例：deploy/mosquitto/acl）：", "ACL (sample: deploy/mosquitto/acl):"),
@@ -108,7 +103,7 @@ async def presence(examination: Examination) -> Finding:
     if finding.level != "failed":
         return finding
     own = f"{prefix}/status/{settings.instance}"
-    enough = Text(f"如果只允许 {own}，也可以", f"if {own} alone is allowed, that will do")
+    enough = Text(f"只允许 {own} 就够了", f"it is enough to allow {own}")
     return note(finding.says.zh, finding.says.en, *finding.advice, enough)
 
 
@@ -124,7 +119,7 @@ async def instance(examination: Examination) -> Finding:
             online.set()
 
     async with connected(examination, hear) as link:
-        # `Link.subscribe` leaves stored messages at the broker; these are what we came for.
+        # `Link.subscribe` asks for no stored messages, which are needed here.
         await link._client.subscribe(
             [(f"{settings.mqtt_topic_prefix}/status/{name}", 1) for name in names]
         )
@@ -137,8 +132,8 @@ async def instance(examination: Examination) -> Finding:
         f"{name} 已经在线",
         f"{name} is online already",
         Text(
-            "若不是您在运行的那个：换一个 MQTT_INSTANCE",
-            "if it is not the one that you run: set another MQTT_INSTANCE",
+            "若不是你在运行的那个：换一个 MQTT_INSTANCE",
+            "if it is not the bridge that you run, set another MQTT_INSTANCE",
         ),
     )
 
@@ -176,7 +171,8 @@ async def speed(examination: Examination) -> Finding:
             f"QoS 1 往返 {took}：每条命令至少等这么久",
             f"QoS 1 round trip {took}: every command waits for so long at least",
             Text(
-                "服务器很远则正常；否则它过载了", "normal if it is far away; else it is overloaded"
+                "服务器很远则正常；否则它过载了",
+                "normal if the broker is far away; otherwise it is overloaded",
             ),
         )
     return ok(f"QoS 1 往返 {took}", f"QoS 1 round trip {took}")
@@ -206,7 +202,10 @@ async def unreachable_devices(examination: Examination) -> Finding:
         return note(
             "有客户端订阅了所有设备的命令，因此看不出设备自己有没有接收",
             "some client subscribes to all devices' commands, which hides a device that does not",
-            Text("让它订阅得窄一些（不用 devices/#）", "let it subscribe to less than devices/#"),
+            Text(
+                "让它订阅得窄一些（不用 devices/#）",
+                "let it subscribe to fewer topics than devices/#",
+            ),
         )
     return note(
         "服务器不说明命令有没有设备接收",

@@ -30,13 +30,10 @@ class Connection(Protocol):
 
     is_surplus: bool
 
-    def watch_reader(self) -> None:
-        """Count what the client has not read among what is unsent."""
+    def watch_reader(self) -> None: ...
 
 
 class Answer(web.StreamResponse):
-    """A whole response, written with its head in one piece."""
-
     def __init__(
         self,
         status: int,
@@ -46,32 +43,35 @@ class Answer(web.StreamResponse):
         *,
         keep_alive: bool = True,
     ) -> None:
-        # Not super().__init__(), which makes a multidict of headers and much else.
+        # Without super().__init__(), which makes a multidict of headers.
         self._status = status
         self._keep_alive = keep_alive
         self._content = body
-        self._lines = _header_lines(content_type, tuple(headers))
+        self._lines = _first_lines(status, content_type, tuple(headers))
         self._written = False
+        # Whether its client has read all but little of it.
+        self._is_read = False
 
     def add_headers(self, headers: Sequence[tuple[str, str]]) -> None:
-        """Add headers before it is sent."""
         self._lines += "".join(f"{name}: {value}\r\n" for name, value in headers)
 
     @property
     def keep_alive(self) -> bool | None:
-        """Whether the connection goes on after it."""
         return self._keep_alive
 
     async def send(self, request: web.BaseRequest) -> None:
-        """Write it, and wait a second at most until its client has read it."""
-        if self._write(request):
-            with contextlib.suppress(TimeoutError):
+        """Write it, and wait a second at most until its client has read it.
+
+        A client that has gone is left to `prepare`, whose caller expects it.
+        """
+        if request.transport is not None and self._write(request):
+            with contextlib.suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(_READ_SECONDS):
                     await request.writer.drain()
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Write it unless it was sent, and wait until its client has read it."""
-        if self._write(request):
+        if not self._is_read and self._write(request):
             await request.writer.drain()
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -95,7 +95,8 @@ class Answer(web.StreamResponse):
                 transport.write(head + body)
             else:
                 transport.writelines((head, body))
-        if transport.get_write_buffer_size() <= _UNSENT_BYTES:
+        self._is_read = transport.get_write_buffer_size() <= _UNSENT_BYTES
+        if self._is_read:
             return False
         cast(Connection, request.protocol).watch_reader()
         return True
@@ -105,8 +106,7 @@ class Answer(web.StreamResponse):
         if self._status in _BODILESS:
             length = ""
         return (
-            f"{_status_line(self._status)}{self._lines}{length}"
-            f"Date: {_date(int(time.time()))}\r\n{persistence}\r\n"
+            f"{self._lines}{length}Date: {_date(int(time.time()))}\r\n{persistence}\r\n"
         ).encode("latin-1", "replace")
 
     def _persistence(self, request: web.BaseRequest) -> str:
@@ -126,15 +126,10 @@ def _may_go_on(request: web.BaseRequest) -> bool:
 
 
 @lru_cache(maxsize=64)
-def _header_lines(content_type: str, headers: tuple[tuple[str, str], ...]) -> str:
-    return f"Content-Type: {content_type}\r\n" + "".join(
-        f"{name}: {value}\r\n" for name, value in headers
-    )
-
-
-@lru_cache(maxsize=64)
-def _status_line(status: int) -> str:
-    return f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\n"
+def _first_lines(status: int, content_type: str, headers: tuple[tuple[str, str], ...]) -> str:
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", f"Content-Type: {content_type}"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    return "".join(f"{line}\r\n" for line in lines)
 
 
 @lru_cache(maxsize=2)

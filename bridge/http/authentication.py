@@ -5,14 +5,13 @@ import hmac
 import logging
 import re
 import stat
-from collections.abc import Iterable
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from ..core.grant import Grant
 from ..devices.names import device_key
-from ..errors import Text, Unauthorized
+from ..errors import Unauthorized, UnusableValue
 from ..settings import UNREADABLE, Networks, Settings, SettingsError
 
 logger = logging.getLogger(__name__)
@@ -36,18 +35,13 @@ class Keys:
 
     @property
     def required(self) -> bool:
-        """Whether there are any keys."""
         return bool(self._by_digest)
 
     def load(self) -> None:
-        """Read the keys again.
-
-        Raises:
-            SettingsError: the file can't be used; the keys that were known stay in force.
-        """
+        """Read the keys again; on SettingsError those that were known stay in force."""
         self._by_digest = read_keys(self._settings)
         path = self._settings.api_keys_file
-        # It may have gone by now.
+        # The file may have been removed meanwhile.
         with contextlib.suppress(OSError):
             if path is not None and path.stat().st_mode & _READABLE_BY_OTHERS:
                 logger.warning(
@@ -58,11 +52,7 @@ class Keys:
         """What the bearer of a secret, or the caller from an address, may do; None: everything.
 
         A trusted address needs no key, so that a wrong one does not shut it out; the limits of a
-        key that it shows do hold.
-
-        Raises:
-            Unauthorized: there are keys, and none was shown.
-            WrongKey: what was shown is none of them.
+        key that it shows do hold. Raises Unauthorized, or WrongKey if a key was shown.
         """
         if not self._by_digest:
             return None
@@ -103,7 +93,7 @@ def read_keys(settings: Settings) -> dict[bytes, Grant]:
     """
     try:
         keys = _parse_keys(settings.api_keys.get_secret_value())
-    except _UnusableError as error:
+    except UnusableValue as error:
         raise SettingsError(f"API_KEYS: {error.text.in_(settings.language)}") from None
     grants = {_digest(secret): Grant(name) for name, secret in keys.items()}
     if settings.api_keys_file is None:
@@ -113,35 +103,26 @@ def read_keys(settings: Settings) -> dict[bytes, Grant]:
         names = [grant.name for grant in grants.values()]
         for name in names:
             if names.count(name) > 1:
-                raise _UnusableError(
+                raise UnusableValue(
                     f"{name!r} 在 API_KEYS 中另有密钥", f"{name!r} has another secret in API_KEYS"
                 )
-    except _UnusableError as error:
+    except UnusableValue as error:
         raise SettingsError(f"API_KEYS_FILE: {error.text.in_(settings.language)}") from None
     return grants
 
 
-class _UnusableError(Exception):
-    """Keys that can't be used, and why; no secret is in the words."""
-
-    def __init__(self, zh: str, en: str) -> None:
-        super().__init__(en)
-        self.text = Text(zh, en)
-
-
 def _parse_keys(text: str) -> dict[str, str]:
-    """`name:secret,…` as a mapping of name to secret."""
     keys: dict[str, str] = {}
     for number, entry in enumerate((part.strip() for part in text.split(",")), start=1):
         if not entry:
             continue
         name, colon, secret = entry.partition(":")
         if not (colon and secret and _KEY_NAME.fullmatch(name)):
-            raise _UnusableError(
+            raise UnusableValue(
                 f"第 {number} 项不是 名称:密钥", f"entry {number} is not name:secret"
             )
         if name in keys:
-            raise _UnusableError(f"名称 {name!r} 重复", f"the name {name!r} comes twice")
+            raise UnusableValue(f"名称 {name!r} 重复", f"the name {name!r} is used twice")
         keys[name] = secret
     return keys
 
@@ -154,51 +135,48 @@ def _read_file(path: Path) -> dict[bytes, Grant]:
             continue
         digest, grant = _read_line(words, number)
         if digest in grants or any(grant.name == other.name for other in grants.values()):
-            raise _UnusableError(
+            raise UnusableValue(
                 f"第 {number} 行：名称或密钥与上面某行相同",
-                f"line {number}: its name or secret stands in a line above",
+                f"line {number}: the name or the secret is already in a line above",
             )
         grants[digest] = grant
     if not grants:
-        raise _UnusableError(
-            "其中没有密钥；若不需要，请删去该配置",
-            "it holds no key; to do without it, remove the setting",
+        raise UnusableValue(
+            "文件中没有密钥；若不需要密钥，请删去该配置项",
+            "the file holds no key; to use no keys, remove the setting",
         )
     return grants
 
 
 def _text_of(path: Path) -> str:
     if not path.is_file():
-        # A pipe would be waited for.
-        raise _UnusableError("所指的不是普通文件", "it names no regular file")
+        # Reading a pipe would block.
+        raise UnusableValue("该路径不是普通文件", "this is not a regular file")
     try:
-        # Windows' editors begin a UTF-8 file with a mark.
+        # Windows' editors write a byte order mark.
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError):
-        raise _UnusableError(UNREADABLE.zh, UNREADABLE.en) from None
+        raise UnusableValue(UNREADABLE.zh, UNREADABLE.en) from None
 
 
 def _read_line(words: list[str], number: int) -> tuple[bytes, Grant]:
     try:
         ((name, secret),) = _parse_keys(words[0]).items()
-    except (ValueError, _UnusableError):
-        raise _UnusableError(
+    except ValueError:
+        raise UnusableValue(
             f"第 {number} 行不是以 名称:密钥 开头", f"line {number} does not begin with name:secret"
         ) from None
     limits: dict[str, frozenset[str]] = {}
     for word in words[1:]:
         kind, _, values = word.partition("=")
-        names = frozenset(_names(kind, values.split(",")))
-        # Not its words: a secret with a space in it would be told.
+        names = frozenset(value for value in values.split(",") if value)
+        if kind == "devices":
+            names = frozenset(map(device_key, names))
+        # Without the word itself, which may be part of a secret with a space in it.
         if kind not in ("operations", "devices") or not names or kind in limits:
-            raise _UnusableError(
+            raise UnusableValue(
                 f"第 {number} 行：名称:密钥 之后只能有 operations=… 和 devices=…，各一次",
-                f"line {number}: after name:secret may come operations=… and devices=…, once each",
+                f"line {number}: after name:secret write operations=… or devices=…, once each",
             )
         limits[kind] = names
     return _digest(secret), Grant(name, limits.get("operations"), limits.get("devices"))
-
-
-def _names(kind: str, values: Iterable[str]) -> Iterable[str]:
-    named = (value for value in values if value)
-    return named if kind == "operations" else (device_key(value) for value in named)

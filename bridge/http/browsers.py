@@ -1,13 +1,14 @@
 """What web pages may ask through somebody's browser: the guard against other origins and rebinding.
 
-What is let in without an API key could be sent by a page in the browser of somebody who may. A page
-of another origin shows by its `Origin` header. A page whose host name was made to mean our address
-(DNS rebinding) shows by its `Host` header, which holds a name that a stranger can register; names
-without a dot, addresses, and names below the domains set aside for private use are none.
+A request without an API key could come from any page in the browser of somebody in the network. A
+page of another origin is recognised by its `Origin` header. A page whose host name was made to
+resolve to our address (DNS rebinding) is recognised by its `Host` header, a name that anybody can
+register; IP addresses, names without a dot and names below private domains can't be registered.
 """
 
 import socket
 from collections.abc import Sequence
+from functools import lru_cache
 from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
@@ -25,11 +26,11 @@ _HOST = Text(
     "不接受以此主机名发来的请求；请改用服务器的 IP 地址或本机名访问，把主机名加入 ALLOWED_HOSTS，"
     "或携带 API 密钥",
     "requests to this host name are not accepted; use the server's IP address or its own name, add "
-    "the name to ALLOWED_HOSTS, or show an API key",
+    "the name to ALLOWED_HOSTS, or send an API key",
 )
 _ORIGIN = Text(
     "不接受来自此网页的请求；请把它的来源加入 CORS_ORIGINS，或携带 API 密钥",
-    "requests of this web page are not accepted; add its origin to CORS_ORIGINS, or show an API "
+    "requests from this web page are not accepted; add its origin to CORS_ORIGINS, or send an API "
     "key",
 )
 _VARY = ("Vary", "Origin")
@@ -61,11 +62,7 @@ class Browsers:
         }
 
     def check(self, host: str | None, origin: str | None) -> None:
-        """Check a request that shows no key.
-
-        Raises:
-            Forbidden: a web page may have sent it.
-        """
+        """Raise Forbidden if a web page may have sent a request that shows no key."""
         if host is not None and not self._is_ours(host):
             raise Forbidden(reason=_HOST)
         if origin is None or origin in self._origins or _is_same(origin, host):
@@ -76,9 +73,6 @@ class Browsers:
         """The headers that answer a preflight; `announced` is its Access-Control-Request-Headers.
 
         Under `CORS_ORIGINS=*` any page may announce a key: the request itself must show it.
-
-        Raises:
-            Forbidden: the page may not ask.
         """
         names = {name.strip().casefold() for name in announced.split(",")}
         if not (self._any_origin and names & _KEY_HEADERS):
@@ -86,7 +80,6 @@ class Browsers:
         return _PREFLIGHT
 
     def cors(self, origin: str | None) -> Headers:
-        """The headers that say which page may read an answer."""
         if self._any_origin:
             return (("Access-Control-Allow-Origin", "*"),)
         if origin is not None and origin in self._origins:
@@ -94,19 +87,25 @@ class Browsers:
         return (_VARY,) if self._origins else ()
 
     def _is_ours(self, host: str) -> bool:
-        """Whether this is a name that no stranger can have registered, or one that is allowed."""
-        name = (_split(f"//{host}").hostname or "").removesuffix(".")
         if self._any_host:
             return True
-        if not name:
-            return False
-        if "." not in name or name in self._hosts or name.endswith(_PRIVATE):
-            return True
-        try:
-            ip_address(name)
-        except ValueError:
-            return False
-        return True
+        name, is_private = _judged(host)
+        return is_private or name in self._hosts
+
+
+@lru_cache(maxsize=256)
+def _judged(host: str) -> tuple[str, bool]:
+    """The name in a Host header, and whether it is one that no stranger can have registered."""
+    name = (_split(f"//{host}").hostname or "").removesuffix(".")
+    if not name:
+        return name, False
+    if "." not in name or name.endswith(_PRIVATE):
+        return name, True
+    try:
+        ip_address(name)
+    except ValueError:
+        return name, False
+    return name, True
 
 
 def _is_same(origin: str, host: str | None) -> bool:
@@ -124,7 +123,6 @@ def _is_same(origin: str, host: str | None) -> bool:
 
 
 def _split(url: str) -> SplitResult:
-    """A URL's parts; none where it can't be read."""
     try:
         return urlsplit(url)
     except ValueError:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import orjson
 from aiohttp import web
@@ -17,66 +18,51 @@ from .pages import Handler, Place
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 
+@dataclass(frozen=True, slots=True)
 class OperatorPages:
     """The pages; none of them waits for anyone."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        metrics: Metrics,
-        *,
-        is_guarded: Callable[[], bool],
-        is_ready: Callable[[], bool],
-        mqtt_connected: Callable[[], bool],
-    ) -> None:
-        self._settings = settings
-        self._metrics = metrics
-        self._documents = Documents(settings)
-        self._is_guarded = is_guarded
-        self._is_ready = is_ready
-        self._mqtt_connected = mqtt_connected
+    settings: Settings
+    metrics: Metrics
+    is_guarded: Callable[[], bool]
+    is_ready: Callable[[], bool]
+    mqtt_connected: Callable[[], bool]
 
     def places(self) -> Iterator[Place]:
-        """All that is to be served."""
         yield Place("/", self._root, open=True, cors=True)
         yield Place("/livez", self._livez, open=True, cors=True)
         yield Place("/readyz", self._readyz, open=True, cors=True)
         yield Place("/metrics", self._exposition, cors=True)
-        for path, document in self._documents.by_path.items():
+        for path, document in Documents(self.settings).by_path.items():
             yield Place(path, self._document(document), cors=True)
 
-    async def _root(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
+    async def _root(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
         body = {
             "service": "mqtt-request-reply-bridge",
             "version": __version__,
-            "status": "running" if self._is_ready() else "degraded",
-            "mqtt_connected": self._mqtt_connected(),
+            "status": "running" if self.is_ready() else "degraded",
+            "mqtt_connected": self.mqtt_connected(),
         }
         return Answer(200, JSON_UTF8, orjson.dumps(body))
 
-    async def _livez(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
+    async def _livez(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
         return Answer(200, JSON_UTF8, b'{"status":"alive"}')
 
-    async def _readyz(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
-        if self._is_ready():
+    async def _readyz(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
+        if self.is_ready():
             return Answer(200, JSON_UTF8, b'{"status":"ready"}')
         return Answer(503, JSON_UTF8, b'{"status":"not ready"}')
 
-    async def _exposition(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
-        return Answer(200, _EXPOSITION, self._metrics.exposition())
+    async def _exposition(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
+        return Answer(200, _EXPOSITION, self.metrics.exposition())
 
     def _document(self, document: Document) -> Handler:
-        async def handle(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-            del grant
+        async def handle(request: web.Request, _: Grant | None) -> web.StreamResponse:
             forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip()
             secure = request.secure or forwarded.casefold() == "https"
-            reached = Address.of(request.headers.get("Host"), self._settings, secure=secure)
+            reached = Address.of(request.headers.get("Host"), self.settings, secure=secure)
             # In a thread, since making one for the first time takes some milliseconds.
-            body = await asyncio.to_thread(document, self._is_guarded(), reached)
+            body = await asyncio.to_thread(document, self.is_guarded(), reached)
             return Answer(200, JSON_UTF8, body)
 
         return handle

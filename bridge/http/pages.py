@@ -44,7 +44,6 @@ class Fixed(NamedTuple):
         return cls(body, content_type, (*headers.items(), (hdrs.ETAG, tag)), tag)
 
     def answer(self, request: web.Request, status: int = 200) -> Answer:
-        """The answer to whoever asks for it."""
         if status == 200 and request.headers.get(hdrs.IF_NONE_MATCH) == self.tag:
             return Answer(304, self.content_type, b"", self.headers)
         return Answer(status, self.content_type, self.body, self.headers)
@@ -54,8 +53,7 @@ def fixed(read: Callable[[], Fixed]) -> Handler:
     """A handler that serves what `read` gives; it is read once, when it is first asked for."""
     kept: Fixed | None = None
 
-    async def serve(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del grant
+    async def serve(request: web.Request, _: Grant | None) -> web.StreamResponse:
         nonlocal kept
         if kept is None:
             kept = await asyncio.to_thread(read)
@@ -64,29 +62,14 @@ def fixed(read: Callable[[], Fixed]) -> Handler:
     return serve
 
 
-class SwaggerUi:
-    """The page that shows the API documents, and its files.
+def swagger_ui(admit: Callable[[web.Request], Grant | None]) -> Iterator[Place]:
+    """The page that shows the API documents, and its files."""
 
-    Args:
-        admit: what the bearer of a request may do, as `Keys.admit` tells it.
-    """
-
-    def __init__(self, admit: Callable[[web.Request], Grant | None]) -> None:
-        self._admit = admit
-
-    def places(self) -> Iterator[Place]:
-        """All that is to be served."""
-        yield Place("/docs", self._page, open=True)
-        for name, content_type in page.FILES.items():
-            yield Place(f"/docs/{name}", fixed(partial(_swagger_file, name, content_type)))
-
-    async def _page(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        """A browser can't show a key when it opens a page: with the 401 it gets the page all the
-        same, which holds nothing yet and asks for the key.
-        """
-        del grant
+    async def page_for(request: web.Request, _: Grant | None) -> web.StreamResponse:
+        # A browser can't show a key when it opens a page: with the 401 it gets the page all the
+        # same, which holds nothing yet and asks for the key.
         try:
-            self._admit(request)
+            admit(request)
         except WrongKey:
             raise
         except Unauthorized:
@@ -94,6 +77,10 @@ class SwaggerUi:
                 raise
             return _swagger_page().answer(request, 401)
         return _swagger_page().answer(request)
+
+    yield Place("/docs", page_for, open=True)
+    for name, content_type in page.FILES.items():
+        yield Place(f"/docs/{name}", fixed(partial(_swagger_file, name, content_type)))
 
 
 @cache

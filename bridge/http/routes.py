@@ -6,11 +6,11 @@ requests that never parsed included.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import orjson
-from aiohttp import web
+from aiohttp import hdrs, web
 
 from ..core.dispatcher import Dispatcher
 from ..core.envelope import (
@@ -25,6 +25,7 @@ from ..core.grant import Grant
 from ..core.operations import OPERATIONS, Operation
 from ..core.replies import Reply, reply_to_error
 from ..core.request import Request
+from ..devices.models import Health, JsonObject
 from ..errors import (
     Busy,
     Forbidden,
@@ -44,13 +45,13 @@ from .browsers import Browsers, Headers
 from .console import Console, Readings
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
-from .pages import Place, SwaggerUi
-from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
+from .pages import Place, swagger_ui
+from .port import PortTakenError
+from .server import NOT_HTTP, Handler, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # A connection that sends no request, or only part of one's head, is closed after so long.
 _IDLE_SECONDS = 75.0
@@ -59,13 +60,7 @@ _RETRY_AFTER = ("Retry-After", "1")
 _HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
 
 
-class PortTakenError(Exception):
-    """The address that we should listen on can't be had; the message says what to do."""
-
-
 class HttpTransport:
-    """Serves requests over HTTP, and what operators ask of a service."""
-
     def __init__(
         self,
         settings: Settings,
@@ -76,6 +71,7 @@ class HttpTransport:
         observers: Observers,
         activity: Activity,
         readings: Readings,
+        health: Callable[[], Health],
         is_ready: Callable[[], bool],
         mqtt_connected: Callable[[], bool],
         mounted: Sequence[Place] = (),
@@ -87,6 +83,7 @@ class HttpTransport:
         self._observers = observers
         self._dispatcher = dispatcher
         self._server: Server | None = None
+        self._handlers: dict[tuple[str, str], Handler] = {}
         pages = OperatorPages(
             settings,
             metrics,
@@ -94,24 +91,18 @@ class HttpTransport:
             is_ready=is_ready,
             mqtt_connected=mqtt_connected,
         )
-        console = Console(settings, activity, dispatcher.health, readings)
-        swagger_ui = SwaggerUi(self._admit)
-        self._places = (*pages.places(), *swagger_ui.places(), *console.places(), *mounted)
+        console = Console(settings, activity, health, readings)
+        self._places = (*pages.places(), *swagger_ui(self._admit), *console.places(), *mounted)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def start(self) -> None:
-        """Listen.
-
-        Raises:
-            PortTakenError: the address can't be bound.
-        """
+        """Listen, or raise PortTakenError."""
         app = web.Application(client_max_size=self._settings.max_payload)
         self._add_routes(app)
         self._server = Server(
             app,
             on_error=self._answer_outside,
+            direct=self._handlers,
             most_connections=connection_cap(),
             access_log=None,
             keepalive_timeout=_IDLE_SECONDS,
@@ -122,18 +113,15 @@ class HttpTransport:
                 settings.service_host, settings.service_port, reuse_port=settings.workers > 1
             )
         except OSError as error:
-            raise PortTakenError(_port_taken(settings, error)) from None
+            raise PortTakenError(settings, error) from None
 
     async def stop(self) -> None:
-        """Stop listening, and close the connections after what they are being answered."""
         if self._server is not None:
             await self._server.close(within=0.25)
 
-    # ---- routes ---------------------------------------------------------------------------------
-
     def _add_routes(self, app: web.Application) -> None:
         for row in OPERATIONS.values():
-            handler = self._health if row.name == "health" else self._operation(row)
+            handler = self._health if row.name == "health" else partial(self._answer, row)
             self._add(app, row.method, row.path, self._guarded(handler, open_=row.name == "health"))
         for place in self._places:
             guarded = self._guarded(place.handler, open_=place.open, cors=place.cors)
@@ -146,6 +134,7 @@ class HttpTransport:
         resource = app.router.add_resource(path)
         add_route = partial(resource.add_route, expect_handler=meet_expectation)
         add_route(method, handler)
+        self._handlers[method, path] = handler
         if method == "GET":
             add_route("HEAD", handler)
         add_route("OPTIONS", self._preflight)
@@ -155,9 +144,6 @@ class HttpTransport:
             return self._respond(request, reply, headers=(("Allow", f"{method}, OPTIONS"),))
 
         add_route("*", not_allowed)
-
-    def _operation(self, row: Operation) -> Guarded:
-        return partial(self._answer, row)
 
     def _guarded(self, handler: Guarded, *, open_: bool = False, cors: bool = False) -> Handler:
         """Admit the caller, unless the place is open to all; whatever is raised is answered."""
@@ -179,12 +165,7 @@ class HttpTransport:
         return handle
 
     def _admitted(self, request: web.Request, *, open_: bool) -> Grant | None:
-        """What the caller may do; None: everything, or what is open to all.
-
-        Raises:
-            Unauthorized: there are keys, and the caller shows none of them.
-            Forbidden: no key is shown, and a web page may have sent the request.
-        """
+        """What the caller may do, None for everything; raises Unauthorized or Forbidden."""
         try:
             grant = self._admit(request)
         except Unauthorized:
@@ -192,7 +173,7 @@ class HttpTransport:
                 raise
             return None
         if grant is None and request.path not in _HEALTH_PATHS:
-            self._browsers.check(request.headers.get("Host"), _origin(request))
+            self._browsers.check(request.headers.get(hdrs.HOST), _origin(request))
         return grant
 
     def _admit(self, request: web.Request) -> Grant | None:
@@ -211,8 +192,6 @@ class HttpTransport:
         except Forbidden as error:
             return self._respond(request, self._refused(error))
         return self._send(request, b"", 204, allowed)
-
-    # ---- operations -----------------------------------------------------------------------------
 
     async def _answer(
         self, row: Operation, request: web.Request, grant: Grant | None
@@ -244,27 +223,26 @@ class HttpTransport:
 
     async def _open(self, row: Operation, request: web.Request, received: float) -> Envelope:
         if row.method == "GET":
-            return open_fields({**request.query, **request.match_info})
+            fields: JsonObject = {**request.query}
+            if "{" in row.path:
+                fields |= request.match_info
+            return open_fields(fields)
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
         payload = await json_body(request, self._settings.max_payload, in_time)
         return open_payload(payload, self._settings.max_payload)
 
-    async def _health(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+    async def _health(self, request: web.Request, _: Grant | None) -> web.StreamResponse:
         """The health object bare, for monitors that read it so."""
-        del grant
-        asked = Request(transport="http", operation="health", received=self._loop.time())
+        asked = Request("http", "health", self._loop.time(), {})
         async with self._dispatcher.serve(asked) as reply:
             pass
         healthy = reply.error is None and reply.data.status == "healthy"
         return self._send(request, orjson.dumps(reply.data), 200 if healthy else 503)
 
-    async def _not_found(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request, grant
+    async def _not_found(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
         raise OperationNotFound(
             operations=", ".join(f"{row.method} {row.path}" for row in OPERATIONS.values())
         )
-
-    # ---- responses ------------------------------------------------------------------------------
 
     def _refused(self, error: Exception) -> Reply:
         """The reply to what never got as far as the dispatcher, counted here for that reason."""
@@ -306,26 +284,16 @@ class HttpTransport:
         body: bytes,
         status: int = 200,
         headers: Headers = (),
-        content_type: str = JSON_UTF8,
     ) -> Answer:
         cors = self._browsers.cors(_origin(request))
-        return Answer(status, content_type, body, (*cors, *headers))
-
-
-def _port_taken(settings: Settings, error: OSError) -> str:
-    port = settings.service_port
-    usual = " (Mosquitto's WebSocket listener often takes 9001)" if port == 9001 else ""
-    return (
-        f"can't listen on {settings.service_host}:{port}: {error.strerror or error}. "
-        f"Is another program using the port{usual}? Stop it, or set SERVICE_PORT to a free port."
-    )
+        return Answer(status, JSON_UTF8, body, (*cors, *headers))
 
 
 def _origin(request: web.Request) -> str | None:
     """Whose page asks; several origins are nobody's."""
-    origins = request.headers.getall("Origin", ())
-    if not origins:
+    if hdrs.ORIGIN not in request.headers:
         return None
+    origins = request.headers.getall(hdrs.ORIGIN)
     return origins[0] if len(origins) == 1 else "null"
 
 
@@ -339,8 +307,8 @@ def _secret(request: web.Request) -> str | None:
     keys = request.headers.getall("X-API-Key", ())
     if keys:
         return keys[0] if len(keys) == 1 else ""
-    given = request.headers.getall("Authorization", ())
-    if len(given) > 1:
+    shown = request.headers.getall("Authorization", ())
+    if len(shown) > 1:
         return ""
-    scheme, _, token = "".join(given).partition(" ")
+    scheme, _, token = "".join(shown).partition(" ")
     return token.strip() if scheme.casefold() == "bearer" and token.strip() else None

@@ -30,7 +30,6 @@ class UnsentReplies:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, transport: asyncio.Transport) -> None:
-        """Watch a client that has not read all of its response, until it has."""
         if transport not in self._readers:
             unsent = transport.get_write_buffer_size()
             self._readers[transport] = _Progress(unsent, self._loop.time())
@@ -39,7 +38,6 @@ class UnsentReplies:
             self._timer = self._loop.call_later(_LOOK_SECONDS, self._look)
 
     def close(self) -> None:
-        """Watch nobody any more."""
         if self._timer is not None:
             self._timer.cancel()
         self._readers.clear()

@@ -23,8 +23,6 @@ _MOST_LINES = 10
 
 @dataclass(slots=True)
 class _Address:
-    """What one address has tried; times on the loop's clock."""
-
     last: float
     count: int = 0
     free_at: float = 0.0
@@ -42,7 +40,6 @@ class WrongKeys:
         self._lines = 0
 
     async def shown(self, address: str | None) -> None:
-        """Count and log a wrong key, and wait before it is refused if there were many."""
         self._count()
         now = asyncio.get_running_loop().time()
         known = self._address(address or "unknown", now)

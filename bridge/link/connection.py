@@ -26,11 +26,7 @@ _CONNECT_SECONDS = 5.0
 
 
 class Link:
-    """One connection, from CONNECT until it is lost or closed; never used twice.
-
-    Raises:
-        RuntimeError: the event loop can't watch a socket.
-    """
+    """One connection, from CONNECT until it is lost or closed; never used twice."""
 
     def __init__(
         self,
@@ -46,7 +42,7 @@ class Link:
         loops.check(self._loop)
         self._on_message = on_message
         self.version5 = broker.version5
-        # Whether the network connection (and TLS) stood, whatever the broker then said.
+        # Whether TCP (and TLS) was connected, whatever followed.
         self.reached_broker = False
         self._client = paho_adapter.client(
             broker,
@@ -57,9 +53,9 @@ class Link:
             timeout=_CONNECT_SECONDS,
             keepalive=KEEPALIVE_SECONDS,
         )
-        self._for_paho = paho_adapter.PahoSocket(self)
+        self._for_paho = paho_adapter.PahoSocket(self._attach, self._carry)
         self._stream = Stream(
-            on_data=self._read,
+            on_data=lambda data, all_read: self._inbox.feed(data, all_read=all_read),
             on_lost=lambda words: self._lose(LinkError(words)),
             before_write=self._before_write,
             may_read=lambda: not self._inbox.is_full,
@@ -79,19 +75,12 @@ class Link:
         paho_adapter.take_over(
             self._client,
             self._for_paho,
-            timeout=_CONNECT_SECONDS,
             on_connack=self._on_connack,
             socket_opened=self._stream.watch,
         )
 
-    # ---- life -----------------------------------------------------------------------------------
-
     async def open(self) -> None:
-        """Connect and log in.
-
-        Raises:
-            LinkError: the broker can't be reached, or refuses us.
-        """
+        """Connect and log in, or raise LinkError."""
         entering = self._loop.create_task(self._client.__aenter__(), name="mqtt connect")
         entering.add_done_callback(_look_at)
         try:
@@ -119,20 +108,16 @@ class Link:
             self._stream,
             self._inbox,
             self._outbox,
-            ping=self._ping,
+            send_ping=self._client._client._send_pingreq,
             lose=self._lose,
             keepalive=self.limits.keepalive or KEEPALIVE_SECONDS,
         )
         self._watching = self._loop.create_task(heartbeat.run(), name="mqtt heartbeat")
 
     async def subscribe(self, filters: Sequence[str], *, retained: bool = False) -> None:
-        """Subscribe at QoS 1, with the retain flag kept.
+        """Subscribe at QoS 1, with the retain flag kept; raises LinkError.
 
-        Args:
-            retained: whether stored retained messages are wanted.
-
-        Raises:
-            LinkError: the broker refused a filter, or the connection was lost.
+        `retained`: stored retained messages are wanted.
         """
         options: Any = 1
         if self.version5:
@@ -146,21 +131,13 @@ class Link:
                 raise LinkError(f"the broker refused the subscription to {topic}", reason)
 
     async def unsubscribe(self, filters: Sequence[str]) -> None:
-        """Unsubscribe.
-
-        Raises:
-            LinkError: no acknowledgement came.
-        """
         await self._unless_lost(self._client.unsubscribe(list(filters)))
 
     async def _unless_lost(self, call: Coroutine[Any, Any, Any]) -> Any:
-        """What a call of aiomqtt returns, in a task of its own.
+        """What a call of aiomqtt returns, in a task of its own; LinkError if it fails.
 
-        It waits by `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation, and
-        it waits its whole time for the answer of a broker that is gone.
-
-        Raises:
-            LinkError: the call failed, or the connection was lost first.
+        It waits by `asyncio.wait_for`, which before Python 3.12 may swallow a cancellation, and it
+        waits its whole time for the answer of a broker that is gone.
         """
         calling = self._loop.create_task(call, name="mqtt call")
         calling.add_done_callback(_look_at)
@@ -201,8 +178,6 @@ class Link:
         """Whether the broker has been heard of late."""
         silence = self._loop.time() - self._stream.last_heard
         return not self.lost.done() and silence < SILENCE_BEFORE_PING + 1.5
-
-    # ---- what requests cost ---------------------------------------------------------------------
 
     def publish(
         self,
@@ -253,14 +228,8 @@ class Link:
         return acknowledged
 
     def acknowledge(self, packet_id: int) -> None:
-        """Acknowledge a message that came in at QoS 1."""
         if not self.lost.done():
             self._stream.write(packets.puback(packet_id))
-
-    # ---- reading --------------------------------------------------------------------------------
-
-    def _read(self, data: bytes, all_read: bool) -> None:
-        self._inbox.feed(data, all_read=all_read)
 
     def _malformed(self, error: packets.MalformedPacketError) -> None:
         self._lose(LinkError(f"the broker sent a malformed packet: {error}"))
@@ -272,18 +241,16 @@ class Link:
             message.came, message.read = came, read
             self._on_message(self, message)
         elif kind == packets.DISCONNECT:
-            # Not left to paho: the end of the stream, which comes with it, would be heard first.
+            # Not left to paho, which would report the end of the stream first.
             reason = body[0] if body else 0
             words = f"the broker ended the connection (reason code 0x{reason:02X})"
             self._lose(LinkError(words, reason))
         else:
             self._for_paho.give(first, body)
             while self._for_paho.pending() and not self.lost.done():
-                # Once paho has given the connection up, it reads no more.
+                # paho has given the connection up.
                 if self._client._client.loop_read() == MQTTErrorCode.MQTT_ERR_NO_CONN:
                     break
-
-    # ---- what paho tells ------------------------------------------------------------------------
 
     def _on_connack(self, flags: Any, props: Any) -> None:
         self.session_present = bool(getattr(flags, "session_present", False))
@@ -297,17 +264,13 @@ class Link:
         words = "closed" if error is None else str(error)
         self._lose(LinkError(words, reason))
 
-    def carry(self, packet: bytes) -> None:
-        """See `paho_adapter.Carrier`."""
-        # Rare packets: they go at once, and what a DISCONNECT follows goes before it.
+    def _carry(self, packet: bytes) -> None:
+        # These packets are rare. What was written before a DISCONNECT leaves before it.
         self._stream.put(packet)
         self._stream.flush()
 
     def _before_write(self) -> None:
         self._outbox.send()
-
-    def _ping(self) -> None:
-        self._client._client._send_pingreq()
 
     def _lose(self, error: LinkError) -> None:
         if not self.lost.done():
@@ -320,14 +283,13 @@ class Link:
         self._inbox.clear()
         self._outbox.fail()
 
-    def attach(self, real: socket.socket) -> None:
-        """See `paho_adapter.Carrier`."""
+    def _attach(self, real: socket.socket) -> None:
         self._stream.attach(real)
         self.reached_broker = True
 
 
 def _look_at(ended: "asyncio.Task[Any]") -> None:
-    # Its failure may come when nobody waits for it any more.
+    # Nobody may await its failure any more, which asyncio would log.
     if not ended.cancelled():
         ended.exception()
 

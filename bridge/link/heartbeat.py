@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from .inbox import SLEPT_SECONDS, Inbox
 from .outbox import LinkError, Outbox, Outgoing
@@ -21,27 +22,15 @@ _LOOK_SECONDS = 0.25
 _BETWEEN_PINGS = 1.0
 
 
+@dataclass(slots=True)
 class Heartbeat:
-    """Watches one connection until cancelled."""
-
-    def __init__(
-        self,
-        stream: Stream,
-        inbox: Inbox,
-        outbox: Outbox,
-        *,
-        ping: Callable[[], None],
-        lose: Callable[[LinkError], None],
-        keepalive: float = KEEPALIVE_SECONDS,
-    ) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._stream = stream
-        self._inbox = inbox
-        self._outbox = outbox
-        self._send_ping = ping
-        self._lose = lose
-        self._keepalive = keepalive
-        self._last_ping = self._loop.time()
+    stream: Stream
+    inbox: Inbox
+    outbox: Outbox
+    send_ping: Callable[[], object]
+    lose: Callable[[LinkError], None]
+    keepalive: float = KEEPALIVE_SECONDS
+    last_ping: float = field(default_factory=time.monotonic)
 
     async def run(self) -> None:
         """Ping a silent broker, and give up one that stays silent or no longer acknowledges."""
@@ -50,32 +39,31 @@ class Heartbeat:
         while True:
             await asyncio.sleep(_LOOK_SECONDS)
             now = time.monotonic()
-            if self._outbox.oldest is not oldest:
-                oldest, oldest_since = self._outbox.oldest, now
+            if self.outbox.oldest is not oldest:
+                oldest, oldest_since = self.outbox.oldest, now
             slept = now - checked > 2 * SLEPT_SECONDS
             checked = now
             if slept:
-                # A suspended process or machine: hear first what has come meanwhile.
+                # The process or machine was suspended: read first what has come meanwhile.
                 continue
-            if self._stream.is_reading:
-                # Or it would have been read by now.
-                self._inbox.nothing_came()
+            if self.stream.is_reading:
+                # Else it would have been read by now.
+                self.inbox.nothing_came()
             self._check_broker(None if oldest is None else now - oldest_since)
 
     def _check_broker(self, oldest_age: float | None) -> None:
-        now = self._loop.time()
-        stream = self._stream
-        # One that we don't listen to, but that takes what we write, is there.
+        now = asyncio.get_running_loop().time()
+        stream = self.stream
+        # While we don't read, a broker that takes what we write is alive.
         silence = now - (stream.last_heard if stream.is_reading else stream.last_sent)
         if silence > SILENCE_UNTIL_LOST:
-            self._lose(LinkError("the broker does not answer"))
+            self.lose(LinkError("the broker does not answer"))
         elif oldest_age is not None and oldest_age > UNACKNOWLEDGED_UNTIL_LOST:
-            self._lose(LinkError("the broker does not acknowledge"))
-        elif silence >= SILENCE_BEFORE_PING or now - stream.last_sent >= self._keepalive / 2:
-            # For the broker's keepalive only what we send counts, however much it says itself.
-            self._ping(now)
-
-    def _ping(self, now: float) -> None:
-        if now - self._last_ping >= _BETWEEN_PINGS:
-            self._last_ping = now
-            self._send_ping()
+            self.lose(LinkError("the broker does not acknowledge"))
+        elif now - self.last_ping >= _BETWEEN_PINGS and (
+            silence >= SILENCE_BEFORE_PING
+            # For the broker's keepalive only what we send counts.
+            or now - stream.last_sent >= self.keepalive / 2
+        ):
+            self.last_ping = now
+            self.send_ping()

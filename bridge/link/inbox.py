@@ -1,4 +1,4 @@
-"""What comes in: read at once, and seen to a little at a time, in the order in which it came."""
+"""What comes in: read at once, and taken a little at a time, in the order of its arrival."""
 
 import asyncio
 import time
@@ -45,12 +45,11 @@ class Inbox:
         self._waiting: deque[tuple[int, bytes, float, float]] = deque()
         self._waiting_bytes = 0
         self._going_on = False
-        # Up to when all that had come was read.
+        # The last moment at which nothing was unread.
         self._read_until = time.monotonic()
 
     @property
     def is_full(self) -> bool:
-        """Whether no more should be read for now."""
         return self._waiting_bytes >= _MOST_BYTES
 
     def nothing_came(self) -> None:
@@ -66,7 +65,7 @@ class Inbox:
         try:
             for first, body in self._frames.feed(data):
                 if first >> 4 == packets.PUBACK:
-                    # They let replies go, which must not wait for what these replies answer.
+                    # PUBACKs make room for replies, and must not wait behind requests.
                     self._acknowledged(*packets.read_puback(body))
                 else:
                     self._waiting.append((first, body, came, now))
@@ -90,7 +89,7 @@ class Inbox:
         except packets.MalformedPacketError as error:
             self._broken(error)
         finally:
-            # Whatever went wrong with one packet, the others are still to be seen to.
+            # The other packets are still to be taken, whatever this one raised.
             if self._waiting:
                 self._going_on = True
                 self._loop.call_soon(self._see_to_some)
@@ -101,7 +100,7 @@ class Inbox:
         ends = time.monotonic() + _SECONDS_A_TURN
         for number in range(_PACKETS_A_TURN):
             if not self._waiting or (number % _BETWEEN_LOOKS == 0 and time.monotonic() > ends):
-                # All were seen to, the connection was lost on the way, or it is others' turn.
+                # Nothing is left, or it is the turn of others.
                 return
             first, body, came, read = self._waiting.popleft()
             self._waiting_bytes -= len(body)

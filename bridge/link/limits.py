@@ -16,7 +16,6 @@ class BrokerLimits(NamedTuple):
 
     @classmethod
     def of(cls, properties: Any) -> Self:
-        """The limits in a CONNACK's properties, as paho has them."""
         default = cls()
         return cls(
             getattr(properties, "ReceiveMaximum", default.receive_maximum),

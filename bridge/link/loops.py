@@ -5,11 +5,7 @@ import socket
 
 
 def check(loop: asyncio.AbstractEventLoop) -> None:
-    """Check that the loop can watch a socket.
-
-    Raises:
-        RuntimeError: it can't, as Windows' own (`ProactorEventLoop`).
-    """
+    """Raise RuntimeError if the loop can't watch a socket, as Windows' `ProactorEventLoop`."""
     with socket.socket() as probe:
         try:
             loop.add_reader(probe, lambda: None)

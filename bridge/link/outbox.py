@@ -39,7 +39,7 @@ class Outgoing:
     topic: bytes
     payload: bytes
     retain: bool
-    # But the expiry, which is told as it leaves; None for 3.1.1.
+    # Without the expiry, which is added as it leaves; None for 3.1.1.
     properties: bytes | None
     expires: float | None
     never_late: bool
@@ -47,15 +47,13 @@ class Outgoing:
     acknowledged: asyncio.Future[int]
 
     def settle(self, reason: int) -> None:
-        """Its PUBACK has come."""
         if not self.acknowledged.done():
             self.acknowledged.set_result(reason)
 
     def fail(self, error: LinkError) -> None:
-        """No PUBACK will come."""
         if not self.acknowledged.done():
             self.acknowledged.set_exception(error)
-            # Whoever waits raises it; a command whose request was given up has nobody.
+            # Marked as retrieved: nobody may await it any more.
             self.acknowledged.exception()
 
 
@@ -80,8 +78,8 @@ class Outbox:
         self.last_packet_id = 0
         self._pending: dict[int, Outgoing] = {}
         # Messages that must not leave late, and all others.
-        self._hurried: deque[Outgoing] = deque()
-        self._held: deque[Outgoing] = deque()
+        self._urgent: deque[Outgoing] = deque()
+        self._waiting: deque[Outgoing] = deque()
 
     @property
     def oldest(self) -> Outgoing | None:
@@ -94,19 +92,18 @@ class Outbox:
         A command is kept until `send` in any case, since it must not leave late.
         """
         if outgoing.never_late:
-            self._hurried.append(outgoing)
-        elif len(self._pending) + len(self._hurried) < self.quota and not self._held:
+            self._urgent.append(outgoing)
+        elif len(self._pending) + len(self._urgent) < self.quota and not self._waiting:
             self._send(outgoing)
         else:
-            self._held.append(outgoing)
+            self._waiting.append(outgoing)
         self._wake()
 
     def acknowledged(self, packet_id: int, reason: int) -> None:
-        """Note a PUBACK, which makes room for what waits."""
         outgoing = self._pending.pop(packet_id, None)
         if outgoing is not None:
             outgoing.settle(reason)
-        if self._hurried or self._held:
+        if self._urgent or self._waiting:
             self._wake()
 
     def send(self) -> None:
@@ -119,28 +116,27 @@ class Outbox:
             self._send_unless_expired(waiting.popleft())
 
     def fail(self) -> None:
-        """The connection was lost: tell all who wait."""
-        pending, held = list(self._pending.values()), [*self._hurried, *self._held]
+        pending, waiting = list(self._pending.values()), [*self._urgent, *self._waiting]
         self._pending.clear()
-        self._hurried.clear()
-        self._held.clear()
+        self._urgent.clear()
+        self._waiting.clear()
         for outgoing in pending:
             outgoing.fail(LinkError("the connection was lost"))
-        for outgoing in held:
+        for outgoing in waiting:
             outgoing.fail(NotSentError("the connection was lost before"))
 
     def _next_to_go(self) -> deque[Outgoing]:
-        if not (self._hurried and self._held):
-            return self._hurried or self._held
-        if len(self._held) > _CROWD:
-            hurries = self.last_packet_id % _ONE_COMMAND_IN == 0
+        if not (self._urgent and self._waiting):
+            return self._urgent or self._waiting
+        if len(self._waiting) > _CROWD:
+            urgent_first = self.last_packet_id % _ONE_COMMAND_IN == 0
         else:
-            hurries = self.last_packet_id % _ONE_REPLY_IN != 0
-        return self._hurried if hurries else self._held
+            urgent_first = self.last_packet_id % _ONE_REPLY_IN != 0
+        return self._urgent if urgent_first else self._waiting
 
     def _send_unless_expired(self, outgoing: Outgoing) -> None:
         if outgoing.acknowledged.done():
-            # Nobody waits any more for what was cancelled here: it need not leave late.
+            # Cancelled while it waited.
             outgoing.fail(NotSentError("cancelled before it left"))
             return
         expires = outgoing.expires
@@ -167,7 +163,7 @@ class Outbox:
                 properties=with_expiry(outgoing.properties, outgoing.expires),
             )
         )
-        # Thousands may wait for their PUBACKs: they need not keep what has been sent.
+        # Thousands may wait for their PUBACKs; their payloads are not needed any more.
         outgoing.payload = b""
         if outgoing.on_left is not None:
             outgoing.on_left()
@@ -177,9 +173,6 @@ def with_expiry(properties: bytes | None, expires: float | None) -> bytes | None
     """Properties and, as Message Expiry, what is left until `expires` on the monotonic clock."""
     if properties is None or expires is None:
         return properties
-    return packets.properties(expiry=_whole_seconds(expires - time.monotonic())) + properties
-
-
-def _whole_seconds(seconds: float) -> int:
-    # An expiry of 0 would be delivered as none at all. What the clock's arithmetic adds is no time.
-    return max(1, math.ceil(seconds - 1e-6))
+    # An expiry of 0 would be delivered as none. The subtrahend removes rounding errors.
+    seconds = max(1, math.ceil(expires - time.monotonic() - 1e-6))
+    return packets.properties(expiry=seconds) + properties

@@ -50,7 +50,7 @@ class Message:
     content_type: str | None = None
     payload_format: int | None = None
     user_properties: list[tuple[str, str]] = field(default_factory=list)
-    # It has more user properties than anyone means by them; what follows them was not read.
+    # It has too many user properties; what follows them was not read.
     overloaded: bool = False
     # It was longer than we take: there is no payload, and there are no properties.
     oversized: bool = False
@@ -61,11 +61,7 @@ class Message:
 
 
 def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
-    """Read a PUBLISH from its first byte and what follows the remaining length.
-
-    Raises:
-        MalformedPacketError: the lengths in it do not add up.
-    """
+    """Read a PUBLISH from its first byte and what follows the remaining length."""
     try:
         topic, at = _text(body, 0)
         qos = header >> 1 & 3
@@ -78,7 +74,7 @@ def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
             message.oversized = True
             return message
         if with_properties:
-            length, at = _varint(body, at)
+            length, at = read_varint(body, at)
             if at + length > len(body):
                 raise MalformedPacketError("properties longer than the packet")
             if length:
@@ -91,18 +87,13 @@ def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
 
 
 def read_puback(body: bytes) -> tuple[int, int]:
-    """The packet id and reason code of a PUBACK; 3.1.1 has no reason, which is success.
-
-    Raises:
-        MalformedPacketError: it is too short.
-    """
+    """The packet id and reason code of a PUBACK; 3.1.1 has no reason, which is success."""
     if len(body) < 2:
         raise MalformedPacketError("a PUBACK without packet id")
     return int.from_bytes(body[:2], "big"), body[2] if len(body) > 2 else 0
 
 
 def puback(packet_id: int) -> bytes:
-    """A PUBACK that says success."""
     return b"\x40\x02" + _UINT16.pack(packet_id)
 
 
@@ -177,9 +168,9 @@ def _read_properties(message: Message, body: bytes, at: int, end: int) -> None:
             message.payload_format = body[at]
             at += 1
         elif kind == _SUBSCRIPTION_IDENTIFIER:
-            _, at = _varint(body, at)
+            _, at = read_varint(body, at)
         elif kind == _TOPIC_ALIAS:
-            # We allow the broker none, so that this is its mistake.
+            # We announce a Topic Alias Maximum of 0.
             raise MalformedPacketError("a topic alias that was not allowed")
         else:
             raise MalformedPacketError(f"unknown property 0x{kind:02X}")
@@ -201,7 +192,7 @@ def _text(body: bytes, at: int) -> tuple[str, int]:
     return raw.decode("utf-8", "surrogateescape"), at
 
 
-def _varint(body: bytes, at: int) -> tuple[int, int]:
+def read_varint(body: bytes, at: int) -> tuple[int, int]:
     value = shift = 0
     while True:
         byte = body[at]
@@ -248,11 +239,7 @@ class Frames:
         self._skipped: tuple[int, Truncated, int] | None = None
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """The packets that are complete now.
-
-        Raises:
-            MalformedPacketError: a length has more than four bytes.
-        """
+        """The packets that are complete now."""
         packets: list[tuple[int, bytes]] = []
         if self._skipped is not None:
             data = self._skip(data, packets)
@@ -289,20 +276,9 @@ class Frames:
 
 
 def _header_at(buffer: bytes, at: int) -> tuple[int, int] | None:
-    """Where a packet's content begins, and its length; None while these have not come whole.
-
-    Raises:
-        MalformedPacketError: the length has more than four bytes.
-    """
-    start, size = at + 1, len(buffer)
-    length = shift = 0
-    while start < size:
-        byte = buffer[start]
-        start += 1
-        length |= (byte & 0x7F) << shift
-        if not byte & 0x80:
-            return start, length
-        shift += 7
-        if shift > 21:
-            raise MalformedPacketError("a length of more than four bytes")
-    return None
+    """Where a packet's content begins, and its length; None while these have not come whole."""
+    try:
+        length, start = read_varint(buffer, at + 1)
+    except IndexError:
+        return None
+    return start, length

@@ -7,7 +7,7 @@ of it moves.
 import asyncio
 import ssl
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import aiomqtt
 from paho.mqtt.packettypes import PacketTypes
@@ -33,7 +33,6 @@ def client(
     timeout: float,
     keepalive: int,
 ) -> aiomqtt.Client:
-    """A client that has not connected yet; times in seconds."""
     if broker.tls is not None:
         broker.tls.sslsocket_class = _ClosingSocket
     username = broker.username or None
@@ -71,20 +70,18 @@ def take_over(
     aiomqtt_client: aiomqtt.Client,
     stand_in: "PahoSocket",
     *,
-    timeout: float,
     on_connack: Callable[[Any, Any], None],
     socket_opened: Callable[[], None],
 ) -> None:
     """Put ourselves between paho and its socket, and before aiomqtt where a CONNACK is heard.
 
     Args:
-        timeout: of a connection attempt, in seconds.
         on_connack: hears of its flags and properties, before aiomqtt does.
         socket_opened: called in the loop once the socket is connected.
     """
     loop = asyncio.get_running_loop()
     paho = aiomqtt_client._client
-    paho.connect_timeout = timeout
+    paho.connect_timeout = aiomqtt_client.timeout
     paho._last_mid = OUR_PACKET_IDS
     create_socket, aiomqtts_own = paho._create_socket, paho.on_connect
     assert aiomqtts_own is not None
@@ -131,16 +128,6 @@ def leaving() -> Properties:
     return properties
 
 
-class Carrier(Protocol):
-    """What carries the bytes of paho's packets: the link."""
-
-    def attach(self, real: Any) -> None:
-        """Take the socket that paho has connected."""
-
-    def carry(self, packet: bytes) -> None:
-        """Send a packet at once, and before it all that waits to be sent."""
-
-
 class _ClosingSocket(ssl.SSLSocket):
     """Closes itself when a handshake fails; paho would leave that to the garbage collector."""
 
@@ -153,21 +140,25 @@ class _ClosingSocket(ssl.SSLSocket):
 
 
 class PahoSocket:
-    """What paho takes for its socket: reads what we give it, writes through us."""
+    """What paho takes for its socket: reads what we give it, writes through us.
 
-    def __init__(self, carrier: Carrier) -> None:
-        self._carrier = carrier
+    Args:
+        attach: takes the socket that paho has connected.
+        carry: sends a packet at once, and before it all that waits to be sent.
+    """
+
+    def __init__(self, attach: Callable[[Any], None], carry: Callable[[bytes], None]) -> None:
+        self._attach = attach
+        self._carry = carry
         self._given = bytearray()
         self._real: Any = None
 
     def wrap(self, real: Any) -> "PahoSocket":
-        """Stand in for the socket that paho has connected."""
         self._real = real
-        self._carrier.attach(real)
+        self._attach(real)
         return self
 
     def give(self, first: int, body: bytes) -> None:
-        """Let paho read a packet."""
         self._given += bytes((first,)) + packets.varint(len(body)) + body
 
     def pending(self) -> int:
@@ -181,7 +172,7 @@ class PahoSocket:
         return taken
 
     def send(self, buffer: bytes | bytearray) -> int:
-        self._carrier.carry(bytes(buffer))
+        self._carry(bytes(buffer))
         return len(buffer)
 
     def close(self) -> None:

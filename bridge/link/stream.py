@@ -54,11 +54,7 @@ class Stream:
         self.last_heard = self.last_sent = self._loop.time()
 
     def attach(self, connected: socket.socket) -> None:
-        """Take a socket; may be called from any thread.
-
-        Raises:
-            ConnectionAbortedError: the stream was closed meanwhile, and the socket with it.
-        """
+        """Take a socket, from any thread; ConnectionAbortedError if the stream is closed."""
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._attaching:
             if not self._closed:
@@ -96,7 +92,6 @@ class Stream:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """Write now, as much as the socket takes."""
         self._flush_due = False
         if self._socket is not None:
             self._before_write()
@@ -151,16 +146,12 @@ class Stream:
             return
         self.last_heard = self._loop.time()
         self._on_data(data, len(data) < READ_MOST)
-        # There may be too much of it now.
+        # The inbox may be full now.
         self.watch()
 
 
 def received(connected: socket.socket) -> bytes:
-    """What the socket holds, up to `READ_MOST`; nothing at the end of the stream.
-
-    Raises:
-        OSError: the connection is broken, or (of `WOULD_BLOCK`) there is nothing yet.
-    """
+    """What the socket holds, up to `READ_MOST`; nothing at the end of the stream."""
     piece = data = connected.recv(_READ_BYTES)
     full = _TLS_RECORD if isinstance(connected, ssl.SSLSocket) else _READ_BYTES
     while len(piece) >= full and len(data) < READ_MOST:

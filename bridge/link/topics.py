@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 from ..errors import Forbidden, ReplyTopicForbidden, Text
 
@@ -22,8 +22,7 @@ _CLIENT_NAMED_LIKE_OPERATION = Text(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Asked:
+class Asked(NamedTuple):
     """What a request topic says: `<prefix>/request/<operation>[/<client>]`."""
 
     operation: str
@@ -31,8 +30,6 @@ class Asked:
 
 
 class Topics:
-    """The topics of one bridge."""
-
     def __init__(
         self, prefix: str, share: str, instance: str, reply_filters: Sequence[str]
     ) -> None:
@@ -45,7 +42,6 @@ class Topics:
         self.filters = [f"{shared}{self._request}+", f"{shared}{self._request}+/+"]
 
     def asked(self, topic: str) -> Asked:
-        """What a topic that matched one of `filters` asks for."""
         operation, slash, client = topic.removeprefix(self._request).partition("/")
         return Asked(operation, client if slash else None)
 
@@ -57,20 +53,12 @@ class Topics:
         return self._reply + "/".join(levels)
 
     def check_client(self, asked: Asked, operations: Sequence[str]) -> None:
-        """A client level named like an operation would make default reply topics ambiguous.
-
-        Raises:
-            Forbidden: it is.
-        """
+        """Raise Forbidden for a client level that would make default reply topics ambiguous."""
         if asked.client in operations:
             raise Forbidden(reason=_CLIENT_NAMED_LIKE_OPERATION)
 
     def check_reply(self, topic: object, asked: Asked, named_by: str) -> str:
-        """A reply topic that the requester named, by this property, if it may.
-
-        Raises:
-            ReplyTopicForbidden: it is no plain topic, or not where replies to them may go.
-        """
+        """A reply topic that the requester named, by this property; ReplyTopicForbidden."""
         below = self._reply if asked.client is None else f"{self._reply}{asked.client}/"
         if isinstance(topic, str) and is_plain(topic) and len(topic.encode()) <= _LONGEST:
             if topic.startswith(below) and len(topic) > len(below):

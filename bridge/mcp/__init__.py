@@ -18,17 +18,13 @@ class NotInstalled(OperationNotFound):
 
     text = Text(
         '此桥接服务未启用 MCP；请管理员执行 pip install "{requirement}" 后重启服务',
-        "This bridge has no MCP: let the administrator run "
-        'pip install "{requirement}" and start the bridge again',
+        "MCP is not installed in this bridge; ask the administrator to run "
+        'pip install "{requirement}" and restart the bridge',
     )
 
 
 def check_installed() -> None:
-    """Whether the SDK is there, without loading it.
-
-    Raises:
-        NotInstalled: it is not, or is of another major version than ours.
-    """
+    """Raise NotInstalled unless the SDK is there, in a version of ours; does not load it."""
     try:
         major, minor, *_ = metadata.version("mcp").split(".")
     except metadata.PackageNotFoundError:

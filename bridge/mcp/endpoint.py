@@ -3,9 +3,8 @@
 Without sessions, so that any worker can answer any request, and each answer is one JSON body: no
 tool sends anything before its result. The SDK's ASGI application gets a request that was read
 already, within our limits, and its answer is written by the sidecar like any other. aiohttp-asgi
-would do the carrying too, but has no limit on a body and never tells of a client that left: it
-hands out empty pieces of a body that has ended, at once and for ever, on which an application that
-waits for the end spins without letting anyone else run.
+has no limit on a body, and after its end returns empty pieces without end, on which an application
+that waits for a disconnect blocks the event loop.
 """
 
 import asyncio
@@ -13,7 +12,7 @@ import logging
 import time
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
@@ -51,14 +50,6 @@ _NO_BATCHES = orjson.dumps(
 )
 
 
-class Answered(NamedTuple):
-    """What the SDK answered."""
-
-    status: int
-    content_type: str
-    body: bytes
-
-
 @dataclass(frozen=True, slots=True)
 class Caller:
     """Who sent a message, and when; the SDK carries it to the tool that the message calls."""
@@ -70,8 +61,6 @@ class Caller:
 
 
 class Endpoint:
-    """Answers MCP messages by the dispatcher."""
-
     def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
@@ -80,20 +69,15 @@ class Endpoint:
         self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
 
     def places(self) -> Iterator[Place]:
-        """Where it is served."""
         for path in ("/mcp", "/mcp/"):
             yield Place(path, self.handle, method="POST", cors=True)
-        # Clients that meet a 401 look here for a server that hands out tokens (RFC 9728, RFC 8414).
-        # There is none, which a 401 would not tell them.
+        # After a 401 clients look here for an authorization server (RFC 9728, RFC 8414).
+        # There is none, which only a 404 tells them.
         for name in ("oauth-", "openid-"):
             yield Place(f"/.well-known/{{document:{name}.*}}", _no_document, open=True)
 
     async def handle(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        """Answer one message.
-
-        Raises:
-            BridgeError: it is no message, or its sender may be a page on the internet.
-        """
+        """Answer one message."""
         received = time.monotonic()
         headers = request.headers
         limit = self._settings.max_payload
@@ -101,22 +85,18 @@ class Endpoint:
         payload = await json_body(request, limit, in_time)
         if payload.lstrip()[:1] == b"[":
             return Answer(400, "application/json", _NO_BATCHES)
-        # MCP's parsers take what we don't, such as NaN; an answer of ours is clear to a client too.
+        # The SDK's parser accepts what ours rejects, such as NaN.
         refusal = open_payload(payload, limit).refusal
         if refusal is not None:
             raise refusal
         caller = Caller(grant, received, traceparent_of(headers.get("traceparent")))
-        answered = await self._answer(payload, request, caller)
-        return Answer(answered.status, answered.content_type, answered.body)
-
-    async def _answer(self, payload: bytes, request: web.Request, caller: Caller) -> Answered:
         manager = await self._manager()
         exchange = _Exchange(payload)
         await manager.handle_request(_scope(request, caller), exchange.receive, exchange.send)
-        return exchange.answered()
+        return exchange.answer()
 
     async def close(self) -> None:
-        """End it; what is still in hand is given up."""
+        """End it, and cancel what is still in flight."""
         self._closing.set()
         if self._serving is not None:
             await self._serving
@@ -131,13 +111,13 @@ class Endpoint:
     async def _serve(self, ready: "asyncio.Future[StreamableHTTPSessionManager]") -> None:
         """Own the SDK's tasks from the first message on."""
         try:
-            # In a thread: it takes half a second, in which others want to be answered.
+            # In a thread: it takes half a second.
             manager = await asyncio.to_thread(_load, self._settings, self._ask, self._may_list)
             async with manager.run():
                 ready.set_result(manager)
                 await self._closing.wait()
         except Exception as error:
-            # The next message tries anew.
+            # The next message tries again.
             self._ready = None
             if ready.done():
                 logger.exception("the MCP server failed")
@@ -177,8 +157,7 @@ class Endpoint:
         return body
 
 
-async def _no_document(request: web.Request, grant: Grant | None) -> web.StreamResponse:
-    del request, grant
+async def _no_document(_: web.Request, __: Grant | None) -> web.StreamResponse:
     raise OperationNotFound(operations="/openapi.json, /asyncapi.json, /docs")
 
 
@@ -217,7 +196,6 @@ class _Exchange:
         return {"type": "http.request", "body": self.payload, "more_body": False}
 
     async def send(self, message: Message) -> None:
-        """Keep the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             headers = dict(message.get("headers", ()))
@@ -225,11 +203,11 @@ class _Exchange:
         elif message["type"] == "http.response.body":
             self.body += message.get("body", b"")
 
-    def answered(self) -> Answered:
+    def answer(self) -> Answer:
         """The answer, once the application has ended."""
         if not self.status:
             raise RuntimeError("the MCP server ended without an answer")
-        return Answered(self.status, self.content_type, bytes(self.body))
+        return Answer(self.status, self.content_type, bytes(self.body))
 
 
 def _scope(request: web.Request, caller: Caller) -> dict[str, Any]:

@@ -45,10 +45,7 @@ def make_server(settings: Settings, ask: Ask, may_list: MayList) -> Server[Any]:
     default_device = settings.mcp_device_uuid
     listed = _listed(settings)
 
-    async def list_tools(
-        context: Context, params: PaginatedRequestParams | None
-    ) -> ListToolsResult:
-        del params
+    async def list_tools(context: Context, _: PaginatedRequestParams | None) -> ListToolsResult:
         offered = listed if may_list(context) else [t for t in listed if t.name != LIST_DEVICES]
         return ListToolsResult(tools=offered)
 
@@ -106,7 +103,7 @@ def _listed(settings: Settings) -> list[ListedTool]:
             title=tool.title.in_(settings.language),
             description=_in_both(tool.description, settings),
             input_schema=tool.input_schema(known, has_default=has_default),
-            output_schema=tool.output_schema(known),
+            output_schema=tool.output_schema(),
             annotations=_hints(tool),
         )
         for tool in TOOLS.values()

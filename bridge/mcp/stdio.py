@@ -72,8 +72,7 @@ class _Asker:
         self._connecting = asyncio.Lock()
         self._connected = False
 
-    async def __call__(self, operation: str, fields: JsonObject, context: "Context") -> JsonObject:
-        del context
+    async def __call__(self, operation: str, fields: JsonObject, _: "Context") -> JsonObject:
         try:
             await self._connect()
             return await self._client.request(operation, fields)

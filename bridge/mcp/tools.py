@@ -4,7 +4,7 @@ Each stands on one operation and has its schemas from there, made plain where mo
 is wrong with a call is told by that operation, in its own words. Nothing here knows of the SDK.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,6 @@ from ..errors import Text
 
 Schemas = Mapping[str, JsonObject]
 
-_REF = "#/components/schemas/"
 _DEVICE = "device_uuid"
 _DEFAULT_DEVICE = "；不填则为默认设备 / leave it out for the default device"
 
@@ -36,8 +35,6 @@ INSTRUCTIONS = Text(
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """One tool, which is one operation."""
-
     name: str
     operation: str
     title: Text
@@ -45,23 +42,18 @@ class Tool:
     reads: bool = True
 
     def input_schema(self, known: Schemas, *, has_default: bool) -> JsonObject:
-        """What it takes; with a default device, none need be named."""
         return _arguments(self.operation, known, has_default=has_default)
 
-    def output_schema(self, known: Schemas) -> JsonObject:
+    def output_schema(self) -> JsonObject:
         """What it gives: an object, as MCP wants it."""
-        data = known[f"{schemas.camel(OPERATIONS[self.operation])}Reply"]["properties"]["data"]
-        return _self_contained(data, known)
+        return {"type": "object", **schemas.data_of(OPERATIONS[self.operation])}
 
     def fields(self, arguments: JsonObject, default_device: str) -> JsonObject:
-        """The operation's fields."""
         if _DEVICE not in OPERATIONS[self.operation].fields.model_fields:
             return arguments
         return _with_device(arguments, default_device)
 
-    def result(self, fields: JsonObject, data: Any) -> JsonObject:
-        """What the tool gives, of the operation's data."""
-        del fields
+    def result(self, _: JsonObject, data: Any) -> JsonObject:
         return dict(data)
 
 
@@ -70,7 +62,6 @@ class ManyReadings(Tool):
     """Several readings by one batch; one that fails says so beside the others."""
 
     def input_schema(self, known: Schemas, *, has_default: bool) -> JsonObject:
-        """See `Tool.input_schema`."""
         item = _arguments("sensor-data", known, has_default=has_default)
         requests = {
             "type": "array",
@@ -81,8 +72,7 @@ class ManyReadings(Tool):
         }
         return {"type": "object", "properties": {"requests": requests}, "required": ["requests"]}
 
-    def output_schema(self, known: Schemas) -> JsonObject:
-        """See `Tool.output_schema`."""
+    def output_schema(self) -> JsonObject:
         text = {"type": "string"}
         item = {
             "type": "object",
@@ -90,25 +80,27 @@ class ManyReadings(Tool):
                 _DEVICE: text,
                 "sensor": text,
                 "code": {"type": "integer"},
-                "reading": schemas.ref("Reading"),
+                "reading": {"$ref": "#/$defs/Reading"},
                 "error": text,
                 "detail": text,
             },
             "required": [_DEVICE, "sensor", "code"],
         }
         readings = {"type": "array", "items": item}
-        whole = {"type": "object", "properties": {"readings": readings}, "required": ["readings"]}
-        return _self_contained(whole, known)
+        return {
+            "type": "object",
+            "properties": {"readings": readings},
+            "required": ["readings"],
+            "$defs": {"Reading": schemas.data_of(OPERATIONS["sensor-data"])},
+        }
 
     def fields(self, arguments: JsonObject, default_device: str) -> JsonObject:
-        """See `Tool.fields`."""
         requests = arguments.get("requests")
         if not isinstance(requests, list):
             return arguments
         return {"requests": [_item(request, default_device) for request in requests]}
 
     def result(self, fields: JsonObject, data: Any) -> JsonObject:
-        """See `Tool.result`."""
         both = zip(fields["requests"], data["results"], strict=True)
         return {"readings": [_outcome(request, body) for request, body in both]}
 
@@ -133,9 +125,6 @@ def _with_device(arguments: JsonObject, default_device: str) -> JsonObject:
     return arguments
 
 
-# ---- schemas ------------------------------------------------------------------------------------
-
-
 def _arguments(operation: str, known: Schemas, *, has_default: bool) -> JsonObject:
     row = OPERATIONS[operation]
     properties = {name: _never_null(of) for name, of in schemas.fields_of(row, known).items()}
@@ -156,54 +145,6 @@ def _never_null(schema: JsonObject) -> JsonObject:
     kinds = [kind for kind in schema.get("anyOf", ()) if kind != {"type": "null"}]
     return {**kinds[0], **beside} if kinds else beside
 
-
-def _self_contained(schema: JsonObject, known: Schemas) -> JsonObject:
-    """An object's schema with all that it refers to in its own `$defs`."""
-    named = known[_name(schema["$ref"])] if "$ref" in schema else schema
-    needed: dict[str, JsonObject] = {}
-    _gather(named, known, needed)
-    whole = {"type": "object", **_rewritten(named)}
-    if needed:
-        whole["$defs"] = {name: _rewritten(of) for name, of in needed.items()}
-    return whole
-
-
-def _gather(schema: JsonObject, known: Schemas, needed: dict[str, JsonObject]) -> None:
-    for name in _names_in(schema):
-        if name not in needed:
-            needed[name] = known[name]
-            _gather(known[name], known, needed)
-
-
-def _names_in(part: Any) -> Iterator[str]:
-    if isinstance(part, dict):
-        if "$ref" in part:
-            yield _name(part["$ref"])
-        part = list(part.values())
-    if isinstance(part, list):
-        for each in part:
-            yield from _names_in(each)
-
-
-def _rewritten(part: Any) -> Any:
-    if isinstance(part, list):
-        return [_rewritten(each) for each in part]
-    if not isinstance(part, dict):
-        return part
-    plain = {name: _rewritten(of) for name, of in part.items()}
-    if "$ref" in part:
-        plain["$ref"] = "#/$defs/" + _name(part["$ref"])
-    if "properties" in part and isinstance(part.get("description"), str):
-        # A docstring, meant for those who read the code.
-        del plain["description"]
-    return plain
-
-
-def _name(ref: str) -> str:
-    return ref.removeprefix(_REF)
-
-
-# ---- the table ----------------------------------------------------------------------------------
 
 _ROWS: tuple[Tool, ...] = (
     Tool(

@@ -31,18 +31,12 @@ class Dropped(Exception):
 
 
 class Addressing:
-    """Reads messages by the topics and limits of one bridge."""
-
     def __init__(self, topics: Topics, max_payload: int) -> None:
         self._topics = topics
         self._max_payload = max_payload
 
     def read(self, message: packets.Message) -> tuple[Request, ReplyAddress]:
-        """The request that a message is, rejected already if it is at fault; and its address.
-
-        Raises:
-            Dropped: a rule says that it is not answered.
-        """
+        """The request that a message is, and the address of its reply; raises Dropped."""
         asked = self._topics.asked(message.topic)
         envelope = self._open(message, asked)
         topic, refusal = self._reply_topic(message, asked, envelope)
@@ -101,7 +95,6 @@ class Addressing:
 
 
 def _fault_of(message: packets.Message) -> BridgeError | None:
-    """What is wrong with a message's properties, if anything is; the property is named."""
     if message.overloaded:
         return TooManyProperties(limit=packets.MOST_USER_PROPERTIES)
     declared = message.content_type

@@ -9,8 +9,6 @@ from ..link import Link, packets
 
 @dataclass(slots=True, eq=False)
 class Delivery:
-    """One message from the broker, until it is acknowledged."""
-
     packet_id: int
     qos: int
     received: float
@@ -30,7 +28,6 @@ class Delivery:
             self.message = None
 
     def is_repeated_by(self, message: packets.Message) -> bool:
-        """Whether the broker sends it again with this message."""
         self.forget_message()
         return message.duplicate and self.digest == _digest_of(message)
 
@@ -44,7 +41,7 @@ class Deliveries:
         self._orphans: dict[int, Delivery] = {}
 
     def arrived(self, link: Link, message: packets.Message) -> Delivery | None:
-        """The delivery that a message is; None if it repeats one that we have in hand."""
+        """The delivery that a message is; None if it repeats one that is in flight."""
         if not message.qos:
             return Delivery(0, 0, message.came, None, message)
         orphan = self._orphans.pop(message.packet_id, None)

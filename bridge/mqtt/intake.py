@@ -26,8 +26,6 @@ _LOG_SECONDS = 60.0
 
 
 class Intake:
-    """Takes messages, and has them answered."""
-
     def __init__(
         self,
         *,
@@ -51,7 +49,6 @@ class Intake:
 
     @property
     def serving(self) -> set[asyncio.Task[None]]:
-        """The requests that are being answered."""
         return set(self._tasks)
 
     def stop(self) -> None:
@@ -59,7 +56,6 @@ class Intake:
         self._is_open = False
 
     async def close(self) -> None:
-        """Give up what is still being answered."""
         self.stop()
         tasks = list(self._tasks)
         for task in tasks:
@@ -102,7 +98,6 @@ class Intake:
         return True
 
     async def _serve(self, delivery: Delivery, message: packets.Message) -> None:
-        """Answer one request, or drop it by one of the rules."""
         try:
             request, address = self._addressing.read(message)
             on_begun = partial(self._deliveries.settle, delivery)

@@ -28,17 +28,12 @@ class Presence:
             logger.warning("the broker keeps no retained messages: presence is not announced")
 
     def will(self) -> aiomqtt.Will | None:
-        """What the broker shall say when we are gone."""
         if not self._retains:
             return None
         return aiomqtt.Will(self._topics.presence, self._payload("offline"), qos=1, retain=True)
 
     async def announce(self, link: Link, status: str) -> None:
-        """Say that we are `online` or `offline`.
-
-        Raises:
-            LinkError: the connection was lost.
-        """
+        """Say that we are `online` or `offline`; raises LinkError."""
         if not self._retains:
             return
         # Before the replies that wait for a slow broker: there may be no time for all of these.

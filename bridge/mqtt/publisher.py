@@ -18,7 +18,6 @@ class CommandPublisher:
     def publish_command(
         self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
     ) -> "_Acknowledgement":
-        """See `Publisher.publish_command`."""
         link = self._session.link
         if link is None:
             raise MqttUnavailable()
@@ -51,5 +50,4 @@ class _Acknowledgement:
             raise OutcomeUnknown() from None
 
     def cancel(self) -> bool:
-        """See `context.Acknowledgement`."""
         return self._acknowledged.cancel()

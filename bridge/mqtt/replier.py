@@ -32,8 +32,6 @@ _MANY_REPLIES = 256
 
 
 class Replier:
-    """Publishes replies, and settles the deliveries that they answer."""
-
     def __init__(
         self,
         settings: Settings,
@@ -58,11 +56,9 @@ class Replier:
 
     @property
     def owes(self) -> set[asyncio.Future[Any]]:
-        """What is still on its way."""
         return {*self._unacknowledged, *self._again}
 
     async def close(self) -> None:
-        """Give up what is still on its way."""
         self._closed = True
         again = list(self._again)
         for task in again:
@@ -226,11 +222,9 @@ class _Departure:
         self.left: asyncio.Future[None] | None = None
 
     def note(self) -> None:
-        """It leaves."""
         self.has_left = True
         self.end()
 
     def end(self, *_: object) -> None:
-        """Wait no longer."""
         if self.left is not None and not self.left.done():
             self.left.set_result(None)

@@ -1,6 +1,5 @@
 """Where and how a reply goes back, and what it carries there beside its body."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -17,8 +16,7 @@ _LONGEST_PROPERTY = 300
 Properties = tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class ReplyAddress:
+class ReplyAddress(NamedTuple):
     """Where and how a reply goes back; `expires` is on the monotonic clock."""
 
     topic: str
@@ -58,8 +56,6 @@ def properties(reply: Reply, address: ReplyAddress, *, bare: bool = False) -> by
 
 
 class _Outcome(NamedTuple):
-    """What a reply's properties tell."""
-
     code: int
     error: str | None
     detail: str | None

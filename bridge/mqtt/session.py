@@ -19,6 +19,7 @@ from ..link.topics import Topics
 from ..observability.logs import printable
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .delivery_check import NO_SHARES, DeliveryCheck
 from .presence import Presence
 
 logger = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ _SHORT_LIVED_SECONDS, _SHORT_LIVED_IN_A_ROW = 5.0, 3
 _PRESENCE_SECONDS = 1.0
 _RETAIN_NOT_SUPPORTED = 0x9A
 _QOS_NOT_SUPPORTED = 0x9B
+_UNSUPPORTED_VERSION = 0x84
+_NO_MQTT_5 = "; for a broker without MQTT 5, set MQTT_PROTOCOL=3.1.1"
 _NO_QOS_1 = "the broker takes no QoS 1 (maximum_qos); set it to 1 or 2 there"
 
 
@@ -69,6 +72,7 @@ class Session:
         self._held: list[tuple[Link, Message]] | None = None
         self._presence_seen: asyncio.Future[bytes] | None = None
         self._presence = Presence(topics)
+        self._delivery_check = DeliveryCheck(settings)
         self._stopping = False
         self.link: Link | None = None
         self.ready = False
@@ -82,8 +86,6 @@ class Session:
     def keeps_session(self) -> bool:
         """Whether the broker keeps our session over a stop."""
         return self._settings.mqtt_session_expiry > 0
-
-    # ---- life -----------------------------------------------------------------------------------
 
     async def run(self, on_message: OnMessage, since: str, is_done: Callable[[], bool]) -> None:
         """Connect, and again whenever the connection is lost, until `is_done` or cancelled."""
@@ -120,7 +122,6 @@ class Session:
             logger.debug("could not unsubscribe: %s", error)
 
     async def close(self) -> None:
-        """Say that we are offline, and leave."""
         self._stopping = True
         link, self.link = self.link, None
         self.ready = False
@@ -134,11 +135,7 @@ class Session:
         await link.close(keep_session=self.keeps_session)
 
     async def next_link(self, give_up: float) -> Link:
-        """The connection, waited for until `give_up` on the loop's clock.
-
-        Raises:
-            TimeoutError: there was none in time.
-        """
+        """The connection, waited for until `give_up` on the loop's clock; then TimeoutError."""
         if self.link is None:
             async with asyncio.timeout_at(give_up):
                 while self.link is None:
@@ -150,8 +147,6 @@ class Session:
         if self.link is link:
             self.link = None
             self._linked.clear()
-
-    # ---- connecting -----------------------------------------------------------------------------
 
     async def _connect(self, on_message: OnMessage) -> Link:
         link = await self._open(on_message)
@@ -191,7 +186,13 @@ class Session:
             session_expiry=self._settings.mqtt_session_expiry,
             clean=clean,
         )
-        await link.open()
+        try:
+            await link.open()
+        except LinkError as error:
+            needs_other = link.reached_broker and error.reason in (None, _UNSUPPORTED_VERSION)
+            if link.version5 and needs_other and not self._is_ours:
+                raise LinkError(f"{error}{_NO_MQTT_5}", error.reason) from None
+            raise
         return link
 
     async def _begin_anew(self, link: Link, on_message: OnMessage) -> Link:
@@ -237,12 +238,16 @@ class Session:
         if message.topic == self._topics.presence:
             if self._presence_seen is not None and not self._presence_seen.done():
                 self._presence_seen.set_result(message.payload)
-            if message.qos:
-                link.acknowledge(message.packet_id)
+        elif self._delivery_check.takes(message):
+            pass
         elif self._held is not None:
             self._held.append((link, message))
+            return
         else:
             on_message(link, message)
+            return
+        if message.qos:
+            link.acknowledge(message.packet_id)
 
     async def _take_up(self, link: Link) -> None:
         """Subscribe and say so; while we stop, the reverse."""
@@ -254,8 +259,9 @@ class Session:
         if self.keeps_session and not link.session_present:
             # Before there is anything to keep: whoever finds the session learns what is in it.
             await self._presence.announce(link, "offline")
-        await link.subscribe(self._topics.filters)
+        await self._delivery_check.subscribe(link, self._topics.filters)
         self._is_ours = True
+        await self._delivery_check.run(link)
         await self._presence.announce(link, "online")
         if self._stopping:
             await self.stop_receiving()
@@ -273,16 +279,12 @@ class Session:
         )
 
     def _check_limits(self, link: Link) -> None:
-        """Check that the broker can do what we need, as its CONNACK tells.
-
-        Raises:
-            LinkError: it can't; it says what to change.
-        """
+        """Raise LinkError if the broker can't do what we need, as its CONNACK tells."""
         limits = link.limits
         if limits.maximum_qos < 1:
             raise LinkError(_NO_QOS_1)
         if self._settings.mqtt_share and not limits.shared_subscriptions:
-            raise LinkError("the broker has no shared subscriptions; set MQTT_SHARE= (empty)")
+            raise LinkError(NO_SHARES)
         if not limits.retain:
             self._presence.give_up()
 

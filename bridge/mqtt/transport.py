@@ -15,12 +15,7 @@ from .session import Session
 
 
 class MqttTransport:
-    """Serves requests over MQTT by the dispatcher.
-
-    Args:
-        session: made first, since the dispatcher publishes commands by it.
-        deliveries: those of the session.
-    """
+    """Serves requests over MQTT by the dispatcher; `deliveries` are those of the session."""
 
     def __init__(
         self,
@@ -59,7 +54,6 @@ class MqttTransport:
             await asyncio.wait(owed)
 
     async def close(self) -> None:
-        """Give up what is still in flight, say that we are offline, and leave."""
         self._stopping = self._closed = True
         await self._intake.close()
         await self._replier.close()

@@ -1,7 +1,7 @@
 """What this process answered in the last five minutes, for people who watch it.
 
-Noting a request costs a microsecond: it is counted in its second, its duration in a bucket, and
-it is put at the end of a bounded list. All else is worked out when someone asks.
+Observing a request costs a microsecond: it is counted in its second, with its duration in a bucket,
+and appended to a bounded list. Everything else is computed when a snapshot is made.
 """
 
 import time
@@ -107,7 +107,6 @@ class Activity:
         self._noted = 0
 
     def observe(self, seen: RequestAnswered) -> None:
-        """Note one request that was answered now."""
         now = self._clock()
         number = int(now)
         second = self._current
@@ -133,7 +132,6 @@ class Activity:
         self._recent.append(_Noted(self._noted, now, seen))
 
     def snapshot(self) -> Snapshot:
-        """The window's seconds and requests, both with the oldest first."""
         now = self._clock()
         last = int(now) - 1
         first = last - WINDOW_SECONDS + 1

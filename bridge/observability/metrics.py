@@ -23,33 +23,12 @@ from .observations import CommandExecuted, RequestAnswered
 WORKER_NUMBER = "BRIDGE_WORKER_NUMBER"
 
 
-def _go_on_with_the_files_of(number: str) -> None:
-    """Name a worker's files by its number, not by its process: whoever takes its place goes on with
-    them, so that no count ever falls, and a worker that crashes leaves nothing behind."""
-    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
-
-
 if WORKER_NUMBER in os.environ:
-    # Before the first metric is made.
-    _go_on_with_the_files_of(os.environ[WORKER_NUMBER])
+    # A worker's files are named by its number, not by its process, so that its successor goes on
+    # with its counters. To be set before the first metric is made.
+    values.ValueClass = values.MultiProcessValue(lambda: os.environ[WORKER_NUMBER])  # type: ignore[no-untyped-call]
 
-_SECONDS = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.1,
-    0.25,
-    0.5,
-    1.0,
-    2.5,
-    5.0,
-    10.0,
-    30.0,
-    120.0,
-)
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 120)
 _SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500)
 
 
@@ -155,7 +134,6 @@ class Metrics:
         return Gauge(name, words, labels, multiprocess_mode=over_workers, registry=self.registry)
 
     def request_answered(self, request: RequestAnswered) -> None:
-        """Count a request that was answered."""
         key = (request.transport, request.operation, request.outcome)
         children = self._answered.get(key)
         if children is None:
@@ -168,16 +146,13 @@ class Metrics:
         duration.observe(request.seconds)
 
     def command_executed(self, command: CommandExecuted) -> None:
-        """Count a command that was a duplicate."""
         if command.duplicate:
             self._duplicates.inc()
 
     def dropped(self, reason: str) -> None:
-        """One request was dropped; `reason` is one of our own words."""
         self._dropped.labels(reason).inc()
 
     def wrong_key(self) -> None:
-        """A request showed a wrong API key."""
         self._wrong_keys.inc()
 
     def watch_pool(self, size: int, in_use: Callable[[], int]) -> None:
@@ -186,11 +161,9 @@ class Metrics:
         self._count_pool_in_use = in_use
 
     def connected(self, to: str, connected: bool) -> None:
-        """Whether we are connected to `database` or `mqtt`."""
         self._connected.labels(to).set(1 if connected else 0)
 
     def reconnected(self, to: str) -> None:
-        """A lost connection was made anew."""
         self._reconnects.labels(to).inc()
 
     @property

@@ -1,15 +1,13 @@
 """What happened, as metrics, logs and recent activity are told it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 # The operation of a request that names none of ours.
 UNKNOWN = "unknown"
 
 
 class RequestAnswered(NamedTuple):
-    """One request answered."""
-
     transport: str
     operation: str
     device_uuid: str | None
@@ -23,19 +21,13 @@ class RequestAnswered(NamedTuple):
     detail: str | None = None
 
 
-class Dumpable(Protocol):
-    """A pydantic model."""
-
-    def model_dump(self, *, exclude_none: bool) -> Mapping[str, Any]: ...
-
-
 class CommandExecuted(NamedTuple):
     """One command executed, or answered with the outcome of an earlier one."""
 
     who: str
     device_uuid: str
     operation: str
-    fields: Dumpable
+    fields: Mapping[str, Any]
     code: int
     outcome: str
     request_id: str | None
@@ -44,8 +36,6 @@ class CommandExecuted(NamedTuple):
 
 
 class Observers:
-    """Tells everyone who wants to know."""
-
     def __init__(
         self,
         requests: Sequence[Callable[[RequestAnswered], None]] = (),
@@ -55,11 +45,9 @@ class Observers:
         self._commands = tuple(commands)
 
     def request_answered(self, request: RequestAnswered) -> None:
-        """Tell of a request that was answered."""
         for observe in self._requests:
             observe(request)
 
     def command_executed(self, command: CommandExecuted) -> None:
-        """Tell of a command."""
         for observe in self._commands:
             observe(command)

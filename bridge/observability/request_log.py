@@ -12,7 +12,6 @@ audit = logging.getLogger("bridge.commands")
 
 
 def request_answered(request: RequestAnswered) -> None:
-    """Log a request."""
     if logger.isEnabledFor(logging.DEBUG):
         logger.debug(
             "request",
@@ -29,11 +28,13 @@ def request_answered(request: RequestAnswered) -> None:
 
 
 def command_executed(command: CommandExecuted) -> None:
-    """Log a command, unless it was a duplicate."""
     if command.duplicate or not audit.isEnabledFor(logging.INFO):
         return
-    asked = dict(command.fields.model_dump(exclude_none=True))
-    asked.pop("device_uuid", None)
+    asked = {
+        name: value
+        for name, value in command.fields.items()
+        if value is not None and name != "device_uuid"
+    }
     audit.info(
         "command",
         extra={

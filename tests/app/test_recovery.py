@@ -78,8 +78,8 @@ class Site:
         await until(self._is_well, within)
         assert time.monotonic() - started < within
 
-    async def in_hand(self, count: int) -> None:
-        """Wait until the bridge says that it has so many requests in hand."""
+    async def in_flight(self, count: int) -> None:
+        """Wait until the bridge says that it has so many requests in flight."""
 
         async def are() -> bool:
             return bool((await self.get("/health"))[1]["in_flight"] == count)
@@ -217,7 +217,7 @@ async def test_requests_outstanding_when_the_broker_ends_are_answered(open_site,
         asyncio.create_task(site.ask("sensor-data", READING, f"mqtt-{n}")) for n in range(20)
     ]
     over_http = [asyncio.create_task(site.read()) for _ in range(20)]
-    await site.in_hand(40)
+    await site.in_flight(40)
     await in_thread(site.broker.kill if way == "killed" else site.broker.stop)
     await in_thread(site.broker.start)
     site.database.resume()
@@ -364,13 +364,13 @@ async def test_sigterm_ends_an_idle_bridge_well(open_site):
     assert "Traceback" not in site.bridge.output
 
 
-async def test_sigterm_lets_what_is_in_hand_finish_and_takes_no_more(open_site):
+async def test_sigterm_lets_what_is_in_flight_finish_and_takes_no_more(open_site):
     site = await open_site(DB_TIMEOUT="5")
     await site.well()
     site.database.pause()
     over_mqtt = asyncio.create_task(site.requester.ask("sensor-data", READING))
     over_http = asyncio.create_task(site.read())
-    await site.in_hand(2)
+    await site.in_flight(2)
     site.bridge.send_signal(SIGTERM)
 
     await asyncio.to_thread(site.bridge.wait_for_line, "draining")
@@ -434,7 +434,7 @@ async def test_sigterm_answers_what_waits_for_a_database_that_hangs(open_site):
         asyncio.create_task(site.requester.ask("control", LED_ON, timeout=20)),
     ]
     over_http = asyncio.create_task(site.read())
-    await site.in_hand(3)
+    await site.in_flight(3)
     with at_most(4.25):
         assert await asyncio.to_thread(site.bridge.stop) == 0
     assert [(await reply).code for reply in asking] == [504, 504]
@@ -445,7 +445,7 @@ async def test_sigterm_answers_what_waits_for_a_database_that_hangs(open_site):
 # A crash, and the order of acknowledgements
 
 
-async def test_request_in_hand_at_a_crash_comes_back_and_is_answered(open_site):
+async def test_request_in_flight_at_a_crash_comes_back_and_is_answered(open_site):
     site = await open_site(DB_TIMEOUT="8")
     await site.well()
     site.database.pause()
@@ -453,7 +453,7 @@ async def test_request_in_hand_at_a_crash_comes_back_and_is_answered(open_site):
         asyncio.create_task(site.requester.ask("sensor-data", READING, timeout=15))
         for _ in range(10)
     ]
-    await site.in_hand(10)
+    await site.in_flight(10)
     await in_thread(site.bridge.kill)
     site.database.resume()
     await in_thread(site.bridge.start)
@@ -520,12 +520,12 @@ async def acknowledge_next(broker: Scripted) -> None:
 
 async def test_flood_behind_one_slow_request_is_answered_whole(open_site):
     """Mosquitto with its default settings keeps 1000 messages for one who is slow, and no more."""
-    site = await open_site(board=False, DB_TIMEOUT="6")
+    site = await open_site(board=False, DB_TIMEOUT="50", REQUEST_TIMEOUT="50")
     await site.requester.subscribe(site.requester.reply_topic())
     site.database.pause()
-    slow = asyncio.create_task(site.requester.ask("sensor-data", READING, timeout=15))
-    await site.in_hand(1)
-    flood = [asyncio.create_task(site.requester.ask("health", timeout=20)) for _ in range(3000)]
+    slow = asyncio.create_task(site.requester.ask("sensor-data", READING, timeout=60))
+    await site.in_flight(1)
+    flood = [asyncio.create_task(site.requester.ask("health", timeout=40)) for _ in range(3000)]
     answered = await asyncio.gather(*flood)
     assert {reply.code for reply in answered} == {200}
     assert not slow.done()

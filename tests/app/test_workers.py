@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.lab.bridge import PROJECT, Bridge
 from tests.lab.servers import wait_until
 
-PATIENCE = 3
+MOST_SILENT_SECONDS = 3
 
 
 class Scripted(Bridge):
@@ -49,14 +49,14 @@ class Scripted(Bridge):
         super().close()
 
 
-class Impatient(Scripted):
-    """Its parent kills workers that it has not heard of for `PATIENCE` seconds."""
+class Supervised(Scripted):
+    """Its parent kills workers that it has not heard of for `MOST_SILENT_SECONDS` seconds."""
 
     script = f"""
 import functools
 from bridge import (cli)
 from bridge.app import (worker as workers)
-workers.Parent = functools.partial(workers.Parent, patience={PATIENCE})
+workers.Parent = functools.partial(workers.Parent, most_silent_seconds={MOST_SILENT_SECONDS})
 """
 
 
@@ -70,8 +70,10 @@ def _children(parent: int) -> Iterator[int]:
 
 
 @pytest.fixture
-def impatient(private_mosquitto, mariadb, tmp_path) -> Iterator[Impatient]:
-    bridge = Impatient(private_mosquitto(), mariadb, WORKERS="2", TMPDIR=str(tmp_path))
+def supervised(private_mosquitto, mariadb, tmp_path) -> Iterator[Supervised]:
+    (tmp_path / "keys").write_text("school:secret-of-the-school\n")
+    keys = {"API_KEYS_FILE": str(tmp_path / "keys"), "API_TRUSTED": "127.0.0.1"}
+    bridge = Supervised(private_mosquitto(), mariadb, WORKERS="2", TMPDIR=str(tmp_path), **keys)
     try:
         bridge.start()
         # It listens when the first of them does.
@@ -102,54 +104,78 @@ async def ask(bridge: Bridge, times: int) -> None:
 # ---- one that ends or hangs ---------------------------------------------------------------------
 
 
-async def test_worker_that_crashes_goes_on_with_its_counts_and_leaves_nothing(impatient, tmp_path):
-    await ask(impatient, 40)
+async def test_worker_that_crashes_goes_on_with_its_counts_and_leaves_nothing(supervised, tmp_path):
+    await ask(supervised, 40)
     (folder,) = tmp_path.glob("bridge-metrics-*")
     files = sorted(path.name for path in folder.iterdir())
     for crash in (1, 2):
-        counted = await requests_counted(impatient)
+        counted = await requests_counted(supervised)
         assert counted >= 40
-        os.kill(impatient.workers[0], signal.SIGKILL)
-        await asyncio.to_thread(impatient.wait_until_ready, 2 + crash)
-        await ask(impatient, 40)
-        assert await requests_counted(impatient) == counted + 40
+        os.kill(supervised.workers[0], signal.SIGKILL)
+        await asyncio.to_thread(supervised.wait_until_ready, 2 + crash)
+        await ask(supervised, 40)
+        assert await requests_counted(supervised) == counted + 40
     assert sorted(path.name for path in folder.iterdir()) == files
 
 
-def test_worker_that_hangs_is_killed_and_replaced(impatient):
-    hanging, sound = impatient.workers
+def test_worker_that_hangs_is_killed_and_replaced(supervised):
+    hanging, sound = supervised.workers
     os.kill(hanging, signal.SIGSTOP)
-    impatient.wait_for_line("hangs and is killed", timeout=PATIENCE + 5)
-    impatient.wait_until_ready(3)
-    assert hanging not in impatient.workers
-    assert sound in impatient.workers
-    assert impatient.stop() == 0
+    supervised.wait_for_line("hangs and is killed", timeout=MOST_SILENT_SECONDS + 5)
+    supervised.wait_until_ready(3)
+    assert hanging not in supervised.workers
+    assert sound in supervised.workers
+    assert supervised.stop() == 0
 
 
-def test_machine_that_sleeps_costs_no_worker_its_life(impatient):
-    workers = impatient.workers
-    everyone = [impatient.pid, *workers]
+def test_machine_that_sleeps_costs_no_worker_its_life(supervised):
+    workers = supervised.workers
+    everyone = [supervised.pid, *workers]
     for pid in everyone:
         os.kill(pid, signal.SIGSTOP)
     # The machine's sleep; there is nothing to wait for but time.
-    time.sleep(1.5 * PATIENCE)
+    time.sleep(1.5 * MOST_SILENT_SECONDS)
     for pid in everyone:
         os.kill(pid, signal.SIGCONT)
     # Both answer, after the parent has looked at them again.
     time.sleep(1.5)
-    impatient.send_signal(signal.SIGHUP)
-    impatient.wait_for(lambda: impatient.output.count("were read again") == 2, "both of them")
-    assert impatient.workers == workers
-    assert "killed" not in impatient.output
+    supervised.send_signal(signal.SIGHUP)
+    supervised.wait_for(lambda: supervised.output.count("were read again") == 2, "both of them")
+    assert supervised.workers == workers
+    assert "killed" not in supervised.output
 
 
-def test_parent_that_is_stopped_keeps_no_worker_from_answering(impatient):
-    os.kill(impatient.pid, signal.SIGSTOP)
+def test_parent_that_is_stopped_keeps_no_worker_from_answering(supervised):
+    os.kill(supervised.pid, signal.SIGSTOP)
     try:
-        assert impatient.ready
+        assert supervised.ready
     finally:
-        os.kill(impatient.pid, signal.SIGCONT)
-    assert impatient.stop() == 0
+        os.kill(supervised.pid, signal.SIGCONT)
+    assert supervised.stop() == 0
+
+
+def test_worker_that_can_not_read_a_file_any_more_ends_nobody_else(supervised, mariadb, tmp_path):
+    gone = (tmp_path / "keys").rename(tmp_path / "gone")
+    ending, sound = supervised.workers
+    os.kill(ending, signal.SIGKILL)
+    # The death, and one start that fails.
+    supervised.wait_for_line("ended with status 2; starting it again")
+    assert "API_KEYS_FILE" in supervised.output
+    assert sound in supervised.workers
+    assert supervised.ready
+
+    gone.rename(tmp_path / "keys")
+    supervised.wait_until_ready(3)
+
+    # Two that share a port would split its requests between two sets of settings.
+    second = Bridge(supervised.broker, mariadb, WORKERS="2", SERVICE_PORT=str(supervised.port))
+    try:
+        second.spawn()
+        assert second.wait() == 1
+        assert f"无法监听 127.0.0.1:{supervised.port}" in second.output
+    finally:
+        second.close()
+    assert supervised.stop() == 0
 
 
 # ---- SIGHUP -------------------------------------------------------------------------------------
@@ -177,7 +203,7 @@ def test_hangup_before_it_serves_is_minded_and_does_not_end_it(private_mosquitto
 
 
 def test_hangup_while_workers_start_reaches_them_when_they_can_take_it(private_mosquitto, mariadb):
-    bridge = Impatient(private_mosquitto(), mariadb, WORKERS="2")
+    bridge = Supervised(private_mosquitto(), mariadb, WORKERS="2")
     try:
         bridge.spawn()
         wait_until(lambda: len(bridge.workers) == 2, 10, "the start of both")

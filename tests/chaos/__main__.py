@@ -22,6 +22,7 @@ from tests.chaos.flood import (
     highest_rate,
 )
 from tests.chaos.hostile import hostile
+from tests.chaos.limits import limits
 from tests.chaos.overload import closed_loop, open_loop, stopped_database
 from tests.chaos.soak import soak
 
@@ -81,6 +82,7 @@ def _runs(options: argparse.Namespace) -> dict[str, list[tuple[str, Run]]]:
                 lambda: soak(requests=options.requests),
             )
         ],
+        "limits": [("Limits: what no longer holds, and without what", limits)],
     }
 
 
@@ -127,7 +129,10 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="tests/chaos/run", description=__doc__)
     # argparse checks an empty list of positionals against `choices` too, and refuses it.
     parser.add_argument(
-        "what", nargs="*", metavar="what", help="chaos, drain, overload, hostile, soak: all of them"
+        "what",
+        nargs="*",
+        metavar="what",
+        help="chaos, drain, overload, hostile, soak, limits: all of them",
     )
     parser.add_argument("--only", default="", help="those whose title contains this text")
     parser.add_argument("--rounds", type=int, help="of chaos and drain (20)")
@@ -136,7 +141,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--requests", type=int, default=500_000, help="of the soak (500000)")
     parser.add_argument("--seed", type=int, help="repeat the choices of an earlier run")
     options = parser.parse_args()
-    unknown = set(options.what) - {"chaos", "drain", "overload", "hostile", "soak"}
+    unknown = set(options.what) - {"chaos", "drain", "overload", "hostile", "soak", "limits"}
     if unknown:
         parser.error(f"unknown: {', '.join(sorted(unknown))}")
     return options

@@ -1,4 +1,7 @@
-"""SIGTERM under load: what was accepted is answered, and the answers tell what left."""
+"""SIGTERM under load: what was accepted is answered, and the answers tell what left.
+
+The session is kept: what the broker takes while the bridge is away is answered on its return.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,8 @@ from tests.chaos.site import MARCH, MARCH_STEPS, Site, departures_of, open_site
 
 DRAIN_TIMEOUT = 5.0
 _MARCHES = 4
+# Until what waited at the broker is answered.
+_RETURN_SECONDS = 10
 # To be started, and to be seen gone.
 _OURS = 0.25
 # When all is answered, HTTP goes down. A request on a connection that is being closed may go unread
@@ -35,8 +40,6 @@ async def drain(*, rounds: int = 10, rate: float = 150.0, seed: int | None = Non
         took = []
         outcome: Counter[str] = Counter()
         for number in range(rounds):
-            if number:
-                await asyncio.to_thread(bridge.start)
             marchers = site.walkers[number * _MARCHES : (number + 1) * _MARCHES]
             seconds, asked = await _round(site, questions, marchers, rng, rate, findings)
             took.append(seconds)
@@ -103,8 +106,8 @@ async def _round(
         assert stopping is not None
         seconds = time.monotonic() - began
         findings.expect(await stopping == 0, f"exit status {stopping.result()}")
-        # Whatever is to come is at the broker by now.
-        _, late = await asyncio.wait(asking, timeout=2)
+        await asyncio.to_thread(bridge.start)
+        _, late = await asyncio.wait(asking, timeout=_RETURN_SECONDS)
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)

@@ -207,7 +207,7 @@ def _is_ours(body: bytes) -> bool:
 
 async def _judge(site: Site, attack: _Attack, findings: Findings) -> None:
     bridge = site.bridges[0]
-    # The last ones may still be in hand.
+    # The last ones may still be in flight.
     async with asyncio.timeout(15):
         while (metrics := await _metrics(bridge))["in_flight"]:
             await asyncio.sleep(0.1)

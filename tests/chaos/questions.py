@@ -171,13 +171,13 @@ class Askers:
             await asyncio.sleep(self.rng.uniform(0.1, 0.5))
 
     async def _ask(self, question: Question) -> Body:
-        # Some lose patience before the bridge does, and meet their own first attempt.
-        patience = self.rng.uniform(1.0, 6.0)
+        # Some stop waiting before the bridge answers, and meet their own first attempt.
+        timeout = self.rng.uniform(1.0, 6.0)
         if question.transport == "mqtt":
-            reply = await self.mqtt.ask(question.operation, question.body, timeout=patience)
+            reply = await self.mqtt.ask(question.operation, question.body, timeout=timeout)
             return reply.body
         bridge = self.rng.choice(self.site.bridges)
-        return await ask_http(self.http, bridge.url, question, patience)
+        return await ask_http(self.http, bridge.url, question, timeout)
 
 
 async def ask_http(

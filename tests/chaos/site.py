@@ -18,6 +18,7 @@ from tests.lab.platform import Platform, seed_classroom
 
 # The lab's server forgets the last second when it is killed, which no promise survives.
 DURABLE = "--innodb-flush-log-at-trx-commit=1"
+FORGETFUL = "--innodb-flush-log-at-trx-commit=0"
 
 WALK, WALK_STEPS = "walk", 3
 """A sequence of 0.6 s; each walker has it."""
@@ -87,6 +88,7 @@ async def open_site(
     bridges: int = 1,
     walkers: int = 0,
     broker_lines: Sequence[str] = (),
+    database_lines: Sequence[str] = (),
     tapped: bool = True,
     **settings: str,
 ) -> AsyncIterator[Site]:
@@ -98,7 +100,7 @@ async def open_site(
 
         def start() -> tuple[Mosquitto, MariaDb, list[str]]:
             broker = servers.enter_context(Mosquitto(*broker_lines))
-            database = servers.enter_context(MariaDb(DURABLE))
+            database = servers.enter_context(MariaDb(DURABLE, *database_lines))
             return broker, database, _add_walkers(seed_classroom(database), walkers)
 
         broker, database, uuids = await asyncio.to_thread(start)

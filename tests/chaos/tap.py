@@ -31,7 +31,7 @@ class Tap:
     """Stands in for the broker towards any number of bridges; ``departures`` are in order.
 
     ``lag`` is the longest that this process was late itself, in seconds: by so much the time of a
-    departure may be too late, and no more.
+    departure may seem late, and no more.
     """
 
     def __init__(self, broker: Broker) -> None:

@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator
 import pytest
 
 from bridge.app.bridge import Bridge as BridgeInProcess
-from bridge.mqtt import transport
 from bridge.settings import Settings
 from tests.chaos.chaos import chaos
 from tests.chaos.crowd import idle_connections, question_marks
@@ -22,7 +21,6 @@ from tests.chaos.load import HttpLoad, http_request
 from tests.chaos.overload import closed_loop, open_loop, stopped_database
 from tests.chaos.soak import soak
 from tests.lab.platform import BOARD_A
-from tests.lab.requester import Requester
 from tests.lab.servers import LOOPBACK, free_port
 
 HERE = free_port()
@@ -130,15 +128,3 @@ async def test_tasks_are_as_many_after_a_load_as_before(bridge_here):
     async with asyncio.timeout(5):
         while len(asyncio.all_tasks()) > before:
             await asyncio.sleep(0.01)
-
-
-async def test_request_that_has_waited_for_its_turn_for_long_is_refused(
-    bridge_here, mosquitto, monkeypatch
-):
-    """More comes than we can do: what is done is done for those who still wait for it."""
-    reading = {"device_uuid": BOARD_A, "sensor": "temperature"}
-    async with Requester(mosquitto) as requester:
-        assert (await requester.ask("sensor-data", reading, prefix="here")).code == 200
-        monkeypatch.setattr(transport, "_LONGEST_WAIT", -1.0)
-        assert (await requester.ask("sensor-data", reading, prefix="here")).code == 429
-        assert (await requester.ask("health", prefix="here")).code == 200

@@ -296,7 +296,7 @@ async def test_one_list_at_a_time_is_read_and_all_end_within_db_timeout(
                 reading.add(await asyncio.to_thread(_lists_being_read, database))
             assert set(await asyncio.gather(*lists)) == {504}
             assert time.monotonic() - began < 2
-            assert reading == {0, 1}
+            assert max(reading) == 1
             cursor.execute("UNLOCK TABLES")
         assert await _status(session, "/api/devices") == 200
 

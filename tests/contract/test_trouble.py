@@ -207,7 +207,7 @@ STEPS = [
 SECOND_LONG = {"device_uuid": BOARD_E, "preset_key": "slow"}
 
 
-async def test_overload_is_429_and_draining_503_and_what_is_in_hand_is_finished(
+async def test_overload_is_429_and_draining_503_and_what_is_in_flight_is_finished(
     private_mosquitto, private_bridge, platform, board, connect_caller
 ):
     platform.set_presets(

@@ -24,6 +24,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from tests.docs.pages import snippet
 from tests.lab.bridge import PROJECT, Bridge
 from tests.lab.certificates import Certificates
 from tests.lab.commands import checked, run
@@ -38,6 +39,10 @@ LOCK = (DEPLOY / "requirements.lock").read_text(encoding="utf-8")
 COMPOSE_TEXT = (DEPLOY / "compose.yaml").read_text(encoding="utf-8")
 SERVICES = yaml.safe_load(COMPOSE_TEXT)["services"]
 CODEHUBOT = DEPLOY / "codehubot"
+BLOCKS = {
+    f"deploy/codehubot/{page}": {"override", "six-lines"}
+    for page in ("README.md", "README.zh-CN.md")
+}
 PLATFORM = PROJECT / "tests" / "deployment" / "platform-compose.yaml"
 
 
@@ -132,6 +137,14 @@ def test_lock_holds_what_the_locked_packages_need_themselves():
             requirement = Requirement(text)
             if in_the_image(requirement):
                 assert canonicalize_name(requirement.name) in locked(), (name, text)
+
+
+def test_lock_holds_nothing_that_is_no_longer_needed():
+    lines = (PROJECT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    needed = {Requirement(line).name for line in lines if line and not line.startswith("#")}
+    for name in locked():
+        needed |= {Requirement(text).name for text in importlib.metadata.requires(name) or ()}
+    assert locked().keys() - {canonicalize_name(name) for name in needed} == set()
 
 
 def test_every_locked_package_has_hashes_and_pip_demands_them():
@@ -425,10 +438,20 @@ def test_mirror_and_names_of_the_platform_s_env_file_are_taken(platform_folder):
     assert (service["MQTT_INSTANCE"], service["MQTT_SHARE"]) == ("bridge-5f", "share-5f")
 
 
-@pytest.mark.parametrize("page", ["README.md", "README.zh-CN.md"])
+@pytest.mark.parametrize("page", BLOCKS)
+def test_commands_of_the_page_give_the_platform_the_override(page, platform_folder):
+    """`config` shows what `up` would start; an engine would be needed to start it."""
+    commands = snippet(page, "override").replace("/opt/bridge", str(PROJECT))
+    commands = commands.replace("docker compose", program("docker-compose"))
+    shown, count = re.subn(r"up -d --build plugin-backend-service$", "config", commands, flags=re.M)
+    assert count == 1
+    done = checked(program("bash"), "-eu", "-c", shown, folder=platform_folder)
+    assert yaml.safe_load(done.replace(": {}\n", ": null\n")) == overridden(platform_folder)
+
+
+@pytest.mark.parametrize("page", BLOCKS)
 def test_six_lines_of_the_page_are_those_of_the_override(page, platform_folder):
-    text = (CODEHUBOT / page).read_text(encoding="utf-8")
-    (lines,) = re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)
+    lines = snippet(page, "six-lines")
     changes = yaml.safe_load(lines.replace("/opt/bridge", str(PROJECT)))
     assert flat(changes).keys() == SIX_LINES
     platform = yaml.safe_load(PLATFORM.read_text(encoding="utf-8"))

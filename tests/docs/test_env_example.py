@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from bridge.settings import SECRET_NAMES, Settings, load
+from tests.docs.pages import snippet
 from tests.lab.bridge import PROJECT
 from tests.test_settings import DOCUMENTED
 
 EXAMPLE = (PROJECT / ".env.example").read_text(encoding="utf-8")
 READMES = ("README.md", "docs/README.zh-CN.md")
+BLOCKS = {page: {"env"} for page in READMES}
 _SETTING = re.compile(r"^(?:# )?([A-Z][A-Z_]+)=(.*)$", re.MULTILINE)
 _ROW = re.compile(r"^\| `([A-Z_]+)` \| (?:`(.*?)`|–) \| (.+) \|$", re.MULTILINE)
 # What the documented block shows in place of these is an example.
@@ -81,6 +83,12 @@ def test_secrets_that_may_come_from_files_are_told():
     by_file = {f"{name}_FILE" for name in SECRET_NAMES} - set(defaults())
     told = EXAMPLE.removeprefix(DOCUMENTED)
     assert not [name for name in by_file if name not in told]
+
+
+@pytest.mark.parametrize("page", READMES)
+def test_readme_shows_the_documented_lines_of_it(page):
+    documented = [line for line in DOCUMENTED.splitlines() if line and not line.startswith("#")]
+    assert snippet(page, "env").split() == documented
 
 
 @pytest.mark.parametrize("page", READMES)

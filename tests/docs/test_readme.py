@@ -1,4 +1,4 @@
-"""What the READMEs say is so: each command in them is run as written, by a new user's hands.
+"""Each command of the READMEs and of migrating.md is run as written, as a new user would.
 
 Only addresses, ports and the device's UUID are replaced, as readers do. A few commands are not
 run; `NOT_RUN` says which and why.
@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 
 from bridge.database.idempotency_table import TABLE
+from tests.docs.pages import snippet
 from tests.lab.bridge import PROJECT
 from tests.lab.mariadb import WRITER, WRITER_PASSWORD, MariaDb
 from tests.lab.mosquitto import Mosquitto
@@ -51,6 +52,8 @@ LEFT_OUT = {
 RUN = {"demo", "demo-ask", "configure", "doctor", "serve", "init-db", "docker", "broker"} | (
     RECIPES := {"http", "mqtt5", "mqtt311", "call"}
 )
+MIGRATING = ("docs/migrating.md", "docs/migrating.zh-CN.md")
+BLOCKS = {page: RUN | set(NOT_RUN) for page in PAGES} | {page: {"settings"} for page in MIGRATING}
 
 
 def blocks(page: str) -> dict[str, str]:
@@ -240,6 +243,24 @@ async def test_env_file_once_edited_lets_doctor_pass_and_the_bridge_serve(
         assert await asyncio.to_thread(bridge.stop) == 0
     finally:
         await asyncio.to_thread(bridge.close)
+
+
+@pytest.mark.parametrize("page", MIGRATING)
+async def test_env_file_of_the_old_service_passes_the_check(
+    page, checkout, tmp_path, mosquitto, mariadb, unused_tcp_port
+):
+    """Its lines, and names that are not ours; stopping the old service needs systemd."""
+    copied, checked, stopped = snippet(page, "settings").splitlines()
+    assert stopped.startswith("sudo systemctl disable")
+    (tmp_path / ".env").write_text(
+        f"DB_HOST={mariadb.host}\nDB_PORT={mariadb.port}\nDB_NAME={mariadb.database}\n"
+        f"DB_USER={mariadb.user}\nDB_PASSWORD={mariadb.password}\n"
+        f"MQTT_BROKER={mosquitto.host}\nMQTT_PORT={mosquitto.port}\nMQTT_USERNAME=\n"
+        f"MQTT_PASSWORD=\nSERVICE_PORT={unused_tcp_port}\nLOG_LEVEL=INFO\nDEBUG=false\n",
+        encoding="utf-8",
+    )
+    copied = copied.replace("/path/to/plugin-backend-service", str(tmp_path))
+    await pasted(f"{copied}\n{checked}", checkout, LANGUAGE="en")
 
 
 async def test_init_db_makes_the_table(checkout, mosquitto, private_mariadb):

@@ -50,6 +50,7 @@ EXPECTED = {
     "shell-call": Expected(('"code": 200', '"result": "success"'), led_on=1),
     "curl": Expected((*READING, '"result":"success"'), led_on=1),
 }
+BLOCKS = {f"docs/{page}": {*EXPECTED, "bodies"} for page in PAGES}
 # The page's words for the client's table.
 RETRY_WORDS = {
     "plugin-authors.md": {retry: retry for retry in RETRIES.values()},

@@ -286,7 +286,7 @@ def test_misspelt_settings_are_pointed_out(doctor):
     found = report.found["names of settings"]
     assert found.mark == NOTE
     assert found.advice.splitlines()[1:] == [
-        f"{name.upper()}: is {meant} meant?"
+        f"{name.upper()}: did you mean {meant}?"
         for name, meant in sorted(MISSPELT.items(), key=lambda pair: pair[0].upper())
     ]
     assert "anything" not in report.output

@@ -22,6 +22,12 @@ LOOPBACK = "127.0.0.1"
 # child is started from this one, which lives as long as the interpreter.
 _spawner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lab-spawner")
 
+# Suites that run side by side take every other port each.
+_PORTS = range(
+    20000 + int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]),
+    32000,
+    int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")),
+)
 _handed_out: set[int] = set()
 
 
@@ -35,7 +41,7 @@ def free_port() -> int:
     It lies below the ephemeral range. A client that keeps connecting to a closed port of
     that range ends up connected to itself, and the restarted server finds its port taken.
     """
-    for port in random.sample(range(20000, 32000), 200):
+    for port in random.sample(_PORTS, 200):
         if port not in _handed_out and _can_bind(port):
             _handed_out.add(port)
             return port

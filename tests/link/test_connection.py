@@ -840,7 +840,7 @@ async def test_broker_that_answers_pings_but_acknowledges_no_more_is_let_go(link
 
 async def test_broker_that_talks_without_end_is_told_that_we_live(links, monkeypatch):
     """What it sends does not count for its keepalive: only what we send does."""
-    monkeypatch.setattr(heartbeat, "KEEPALIVE_SECONDS", 2)
+    monkeypatch.setattr(link_module, "KEEPALIVE_SECONDS", 2)
     async with Scripted(ACCEPTED) as broker:
         await links.opened(broker)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from mcp_types import CallToolResult
 from bridge.client import BridgeClient
 from bridge.mcp import REQUIREMENT
 from tests.conftest import ConnectBoard, StartBridge
+from tests.docs.pages import snippet
 from tests.lab.bridge import PROJECT, Bridge
 from tests.lab.mariadb import MariaDb
 from tests.lab.mosquitto import Mosquitto
@@ -580,7 +582,7 @@ async def test_drain_lets_a_tool_tell_what_was_done(
     process = private_bridge(DRAIN_TIMEOUT="4")
     listening = await board(BOARD_A, process.broker)
     async with by_url(process) as client:
-        # The client checks results against the tools' schemas, for which it would ask too late.
+        # The client checks results against the tools' schemas; during the drain it can't ask.
         await client.list_tools()
         arguments = {"device_uuid": BOARD_A, "preset_key": SLOW_SEQUENCE}
         running = asyncio.create_task(client.call_tool("run_preset", arguments))
@@ -600,17 +602,17 @@ async def health(http: aiohttp.ClientSession) -> dict[str, Any]:
 async def test_tool_is_not_begun_while_the_bridge_drains(private_bridge: StartBridge):
     process = private_bridge(DRAIN_TIMEOUT="3.5")
     async with by_url(process) as client, aiohttp.ClientSession(process.url) as http:
-        # A broker that does not answer keeps a command in hand, and so the bridge draining.
+        # A broker that does not answer keeps a command in flight, and so the bridge draining.
         process.broker.pause()
         command = {"device_uuid": BOARD_A, "port": ALIAS, "action": "on"}
-        in_hand = asyncio.create_task(http.post("/api/control", json=command))
+        in_flight = asyncio.create_task(http.post("/api/control", json=command))
         async with asyncio.timeout(5):
             while (await health(http))["in_flight"] == 0:
                 pass
         process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(process.wait_for_line, "draining")
         said = told(await client.call_tool("read_sensor", TEMPERATURE))
-        (await in_hand).close()
+        (await in_flight).close()
     assert "正在停止" in said
 
 
@@ -707,16 +709,16 @@ async def test_client_level_is_part_of_the_topics(tmp_path, bridge, mosquitto, r
     assert (await requester.next_message(topic=asked)).json["sensor"] == "温度"
 
 
-def configured(marker: str) -> dict[str, Any]:
-    """The configuration in the documentation that holds the marker."""
-    text = (PROJECT / "docs" / "mcp.md").read_text(encoding="utf-8")
-    (block,) = (block for block in re.findall(r"```json\n(.*?)```", text, re.S) if marker in block)
-    configuration: dict[str, Any] = json.loads(block)
-    return configuration
+MCP_PAGE, LLM_PAGE = "docs/mcp.md", "docs/llm-platforms.md"
+BLOCKS = {
+    MCP_PAGE: {"stdio", "vscode", "python", "claude-code", "claude-code-zh"},
+    LLM_PAGE: {"cursor", "claude-code"},
+    "docs/llm-platforms.zh-CN.md": {"cursor", "claude-code"},
+}
 
 
 async def test_documented_configuration_starts_it(bridge, mosquitto, tmp_path):
-    entry = configured("mcpServers")["mcpServers"]["aiot"]
+    entry = json.loads(snippet(MCP_PAGE, "stdio"))["mcpServers"]["aiot"]
     started = StdioServerParameters(
         command=entry["command"].replace("/path/to/bridge/.venv/bin/python", sys.executable),
         args=[word.replace("/path/to/bridge", str(PROJECT)) for word in entry["args"]],
@@ -728,12 +730,43 @@ async def test_documented_configuration_starts_it(bridge, mosquitto, tmp_path):
             assert given(await client.call_tool("read_sensor", TEMPERATURE))["value"] == 29.1
 
 
-async def test_documented_configuration_connects(guarded):
-    entry = configured('"servers"')["servers"]["aiot"]
-    path = entry["url"].partition(":9001")[2]
-    headers = dict.fromkeys(entry["headers"], "open-sesame")
+def documented(page: str, name: str) -> tuple[str, dict[str, str]]:
+    """The path and the headers of a client's configuration on the page."""
+    text = snippet(page, name)
+    if name.startswith("claude-code"):
+        *_, url, option, header = shlex.split(text)
+        assert text.startswith("claude mcp add --transport http ")
+        assert option == "--header"
+        headers = dict([header.split(": ")])
+    else:
+        (servers,) = json.loads(text).values()
+        url, headers = servers["aiot"]["url"], servers["aiot"]["headers"]
+    assert headers == {"X-API-Key": "your-secret"}
+    return re.sub(r"^https?://[^/]+", "", url), {"X-API-Key": "open-sesame"}
+
+
+@pytest.mark.parametrize(
+    ("page", "name"),
+    [
+        (page, name)
+        for page, names in BLOCKS.items()
+        for name in sorted(names - {"stdio", "python"})
+    ],
+)
+async def test_documented_configuration_connects(guarded, page, name):
+    path, headers = documented(page, name)
     async with by_url(guarded, path, headers=headers) as client:
         assert given(await client.call_tool("read_sensor", TEMPERATURE))["value"] == 29.1
+
+
+async def test_documented_program_connects(bridge, capsys):
+    """Its `async with` needs a function around it, and `…` stands for a device's UUID."""
+    text = snippet(MCP_PAGE, "python").replace("http://192.168.1.10:9001", bridge.url)
+    indented = "".join(f"    {line}" for line in text.replace("…", BOARD_A).splitlines(True))
+    scope: dict[str, Any] = {}
+    exec(f"async def main():\n{indented}", scope)
+    await scope["main"]()
+    assert capsys.readouterr().out == "29.1\n"
 
 
 @pytest.fixture

@@ -299,12 +299,13 @@ async def test_retained_request_switches_nothing_and_is_not_repeated(connect, bo
 # ---- what the pages advise ----------------------------------------------------------------------
 
 ADVICE = ("docs/plugin-authors.md", "docs/plugin-authors.zh-CN.md")
+BLOCKS = {page: {"acl"} for page in ADVICE}
 
 
 @pytest.mark.parametrize("page", ADVICE)
 def test_page_advises_the_lines_that_are_shipped(page):
     text = (PROJECT / page).read_text(encoding="utf-8")
-    (advised,) = re.findall(r"<!-- acl -->\n```text\n(.*?)```", text, re.DOTALL)
+    (advised,) = re.findall(r"<!-- snippet: acl -->\n```text\n(.*?)```", text, re.DOTALL)
     assert set(advised.splitlines()) <= set((DEPLOYED / "acl").read_text().splitlines())
 
 

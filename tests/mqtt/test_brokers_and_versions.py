@@ -61,3 +61,22 @@ async def test_broker_without_qos_1_is_named_and_the_bridge_is_not_ready(
     bridge = private_bridge(broker=broker, wait="live")
     line = await asyncio.to_thread(bridge.wait_for_line, "maximum_qos")
     assert "mqtt unavailable" in line
+
+
+async def test_bridge_on_3_1_1_is_ready_and_warns_where_it_could_not_prove_delivery(
+    private_mosquitto,
+    private_bridge: StartBridge,
+    connect_requester: ConnectRequester,
+):
+    # Everyone is anonymous here.
+    acl = "topic read #\ntopic write plugin/request/sensor-data\n"
+    acl += "topic write plugin/reply/#\ntopic write plugin/status/#\n"
+    broker: Mosquitto = private_mosquitto(acl=f"{acl}topic write plugin/request/health/+\n")
+    proven = private_bridge(broker=broker, MQTT_PROTOCOL="3.1.1")
+    broker.set_acl(acl)
+    unproven = private_bridge(broker=broker, MQTT_PROTOCOL="3.1.1")
+    requester = await connect_requester(broker, version="3.1.1")
+    for _ in range(4):
+        assert (await requester.ask("sensor-data", READING)).code == 200
+    assert "could not be checked" not in proven.output
+    assert unproven.output.count("could not be checked") == 1

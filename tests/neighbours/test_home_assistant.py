@@ -20,6 +20,7 @@ from tests.lab.platform import BOARD_A, UNKNOWN_BOARD
 from tests.lab.requester import Requester
 
 PAGE = (PROJECT / "docs" / "home-assistant.md").read_text(encoding="utf-8")
+BLOCKS = {"docs/home-assistant.md": {"rest", "mqtt"}}
 KEY = "of-home-assistant"
 USER = "homeassistant"
 

@@ -20,6 +20,7 @@ from tests.lab.platform import BOARD_A
 from tests.lab.servers import Server, program
 
 PAGE = (PROJECT / "docs" / "node-red.md").read_text(encoding="utf-8")
+BLOCKS = {"docs/node-red.md": {"node-red"}}
 PROGRAM = PROJECT / "tests" / "neighbours" / "node_modules" / "node-red" / "red.js"
 ACL = (PROJECT / "deploy" / "mosquitto" / "acl").read_text(encoding="utf-8")
 # No editor, no web server's paths, no call home; logins are in a plain file.

@@ -174,9 +174,10 @@ def test_console_script_asks_a_bridge(install, bridge, mosquitto, tmp_path):
     assert '"value": 29.1' in called.stdout
 
 
-def test_help_names_the_command_that_was_started(install, tmp_path):
-    shown = run(install("").script, "--help", folder=tmp_path, environment={})
-    assert shown.stdout.startswith(f"usage: {NAME} ")
+@pytest.mark.parametrize(("language", "usage"), [("en", "usage: "), ("zh", "用法：")])
+def test_help_names_the_command_that_was_started(install, language, usage, tmp_path):
+    shown = run(install("").script, "--help", folder=tmp_path, environment={"LANGUAGE": language})
+    assert shown.stdout.startswith(f"{usage}{NAME} ")
 
 
 @pytest.mark.parametrize(

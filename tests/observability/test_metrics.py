@@ -168,6 +168,7 @@ async def test_duplicate_is_counted(own, connect_requester, board):
     for _ in range(3):
         assert (await requester.ask("control", {**command, "request_id": "one"})).code == 200
     assert value(await scraped(own.url), "bridge_duplicates_total") == 2
+    await listening.next_command()
     assert len(listening.commands) == 1
 
 
@@ -194,7 +195,7 @@ async def test_lost_connection_is_seen_and_its_return_counted(own):
     assert value(after, "bridge_reconnects_total", to="database") == 0
 
 
-async def test_request_in_hand_is_counted_while_it_is(own, connect_requester, board):
+async def test_request_in_flight_is_counted(own, connect_requester, board):
     requester = await connect_requester(own.broker)
     listening = await board(BOARD_A, broker=own.broker)
     sequence = {"device_uuid": BOARD_A, "preset_key": SEQUENCE}

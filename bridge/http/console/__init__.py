@@ -6,6 +6,7 @@ served to all, so that the page can ask for an API key. Everything shown on it c
 """
 
 from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
 
@@ -52,28 +53,16 @@ _SNAPSHOT_HEADERS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "n
 Readings = Callable[[str], Awaitable[DeviceReadings | None]]
 
 
+@dataclass(frozen=True, slots=True)
 class Console:
-    """The page, and the snapshots that it shows.
+    """The page, and the snapshots that it shows."""
 
-    Args:
-        health: our state; never waits.
-        readings: as `Store.readings`.
-    """
-
-    def __init__(
-        self,
-        settings: Settings,
-        activity: Activity,
-        health: Callable[[], Health],
-        readings: Readings,
-    ) -> None:
-        self._activity = activity
-        self._settings = settings
-        self._health = health
-        self._readings = readings
+    settings: Settings
+    activity: Activity
+    health: Callable[[], Health]
+    readings: Readings
 
     def places(self) -> Iterator[Place]:
-        """All that is to be served."""
         yield Place("/console", fixed(self._page), open=True)
         yield Place("/console/", _to_the_page, open=True)
         for file in _STATIC.iterdir():
@@ -86,21 +75,20 @@ class Console:
 
     def _page(self) -> Fixed:
         page = (_STATIC / "page.html").read_bytes()
-        page = page.replace(b"{{language}}", self._settings.language.encode())
+        page = page.replace(b"{{language}}", self.settings.language.encode())
         return Fixed.of(page, _CONTENT_TYPES[".html"], _PAGE_HEADERS)
 
-    async def _snapshot(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        del request
-        snapshot = self._activity.snapshot()
+    async def _snapshot(self, _: web.Request, grant: Grant | None) -> web.StreamResponse:
+        snapshot = self.activity.snapshot()
         body = {
             "second": snapshot.second,
             "time": snapshot.time,
             "window": snapshot.window,
             "seconds": snapshot.seconds,
             "requests": [seen for seen in snapshot.requests if _may_see(grant, seen)],
-            "health": self._health(),
-            "instance": self._settings.instance,
-            "workers": self._settings.workers,
+            "health": self.health(),
+            "instance": self.settings.instance,
+            "workers": self.settings.workers,
         }
         return Answer(200, JSON_UTF8, orjson.dumps(body), _SNAPSHOT_HEADERS)
 
@@ -109,7 +97,7 @@ class Console:
         uuid = request.query.get("device_uuid", "").strip()
         if grant is not None:
             grant.check("device", uuid)
-        device = await self._readings(uuid) if 0 < len(uuid) <= _LONGEST_UUID else None
+        device = await self.readings(uuid) if 0 < len(uuid) <= _LONGEST_UUID else None
         names = {} if device is None else shown_names(device)
         return Answer(200, JSON_UTF8, orjson.dumps(names), _SNAPSHOT_HEADERS)
 
@@ -131,7 +119,6 @@ def _file(name: str, content_type: str) -> Fixed:
     return Fixed.of((_STATIC / name).read_bytes(), content_type, _PAGE_HEADERS)
 
 
-async def _to_the_page(request: web.Request, grant: Grant | None) -> web.StreamResponse:
+async def _to_the_page(_: web.Request, __: Grant | None) -> web.StreamResponse:
     """`/console/` is where people land; relative, so that it holds behind a proxy's prefix too."""
-    del request, grant
     return Answer(308, "text/plain", b"", (("Location", "../console"),))
