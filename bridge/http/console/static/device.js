@@ -3,7 +3,7 @@
 import { readDevice, readSensorNames } from "./bridge.js";
 import { forgetSent, portControl, presetControl } from "./controls.js";
 import { byId, make } from "./dom.js";
-import { noteDevices, readingWords, sensorName } from "./names.js";
+import { noteDevices, readingWords, sensorName, unitName } from "./names.js";
 import { forgetSeen, noteReadings, spark } from "./sparks.js";
 import { age, word } from "./words.js";
 
@@ -140,7 +140,8 @@ function failed(reply) {
 }
 
 function reading(uuid, sensor, names) {
-  const { sensor_name: stored, sensor_type: type, unit, age_seconds: seconds } = sensor;
+  const { sensor_name: stored, sensor_type: type, age_seconds: seconds } = sensor;
+  const unit = unitName(sensor.unit);
   const name = sensorName(stored, names);
   const { said, number } = readingWords(sensor);
   const line = spark(uuid, stored);

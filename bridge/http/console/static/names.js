@@ -36,6 +36,11 @@ export function sensorName(stored, given) {
   return given.get(stored) || wordOrNull(`sensor_${stored.toLowerCase()}`) || stored;
 }
 
+// Units are as the platform has them; a Chinese one is translated.
+export function unitName(unit) {
+  return wordOrNull(`unit_${unit}`) || unit;
+}
+
 // The value as people say it, and beside it the number that programs get if that is another.
 export function readingWords({ value, raw_value: raw, sensor_name: stored }) {
   const truth = value === 1 || value === 0;
