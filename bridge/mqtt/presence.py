@@ -7,9 +7,31 @@ import orjson
 
 from .. import __version__
 from ..link import REFUSED_FROM, Link
+from ..link.packets import Message
 from ..link.topics import Topics
 
 logger = logging.getLogger(__name__)
+
+
+class OtherBridges:
+    """Those of our share that say that they serve, as far as we have heard."""
+
+    def __init__(self, topics: Topics) -> None:
+        self._topics = topics
+        # The topics of their presence.
+        self.online: set[str] = set()
+
+    def hear(self, message: Message) -> None:
+        """Take note of a bridge's presence."""
+        try:
+            said = orjson.loads(message.payload)
+            serves = said["status"] == "online" and said["subscribed"] == self._topics.filters
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            serves = False
+        if serves and message.topic != self._topics.presence:
+            self.online.add(message.topic)
+        else:
+            self.online.discard(message.topic)
 
 
 class Presence:

@@ -11,6 +11,7 @@ import contextlib
 import json
 import socket
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from signal import SIGTERM
@@ -383,6 +384,29 @@ async def test_sigterm_lets_what_is_in_flight_finish_and_takes_no_more(open_site
     with at_most(5):
         assert await asyncio.to_thread(site.bridge.wait) == 0
     assert await presence(site) == "offline"
+
+
+async def test_five_restarts_under_load_leave_no_request_unanswered(open_site):
+    site = await open_site(board=False)
+    over = asyncio.Event()
+
+    async def restart() -> None:
+        for _ in range(5):
+            await in_thread(site.bridge.restart)
+            await asyncio.sleep(0.5)
+        over.set()
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(restart())
+        asked = []
+        while not over.is_set():
+            asking = site.requester.ask("sensor-data", READING, timeout=20)
+            asked.append(tasks.create_task(asking))
+            await asyncio.sleep(0.01)
+    # One that came while the database was not yet met may have been told so.
+    codes = Counter(task.result().code for task in asked)
+    assert codes[200] > 0.9 * len(asked), codes
+    assert set(codes) <= {200, 503}, codes
 
 
 async def test_sigterm_cuts_a_sequence_short_and_says_so(open_site):

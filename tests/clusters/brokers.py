@@ -30,7 +30,7 @@ ACTIVEMQ_NEEDS = [
 class Node(Server):
     """A broker, or one of its cluster; `port` is that of MQTT."""
 
-    start_timeout = 120.0
+    start_timeout = 200.0
     # What the bridge has to set for it.
     settings: Mapping[str, str] = {}
     username: str | None = None
@@ -191,6 +191,8 @@ class RabbitMq(ErlangNode):
             "mqtt.allow_anonymous = false",
             "log.console.level = warning",
             "cluster_formation.peer_discovery_backend = classic_config",
+            "cluster_formation.randomized_startup_delay_range.min = 0",
+            "cluster_formation.randomized_startup_delay_range.max = 1",
         ]
         lines += [
             f"cluster_formation.classic_config.nodes.{number} = {member}@localhost"

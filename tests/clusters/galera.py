@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Self
 
-from tests.lab.mariadb import MariaDb
+from tests.lab.mariadb import MariaDb, _template
 from tests.lab.servers import LOOPBACK, free_port
 
 _PROVIDER = next(Path("/usr/lib").glob("**/libgalera_smm.so"), Path("libgalera_smm.so"))
@@ -50,6 +51,11 @@ class GaleraNode(MariaDb):
         return [*super().command(), f"--wsrep-cluster-address=gcomm://{members}"]
 
     def spawn(self) -> None:
+        if not self._data.exists():
+            shutil.copytree(_template(), self._data)
+        # As root, rsync's daemon writes there as somebody else.
+        for path in (self.folder, self._data, *self._data.rglob("*")):
+            path.chmod(0o777)
         super().spawn()
         # Started again, the first one joins the others.
         self._is_first = False
