@@ -114,6 +114,7 @@ class Bridge:
             observers=observers,
             activity=activity,
             health=self.health,
+            readings=self._backend.store.readings,
             is_ready=self.is_ready,
             mqtt_connected=lambda: self._session.available,
             mounted=tuple(self._mcp.places()),

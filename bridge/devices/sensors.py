@@ -119,6 +119,19 @@ def all_readings(device: DeviceReadings, now: datetime) -> list[Reading]:
     return [reading(device, row, now) for row in device.rows if row.sensor_value is not None]
 
 
+def shown_names(device: DeviceReadings) -> dict[str, str]:
+    """What people call the sensors, by stored name: as named on this device, else in its product.
+
+    A key of the configuration is no name that people use.
+    """
+    return {
+        row.sensor_name: kind.shown
+        for row in _valued(device)
+        for kind in reversed(_kinds_of(device).all)
+        if kind.shown and plain_name(kind.shown) != kind.key and kind.describes(row)
+    }
+
+
 @lru_cache(maxsize=8192)
 def value_of(raw: str) -> float | int | str:
     """A stored text as a number; booleans are 1 and 0; the text itself if it is neither."""

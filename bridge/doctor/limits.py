@@ -35,7 +35,10 @@ async def limits(examination: Examination) -> Finding:
 
 def _shortcomings(broker: BrokerLimits, settings: Settings) -> Iterator[Finding]:
     mosquitto: tuple[Advice, ...] = (
-        Text("在 mosquitto.conf 中修改，然后重启：", "in mosquitto.conf, and restart it:"),
+        Text(
+            "在 mosquitto.conf 中修改，然后重启：",
+            "change this in mosquitto.conf, then restart Mosquitto:",
+        ),
     )
     if broker.maximum_qos < 1:
         yield failed("只支持 QoS 0", "the broker supports only QoS 0", *mosquitto, "max_qos 2")

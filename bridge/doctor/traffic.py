@@ -163,7 +163,10 @@ async def speed(examination: Examination) -> Finding:
         return note(
             f"QoS 1 往返 {took}，但两条接连时多等 {wait}：服务器的 Nagle 算法",
             f"QoS 1 round trip {took}, and {wait} more for two at once: Nagle at the broker",
-            Text("加入 mosquitto.conf，然后重启：", "add to mosquitto.conf, and restart it:"),
+            Text(
+                "加入 mosquitto.conf，然后重启：",
+                "add this to mosquitto.conf, then restart Mosquitto:",
+            ),
             "set_tcp_nodelay true",
         )
     if alone > _SLOW_SECONDS:

@@ -42,7 +42,7 @@ from .answer import JSON_UTF8, Answer
 from .authentication import Keys, WrongKey
 from .bodies import json_body
 from .browsers import Browsers, Headers
-from .console import Console
+from .console import Console, Readings
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, swagger_ui
@@ -71,6 +71,7 @@ class HttpTransport:
         observers: Observers,
         activity: Activity,
         health: Callable[[], Health],
+        readings: Readings,
         is_ready: Callable[[], bool],
         mqtt_connected: Callable[[], bool],
         mounted: Sequence[Place] = (),
@@ -90,7 +91,7 @@ class HttpTransport:
             is_ready=is_ready,
             mqtt_connected=mqtt_connected,
         )
-        console = Console(settings, activity, health)
+        console = Console(settings, activity, health, readings)
         self._places = (*pages.places(), *swagger_ui(self._admit), *console.places(), *mounted)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 

@@ -87,12 +87,13 @@ async def _killed_database(lines: Sequence[str]) -> str:
 
 async def _absent(protocol: str) -> str:
     # The tap reads MQTT 5.
-    async with _asking(tapped=False, MQTT_PROTOCOL=protocol) as (site, mqtt):
+    async with open_site(tapped=False, MQTT_PROTOCOL=protocol) as site:
+        url = site.bridges[0].url
         await site.classroom.unsubscribe("devices/+/control")
-        alone = (await mqtt.ask("control", _command(1)))["code"]
+        alone, _ = await ask_anew(url, http_request("POST", "/api/control", _command(1)))
         async with _Logger(site.broker) as logger:
             await logger.subscribe("devices/#")
-            beside = (await mqtt.ask("control", _command(2)))["code"]
+            beside, _ = await ask_anew(url, http_request("POST", "/api/control", _command(2)))
         return f"{alone}; with a logger on devices/#: {beside}"
 
 

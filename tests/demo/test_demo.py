@@ -27,7 +27,7 @@ from tests.lab.requester import ABSENT, Requester
 from tests.lab.servers import LOOPBACK, Server, free_port, wait_until
 
 USUAL_PORTS = (1883, 9001)
-LAST_WORD = {"zh": "按 Ctrl-C 结束", "en": "Ctrl-C ends it"}
+LAST_WORD = {"zh": "按 Ctrl-C 结束", "en": "Press Ctrl-C to end"}
 ALL_BYTES = bytes(range(256))
 
 # Without the proxies of the surroundings.

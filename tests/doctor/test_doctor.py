@@ -686,7 +686,7 @@ def scripted_broker(packets: Mapping[int, bytes]) -> Iterator[Endpoint]:
 
 LIMITS = [
     ("retain_available false", NOTE, "retains no messages", "retain_available true"),
-    ("max_qos 0", FAILED, "QoS 0 alone", "max_qos 2"),
+    ("max_qos 0", FAILED, "only QoS 0", "max_qos 2"),
     ("max_packet_size 4000", NOTE, "packets of 4000 bytes", "max_packet_size 66560"),
     ("max_inflight_messages 30", NOTE, "takes 30 unacknowledged", "max_inflight_messages 1000"),
 ]
