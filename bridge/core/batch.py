@@ -4,6 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
+
 from ..devices.models import Fields, JsonObject
 from ..errors import (
     FieldError,
@@ -20,6 +22,10 @@ from .request import Request
 
 # What the replies of all items may take together, in bytes.
 MOST_BYTES = 4 * 1024 * 1024
+# Of the items that can't be read together so many are read at a time, of so many batches. A hundred
+# descriptions of devices may be megabytes, and keep the event loop for a tenth of a second.
+READING_ITEMS = 8
+READING_BATCHES = 4
 
 
 @dataclass(slots=True)
@@ -30,6 +36,15 @@ class Item:
     row: Operation | None = None
     fields: Fields | None = None
     reply: Reply | None = None
+    # The reply as JSON, once it was encoded.
+    body: bytes | None = None
+
+    def encode(self) -> bytes:
+        """The reply as JSON; encoded once."""
+        assert self.reply is not None
+        if self.body is None:
+            self.body = self.reply.encode(self.request.request_id)
+        return self.body
 
     @property
     def operation(self) -> Operation:
@@ -68,19 +83,21 @@ def item_of(batch: Request, raw: JsonObject, number: int) -> Item:
     return Item(request, row)
 
 
-def bodies_of(items: Iterable[Item], language: Language) -> list[JsonObject]:
-    """The items' reply bodies in order; past `MOST_BYTES` only outcomes of commands are left."""
-    bodies: list[JsonObject] = []
+def result_of(items: Iterable[Item], language: Language) -> orjson.Fragment:
+    """A `BatchResult` as JSON; past `MOST_BYTES` only the outcomes of commands are left.
+
+    The items are encoded one by one, and only once: together they may be megabytes.
+    """
+    bodies: list[bytes] = []
     size = 0
     for item in items:
-        reply = item.reply
-        assert reply is not None
-        size += len(reply.encode())
-        is_command = item.row is not None and item.row.commands
-        if size > MOST_BYTES and not is_command:
-            reply = reply_to_error(PayloadTooLarge(limit=MOST_BYTES), language)
-        bodies.append(reply.body(item.request.request_id))
-    return bodies
+        body = item.encode()
+        size += len(body)
+        if size > MOST_BYTES and not (item.row is not None and item.row.commands):
+            too_large = PayloadTooLarge(limit=MOST_BYTES)
+            body = reply_to_error(too_large, language).encode(item.request.request_id)
+        bodies.append(body)
+    return orjson.Fragment(b'{"results":[' + b",".join(bodies) + b"]}")
 
 
 def grouped(items: Sequence[Item]) -> tuple[list[Item], list[Item], list[list[Item]]]:

@@ -44,6 +44,8 @@ class Link:
         self.version5 = broker.version5
         # Whether TCP (and TLS) was connected, whatever followed.
         self.reached_broker = False
+        # Whether the broker closed the connection instead of answering our CONNECT.
+        self.hung_up = False
         self._client = paho_adapter.client(
             broker,
             identifier,
@@ -103,6 +105,7 @@ class Link:
         finally:
             entering.cancel()
             if not (entering.done() and not entering.cancelled() and not entering.exception()):
+                self.hung_up = self.reached_broker and self.lost.done()
                 self._lose(LinkError("not connected"))
         self._client._disconnected.add_done_callback(self._on_disconnected)
         heartbeat = Heartbeat(

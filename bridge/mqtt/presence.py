@@ -25,7 +25,10 @@ class Presence:
         """Announce it no more: the broker keeps no retained messages. Said once."""
         if self._retains:
             self._retains = False
-            logger.warning("the broker keeps no retained messages: presence is not announced")
+            logger.warning(
+                "the broker keeps no retained messages: presence is not announced; in Mosquitto, "
+                "retain_available true lets it keep them"
+            )
 
     def will(self) -> aiomqtt.Will | None:
         if not self._retains:

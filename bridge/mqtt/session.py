@@ -176,16 +176,44 @@ class Session:
         def receive(link: Link, message: Message) -> None:
             self._receive(link, message, on_message)
 
-        link = Link(
-            address,
-            identifier=self._instance,
-            on_message=receive,
-            will=self._presence.will(),
-            session_expiry=self._settings.mqtt_session_expiry,
-            clean=clean,
-        )
-        await link.open()
-        return link
+        def link() -> Link:
+            return Link(
+                address,
+                identifier=self._instance,
+                on_message=receive,
+                will=self._presence.will(),
+                session_expiry=self._settings.mqtt_session_expiry,
+                clean=clean,
+            )
+
+        return await self._opened(address, link)
+
+    async def _opened(self, address: BrokerAddress, link: Callable[[], Link]) -> Link:
+        """An open connection; without our will, if a broker of MQTT 3.1.1 hangs up on that.
+
+        It can't say that it retains nothing. One that is only starting, or a proxy without a
+        broker, hangs up as well: so it must take us without a will, and again not with it.
+        """
+        first = link()
+        try:
+            await first.open()
+            return first
+        except LinkError as error:
+            if address.version5 or not first.hung_up or not self._presence.will():
+                raise
+            try:
+                await _open_without_will(address, f"{self._instance}-will")
+            except LinkError:
+                raise error from None
+        second = link()
+        try:
+            await second.open()
+            return second
+        except LinkError:
+            if not second.hung_up:
+                raise
+        self._presence.give_up()
+        return await self._opened(address, link)
 
     async def _begin_anew(self, link: Link, on_message: OnMessage) -> Link:
         logger.warning(
@@ -312,3 +340,10 @@ class Session:
                 "give each bridge a MQTT_INSTANCE of its own",
                 self._instance,
             )
+
+
+async def _open_without_will(address: BrokerAddress, identifier: str) -> None:
+    """Connect and leave; with an identifier other than ours, it leaves our session alone."""
+    link = Link(address, identifier=identifier, on_message=lambda _link, _message: None)
+    await link.open()
+    await link.close()
