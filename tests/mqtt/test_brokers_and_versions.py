@@ -48,11 +48,8 @@ async def test_broker_that_retains_nothing_is_served_without_presence(
 ):
     broker: Mosquitto = private_mosquitto("retain_available false")
     bridge = private_bridge(broker=broker, MQTT_PROTOCOL=protocol)
-    requester = await connect_requester(broker)
-    topic = requester.reply_topic()
-    await requester.subscribe(topic)
-    reply = await requester.ask("sensor-data", {**READING, "reply_to": topic})
-    assert reply.code == 200
+    requester = await connect_requester(broker, version=protocol)
+    assert (await requester.ask("sensor-data", READING)).code == 200
     assert bridge.output.count("presence is not announced") == 1
 
     await asyncio.to_thread(broker.restart)
