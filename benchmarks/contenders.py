@@ -222,6 +222,9 @@ class Running:
             "MQTT_BROKER": LOOPBACK,
             "MQTT_PORT": str(lab.broker.port),
             "MQTT_TOPIC_PREFIX": self.prefix,
+            # An orderly stop keeps the session: the same row's successor takes it up again. Under
+            # another name it would keep its turns in the share, offline.
+            "MQTT_INSTANCE": f"bench-{self.prefix}",
             "SERVICE_HOST": LOOPBACK,
             "SERVICE_PORT": str(self.http_port),
             **self.contender.settings,

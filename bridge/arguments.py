@@ -31,9 +31,10 @@ def parse(arguments: list[str] | None, language: Language) -> argparse.Namespace
     script = Path(sys.argv[0]).stem
     prog = script if script == _DISTRIBUTION else "run.py"
     about = Text(
-        "插件与 ESP32 开发板之间的 MQTT 请求/应答桥。不带命令时按环境变量和 .env 的设置运行。",
+        "MQTT 请求/应答桥接服务，连接插件与 ESP32 开发板。"
+        "不带命令时执行 serve，配置来自环境变量和 .env。",
         "An MQTT request/reply bridge between plugins and ESP32 boards. "
-        "Without a command it serves, with the settings of the environment and .env.",
+        "Without a command it runs serve. Settings come from the environment and .env.",
     )
     parser = _Parser(language, about.in_(language), prog=prog)
     parser.option("--version", "显示版本号", "show the version", action="version",
@@ -44,12 +45,12 @@ def parse(arguments: list[str] | None, language: Language) -> argparse.Namespace
 
     def command(name: str, zh: str, en: str, description: Text | None = None) -> _Parser:
         """A command with its line of help, and what `--help` says of it if that is more."""
-        told = Text(zh, en)
+        words = Text(zh, en)
         added: _Parser = commands.add_parser(
             name,
-            help=told.in_(language),
+            help=words.in_(language),
             language=language,
-            description=(description or told).in_(language),
+            description=(description or words).in_(language),
         )
         added.set_defaults(command=name)
         return added
@@ -58,17 +59,17 @@ def parse(arguments: list[str] | None, language: Language) -> argparse.Namespace
     _add_demo(command)
     command(
         "doctor",
-        "检查设置、数据库、MQTT 服务器和端口，并说明如何修正",
-        "check settings, database, broker and port, and say what to mend",
+        "检查配置、数据库、MQTT 服务器和端口，并说明如何修正",
+        "check settings, database, broker and port, and say how to fix them",
     )
     command(
         "init-db",
-        "在数据库中建立桥接服务自己的表，用于 DEDUP_STORE=mysql",
-        "make our own table in the database, for DEDUP_STORE=mysql",
+        "在数据库中创建 DEDUP_STORE=mysql 需要的表",
+        "create the table that DEDUP_STORE=mysql needs",
     ).option(
         "--print",
         "只打印 SQL，交给管理员执行",
-        "print the SQL for an administrator instead",
+        "only print the SQL, for a database administrator",
         action="store_true",
     )
     _add_call(command)
@@ -129,39 +130,39 @@ AddCommand = Callable[..., _Parser]
 
 
 def _in_chinese(message: str) -> str:
-    for pattern, told in _COMPLAINTS.items():
+    for pattern, words in _COMPLAINTS.items():
         match = re.fullmatch(pattern, message, re.DOTALL)
         if match:
-            return told.format(*match.groups())
+            return words.format(*match.groups())
     return message
 
 
 def _add_demo(command: AddCommand) -> None:
     demo = command(
         "demo",
-        "试用：内置 MQTT 服务器和数据库、模拟的开发板；不留下任何东西",
-        "try it: an embedded broker and database, simulated boards; nothing left behind",
+        "试用：内置 MQTT 服务器、数据库和模拟开发板，不留下任何文件",
+        "try it with an embedded broker and database and simulated boards",
     )
     demo.set_defaults(extra="demo")
     port = demo.reads(_port)
     demo.option(
         "--http-port",
-        "HTTP 端口，默认 9001 或空闲端口",
-        "instead of 9001, or a free one",
+        "HTTP 端口，默认 9001，被占用时用空闲端口",
+        "the HTTP port (default: 9001, or a free port if it is taken)",
         type=port,
         metavar="PORT",
     )
     demo.option(
         "--mqtt-port",
-        "MQTT 端口，默认 1883 或空闲端口",
-        "instead of 1883, or a free one",
+        "MQTT 端口，默认 1883，被占用时用空闲端口",
+        "the MQTT port (default: 1883, or a free port if it is taken)",
         type=port,
         metavar="PORT",
     )
     demo.option(
         "--language",
         "语言，默认按 LANGUAGE 和系统语言",
-        "instead of LANGUAGE's or the locale's",
+        "the language (default: LANGUAGE, else the locale)",
         choices=("zh", "en"),
     )
 
@@ -169,28 +170,29 @@ def _add_demo(command: AddCommand) -> None:
 def _add_call(command: AddCommand) -> None:
     call = command(
         "call",
-        "经 MQTT 向运行中的桥接服务提问并打印回复",
-        "ask a running bridge over MQTT, and print its reply",
+        "经 MQTT 向运行中的桥接服务发送请求，并打印回复",
+        "send a request to a running bridge over MQTT, and print the reply",
         Text(
-            "经 MQTT 向运行中的桥接服务提问，以 JSON 打印回复。"
+            "经 MQTT 向运行中的桥接服务发送请求，以 JSON 打印回复。"
             "退出状态：code 为 200 时为 0，其他 code 为 1，没有回复为 2。",
-            "Ask a running bridge over MQTT and print its reply as JSON. Exit status: 0 "
-            "for code 200, 1 for another code, 2 when no reply came.",
+            "Send a request to a running bridge over MQTT and print the reply as JSON. "
+            "Exit status: 0 for code 200, 1 for another code, 2 if no reply came.",
         ),
     )
     call.positional(
         "operation",
         "如 sensor-data；operations 列出全部",
-        "such as sensor-data; `operations` lists them",
+        "for example sensor-data; `operations` lists them all",
     )
     call.positional(
         "fields",
-        "值是 JSON 时按 JSON 发送，否则按文本；要把数字作为文本发送，加两层引号："
+        "值是合法的 JSON 时按 JSON 发送，否则按文本发送；要把数字作为文本发送，请加两层引号："
         """device_uuid='"1001"'""",
-        "a value that is JSON is sent as that, any other as text; to send a number as text, "
+        "a value that is valid JSON is sent as JSON, any other as text; to send a number as text, "
         """quote it twice: device_uuid='"1001"'""",
         nargs="*",
         type=call.reads(_field),
+        default=[],
         metavar="field=value",
     )
     call.option(
@@ -202,8 +204,8 @@ def _add_call(command: AddCommand) -> None:
     )
     call.option(
         "--id",
-        "请求编号：同一编号的命令只执行一次",
-        "the request's id: under one id a command is executed once",
+        "请求编号；同一编号的命令只执行一次",
+        "the request's id; a command is executed once per id",
     )
     _add_client_level(call)
 
@@ -211,16 +213,16 @@ def _add_call(command: AddCommand) -> None:
 def _add_mcp(command: AddCommand) -> None:
     mcp = command(
         "mcp",
-        "把运行中的桥接服务交给语言模型：标准输入输出上的 MCP 服务器",
-        "give a running bridge to a language model: an MCP server on stdin and stdout",
+        "供大语言模型使用的 MCP 服务器（标准输入输出）",
+        "serve a language model: an MCP server on standard input and output",
         Text(
             "标准输入输出上的 MCP 服务器，供 Claude Desktop 等自行启动它的客户端使用。"
-            "按环境变量和 .env 的 MQTT_ 设置经 MQTT 向运行中的桥接服务提问；"
+            "它按环境变量和 .env 中的 MQTT_ 配置，经 MQTT 向运行中的桥接服务发送请求；"
             "模型未指明设备时使用 MCP_DEVICE_UUID。",
             "An MCP server on standard input and output, for clients such as Claude "
-            "Desktop that start it themselves. It asks a running bridge over MQTT, with the MQTT_ "
-            "settings of the environment and .env, of the device MCP_DEVICE_UUID where the model "
-            "names none.",
+            "Desktop that start it themselves. It sends requests to a running bridge over MQTT, "
+            "with the MQTT_ settings of the environment and .env. If the model names no device, "
+            "it uses MCP_DEVICE_UUID.",
         ),
     )
     _add_client_level(mcp)
@@ -229,8 +231,8 @@ def _add_mcp(command: AddCommand) -> None:
 def _add_client_level(parser: _Parser) -> None:
     parser.option(
         "--client-level",
-        "我们的 MQTT 用户名，MQTT 服务器的 ACL 要求主题中带有它时填写",
-        "our broker user name, where the broker's ACL wants it in the topics",
+        "本程序的 MQTT 用户名，MQTT 服务器的 ACL 要求主题中带有它时填写",
+        "your user name at the broker, if the broker's ACL requires it in the topics",
         metavar="USER",
     )
 
@@ -262,6 +264,7 @@ def _seconds(text: str) -> float:
         seconds = 0.0
     if not 0 < seconds <= 86400:
         raise UnusableValue(
-            f"{text!r} 不是大于 0 的秒数", f"{text!r} is no number of seconds above 0"
+            f"{text!r} 应为大于 0、不超过 86400 的秒数",
+            f"{text!r} must be a number of seconds above 0 and up to 86400",
         )
     return seconds

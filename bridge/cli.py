@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from .arguments import parse
+from .errors import Text
 from .observability import logs
 from .settings import Settings, SettingsError, load, reader_language
 
@@ -23,11 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"settings: {error}", file=sys.stderr)
     except ModuleNotFoundError as missing:
         # Without extras only the client is installed.
-        print(
-            f"{parsed.prog}: the package {missing.name} is not installed; install the bridge with "
-            f'its extra "{parsed.extra}", from its folder: pip install ".[{parsed.extra}]"',
-            file=sys.stderr,
+        words = Text(
+            f"没有安装软件包 {missing.name}；请在本项目的目录中执行："
+            f'pip install ".[{parsed.extra}]"',
+            f"the package {missing.name} is not installed; run this in the project's folder: "
+            f'pip install ".[{parsed.extra}]"',
         )
+        print(f"{parsed.prog}: {words.in_(reader_language(os.environ))}", file=sys.stderr)
     return 2
 
 

@@ -53,6 +53,10 @@ class UnusableValue(ValueError):
         self.text = Text(zh, en)
 
 
+class UnusableFile(UnusableValue, OSError):
+    """A file that a setting names and that holds something else."""
+
+
 @dataclass(frozen=True, slots=True)
 class FieldError:
     """One fault in one field; 422 replies list them as `loc`, `msg`, `type`."""
@@ -71,7 +75,7 @@ _FAULTS = {
     "int_type": _WHOLE_NUMBER,
     "int_parsing": _WHOLE_NUMBER,
     "int_from_float": _WHOLE_NUMBER,
-    "int_parsing_size": Text("数字过大", "is too large a number"),
+    "int_parsing_size": Text("数字过大", "is too large"),
     "float_type": _NUMBER,
     "float_parsing": _NUMBER,
     "finite_number": _NUMBER,
@@ -79,16 +83,20 @@ _FAULTS = {
     "bool_parsing": _BOOLEAN,
     "string_type": _TEXT,
     "string_unicode": _TEXT,
-    "string_too_short": Text("至少 {min_length} 个字符", "needs {min_length} characters or more"),
-    "string_too_long": Text("最多 {max_length} 个字符", "has more than {max_length} characters"),
+    "string_too_short": Text(
+        "至少 {min_length} 个字符", "must have {min_length} or more characters"
+    ),
+    "string_too_long": Text(
+        "最多 {max_length} 个字符", "must have at most {max_length} characters"
+    ),
     "dict_type": Text("应为 JSON 对象", "must be a JSON object"),
     "list_type": Text("应为 JSON 数组", "must be a JSON array"),
-    "too_short": Text("至少 {min_length} 项", "needs {min_length} items or more"),
-    "too_long": Text("最多 {max_length} 项", "has more than {max_length} items"),
+    "too_short": Text("至少 {min_length} 项", "must have {min_length} or more items"),
+    "too_long": Text("最多 {max_length} 项", "must have at most {max_length} items"),
     "greater_than": Text("应大于 {gt}", "must be greater than {gt}"),
     "greater_than_equal": Text("不能小于 {ge}", "must be {ge} or more"),
     "less_than_equal": Text("不能大于 {le}", "must be {le} or less"),
-    "literal_error": Text("应为 {expected}", "must be {expected}"),
+    "literal_error": Text("应为 {expected_zh} 之一", "must be one of {expected}"),
 }
 
 
@@ -96,9 +104,10 @@ def fault_text(kind: str, **facts: Any) -> Text:
     """What pydantic found wrong with a value, by its type of error, in our own words."""
     if "expected" in facts:
         # pydantic writes 'a', 'b' or 'c'
-        facts["expected"] = " / ".join(re.findall("'(.*?)'", facts["expected"]))
+        choices = re.findall("'(.*?)'", facts["expected"])
+        facts |= {"expected": ", ".join(choices), "expected_zh": "、".join(choices)}
     facts = {name: int(fact) if isinstance(fact, float) else fact for name, fact in facts.items()}
-    text = _FAULTS.get(kind) or Text("该值无效", "is not accepted")
+    text = _FAULTS.get(kind) or Text("该值无效", "is not valid")
     return Text(text.zh.format_map(facts), text.en.format_map(facts))
 
 
@@ -116,8 +125,8 @@ class BridgeError(Exception):
     error: ClassVar[str] = "internal_error"
     text: ClassVar[Text] = Text(
         "桥接服务内部错误，已记录；请联系管理员并提供编号 {incident}",
-        "The bridge met an internal error and logged it; "
-        "tell the administrator this number: {incident}",
+        "The bridge had an internal error and logged it; "
+        "report this number to the administrator: {incident}",
     )
     # Whether the operation failed, rather than the request (`__apErr`).
     in_operation: ClassVar[bool] = False
@@ -167,7 +176,8 @@ class Unauthorized(BridgeError, code=401, error="unauthorized"):
 class ReplyTopicForbidden(BridgeError, code=403, error="reply_topic_forbidden"):
     text = Text(
         "不允许使用该回复主题，请求未执行；请使用 {allowed} 之下的主题",
-        "That reply topic is not allowed and the request was not executed; use one below {allowed}",
+        "This reply topic is not allowed and the request was not executed; "
+        "use a topic under {allowed}",
     )
 
 
@@ -177,26 +187,26 @@ class Forbidden(BridgeError, code=403, error="forbidden"):
 
 class OperationNotFound(BridgeError, code=404, error="operation_not_found"):
     text = Text(
-        "没有这个操作，可用的操作：{operations}",
-        "There is no such operation; the operations are: {operations}",
+        "此处没有这个操作，可用的操作：{operations}",
+        "There is no such operation here; the operations are: {operations}",
     )
 
 
 class MethodNotAllowed(BridgeError, code=405, error="method_not_allowed"):
-    text = Text("此地址只支持 {allowed}", "This address takes {allowed} only")
+    text = Text("此路径只支持 {allowed}", "This path accepts only {allowed}")
 
 
 class PayloadTooLarge(BridgeError, code=413, error="payload_too_large"):
     text = Text(
         "内容过大，最多 {limit} 字节；请拆分请求",
-        "Too large, at most {limit} bytes are taken; split the request",
+        "The payload is larger than {limit} bytes; split the request",
     )
 
 
 class TooManyProperties(PayloadTooLarge):
     text = Text(
         "MQTT 用户属性过多，最多 {limit} 个，请求未执行",
-        "Too many user properties, at most {limit} are read; the request was not executed",
+        "There are more than {limit} user properties, and the request was not executed",
     )
 
 
@@ -219,15 +229,15 @@ class UnsupportedVersion(BridgeError, code=505, error="unsupported_version"):
     text = Text(
         "不支持协议版本「{version}」，请求未执行；请使用 __protVer 1.0 或不发送该属性",
         "The protocol version '{version}' is not supported and the request was not executed; "
-        "send __protVer 1.0, or none",
+        "send __protVer 1.0, or omit it",
     )
 
 
 class Expired(BridgeError, code=408, error="expired"):
     text = Text(
         "请求在开始处理前已过期，未执行；请检查时钟后重新发送",
-        "The request had expired before work began and was not executed; "
-        "check the clocks and send it anew",
+        "The request expired before it was started, and was not executed; "
+        "check the clocks and send it again",
     )
     property_name = "expires_at"
     # Azure's invokers read an ISO 8601 duration here: no time was left.
@@ -236,15 +246,15 @@ class Expired(BridgeError, code=408, error="expired"):
 
 class IdempotencyConflict(BridgeError, code=409, error="idempotency_conflict"):
     text = Text(
-        "该编号已用于另一个不同的请求，未执行；请换一个新的 request_id",
-        "This id was already used for a different request and nothing was executed; use a new id",
+        "该编号已用于另一个不同的请求，本次未执行；请换一个新的 request_id",
+        "This id was used for a different request, and nothing was executed; use a new id",
     )
 
 
 class ValidationFailed(BridgeError, code=422, error="validation_error"):
     """A field is missing or of the wrong type or range; `errors` lists every fault."""
 
-    text = Text("字段有误：{fields}", "Fields are wrong: {fields}")
+    text = Text("字段有误：{fields}", "Invalid fields: {fields}")
 
     def __init__(self, errors: Sequence[FieldError], value: object = None) -> None:
         super().__init__()
@@ -252,8 +262,9 @@ class ValidationFailed(BridgeError, code=422, error="validation_error"):
         self.about(_name_of(errors[0]), value)
 
     def detail(self, language: Language) -> str:
-        faults = (f"{_name_of(fault)}: {fault.msg.in_(language)}" for fault in self.errors)
-        return self.text.in_(language).format(fields="; ".join(faults))
+        colon, comma = (" ", "; ") if language == "en" else ("：", "；")
+        faults = (f"{_name_of(fault)}{colon}{fault.msg.in_(language)}" for fault in self.errors)
+        return self.text.in_(language).format(fields=comma.join(faults))
 
 
 def _name_of(fault: FieldError) -> str:
@@ -262,29 +273,29 @@ def _name_of(fault: FieldError) -> str:
 
 class Busy(BridgeError, code=429, error="busy"):
     text = Text(
-        "桥接服务正忙，未执行；请稍后重试",
-        "The bridge is busy and did not execute this; try again shortly",
+        "桥接服务正忙，请求未执行；请稍后重试",
+        "The bridge is busy and did not execute the request; try again shortly",
     )
 
 
 class DatabaseUnavailable(BridgeError, code=503, error="database_unavailable", in_operation=True):
     text = Text(
         "数据库暂时不可用，请稍后重试",
-        "The database is unavailable for now; try again shortly",
+        "The database is unavailable; try again shortly",
     )
 
 
 class MqttUnavailable(BridgeError, code=503, error="mqtt_unavailable", in_operation=True):
     text = Text(
         "MQTT 服务器暂时不可用，命令未发送；请稍后重试",
-        "The MQTT broker is unavailable for now and the command was not sent; try again shortly",
+        "The MQTT broker is unavailable and the command was not sent; try again shortly",
     )
 
 
 class Draining(BridgeError, code=503, error="draining"):
     text = Text(
-        "桥接服务正在停止，未执行；请稍后重试",
-        "The bridge is stopping and did not execute this; try again shortly",
+        "桥接服务正在停止，请求未执行；请稍后重试",
+        "The bridge is stopping and did not execute the request; try again shortly",
     )
 
 
@@ -306,6 +317,6 @@ class OutcomeUnknown(BridgeError, code=504, error="outcome_unknown", in_operatio
     text = Text(
         "命令已交给 MQTT 服务器但未得到确认，设备可能已收到；"
         "请先查看设备状态，再决定是否换新编号重发",
-        "The command was handed to the broker and not acknowledged: the device may have received "
-        "it. Look at the device first, then decide whether to send it anew under a new id",
+        "The broker got the command but did not acknowledge it; the device may have received it. "
+        "Check the device before you send the command again under a new id",
     )

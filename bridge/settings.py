@@ -43,7 +43,11 @@ MEANINGFUL_WHEN_EMPTY = frozenset(
 LANGUAGES = ("zh", "en")
 
 # Of a file that holds a secret. Its path is not repeated: some give the secret itself there.
-UNREADABLE = Text("所指的文件无法作为文本读取", "the file that it names can't be read as text")
+UNREADABLE = Text("该文件无法作为文本读取", "the file can't be read as text")
+_NOT_TEXT = Text("该文件不是 UTF-8 文本", "the file is not UTF-8 text")
+_NO_SETTING = Text(
+    "第 {} 行不是 名称=值；请检查引号", "line {} is not NAME=value; check its quotes"
+)
 # What stands before an IPv4 address in IPv6 (::ffff:10.0.0.1).
 _MAPPED_BITS = 96
 _TOPIC_LEVEL = re.compile(r"[^\x00-\x1f\x7f/+#$ ]+")
@@ -86,8 +90,8 @@ def _host(value: str) -> str:
     except ValueError:
         if re.search(r"[\s/@:,\"'\[\]]", value):
             raise UnusableValue(
-                "只能是主机名或 IP 地址；端口写在 …_PORT",
-                "must be a host's name or address, and nothing else; its port goes into …_PORT",
+                "应为主机名或 IP 地址；端口写在对应的 _PORT 配置项中",
+                "must be a host name or an IP address; the port belongs in the setting with _PORT",
             ) from None
     return value
 
@@ -103,8 +107,8 @@ def _origin(value: str) -> str:
         host, port = "", None
     if parts.scheme not in ("http", "https") or not host or "@" in host or parts.path.strip("/"):
         raise UnusableValue(
-            "网页来源应如 https://panel.school.example 或 http://192.168.1.5:8080",
-            "must be origins like https://panel.school.example or http://192.168.1.5:8080",
+            "应为网页来源，例如 https://panel.school.example 或 http://192.168.1.5:8080",
+            "must be origins such as https://panel.school.example or http://192.168.1.5:8080",
         )
     usual = (parts.scheme, port) in (("http", 80), ("https", 443))
     return f"{parts.scheme}://{host.rpartition(':')[0] if usual else host}"
@@ -113,8 +117,8 @@ def _origin(value: str) -> str:
 def _public_url(value: str) -> str:
     if value and urlsplit(value).scheme not in ("http", "https"):
         raise UnusableValue(
-            "应如 https://bridge.school.example",
-            "must be an address like https://bridge.school.example",
+            "应为网址，例如 https://bridge.school.example",
+            "must be a URL such as https://bridge.school.example",
         )
     return value.rstrip("/")
 
@@ -123,8 +127,8 @@ def _levels(value: str, most: int = 99) -> str:
     levels = value.split("/") if value else []
     if len(levels) > most or not all(map(_TOPIC_LEVEL.fullmatch, levels)):
         raise UnusableValue(
-            "须能用于 MQTT 主题（不含 +、#、$、空格和空层级；MQTT_SHARE 也不含 /）",
-            "must be usable in an MQTT topic (no +, #, $, space, empty level; a share no /)",
+            "不能含有 +、#、$、空格和空的主题层级；MQTT_SHARE 还不能含有 /",
+            "must not contain +, #, $, spaces or empty topic levels, and MQTT_SHARE no / either",
         )
     return value
 
@@ -135,7 +139,8 @@ def _topic_filter(topic_filter: str) -> str:
     partial = any("+" in level and level != "+" for level in (*parents, last))
     if misplaced or partial:
         raise UnusableValue(
-            f"{topic_filter!r} 不是 MQTT 主题过滤器", f"{topic_filter!r} is no MQTT topic filter"
+            f"{topic_filter!r} 不是 MQTT 主题过滤器",
+            f"{topic_filter!r} is not an MQTT topic filter",
         )
     return topic_filter
 
@@ -147,7 +152,8 @@ def _zone(value: str) -> str:
     meant = difflib.get_close_matches(value.title(), known, n=1, cutoff=0.8)
     name = "Asia/Shanghai" if _CHINAS_TIME.fullmatch(value) or not meant else meant[0]
     raise UnusableValue(
-        f"没有时区 {value!r}，应写 {name}", f"there is no zone {value!r}; use {name}"
+        f"没有时区 {value!r}，请写 {name} 这样的名称",
+        f"unknown time zone {value!r}; use a name such as {name}",
     )
 
 
@@ -239,9 +245,7 @@ class Settings(BaseModel):
     @classmethod
     def _key_of_a_certificate(cls, value: Path | None, info: ValidationInfo) -> Path | None:
         if value is not None and info.data.get("mqtt_tls_cert", value) is None:
-            raise UnusableValue(
-                "没有 MQTT_TLS_CERT 就不起作用", "is of no use without MQTT_TLS_CERT"
-            )
+            raise UnusableValue("需要同时设置 MQTT_TLS_CERT", "requires MQTT_TLS_CERT")
         return value
 
     @cached_property
@@ -301,13 +305,13 @@ def written_names() -> tuple[dict[str, str], dict[str, str]]:
         # Windows' editors write a byte order mark.
         text = Path(ENV_FILE).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
-        raise SettingsError(f"{ENV_FILE}: it is not UTF-8 text") from None
+        raise SettingsError(f"{ENV_FILE}: {_NOT_TEXT.in_(reader_language(os.environ))}") from None
     except OSError:
         text = ""
     for binding in parse_stream(StringIO(text)):
         if binding.error:
-            line = binding.original.line
-            raise SettingsError(f"{ENV_FILE}: line {line} is not NAME=value; look at its quotes")
+            words = _NO_SETTING.in_(reader_language(os.environ))
+            raise SettingsError(f"{ENV_FILE}: {words.format(binding.original.line)}")
     filed = dotenv_values(stream=StringIO(text))
     return (
         {name.upper(): value for name, value in filed.items() if value is not None},

@@ -22,6 +22,12 @@ from bridge.observability.observations import RequestAnswered
 _BLOCK = re.compile(r"(<!-- made: ([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 _CHINESE = re.compile("[\u3000-\u9fff\uff00-\uffef]")
 _PUNCTUATION = str.maketrans({"、": ", ", "；": "; ", "：": ": "})
+# Errors that no one operation has.
+_ELSEWHERE = {
+    "operation_not_found": "unknown paths and topics",
+    "method_not_allowed": "known paths with another method",
+    "unsupported_version": "any over MQTT",
+}
 _PLACEHOLDER = re.compile(r"\{[^}]*\}")
 
 
@@ -219,10 +225,10 @@ def _asked_by(kinds: list[type[BridgeError]]) -> str:
         }
         for transport in ("http", "mqtt")
     }
+    if elsewhere := _ELSEWHERE.get(kinds[0].error):
+        return elsewhere
     names = over["http"] | over["mqtt"]
     where = "" if all(over.values()) else " over HTTP" if over["http"] else " over MQTT"
-    if not names:
-        return "other addresses and topics"
     if names >= {row.name for row in OPERATIONS.values() if row.over_mqtt}:
         return f"any{where}"
     return ", ".join(f"`{row}`" for row in OPERATIONS if row in names) + where

@@ -139,3 +139,16 @@ def test_pure_room_knows_no_loop_and_no_driver(room):
 def test_every_folder_with_code_is_a_package():
     """Setuptools finds packages by their `__init__.py`: the wheel would lack the others."""
     assert not [file for file in files() if not (file.parent / "__init__.py").exists()]
+
+
+@pytest.mark.parametrize("file", files(), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_file_and_its_functions_are_short(file):
+    source = file.read_text(encoding="utf-8")
+    assert len(source.splitlines()) <= 350
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    lengths = {
+        node.name: (node.end_lineno or 0) - node.lineno + 1
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, functions)
+    }
+    assert {name: length for name, length in lengths.items() if length > 50} == {}

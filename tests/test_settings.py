@@ -230,7 +230,7 @@ def test_secret_file_that_is_not_there_is_told_without_what_may_be_the_secret(
     surroundings, name, given
 ):
     (surroundings / ".env").write_text(f"{name}={given}\n")
-    with pytest.raises(SettingsError, match=rf"^{name}: 所指的文件") as refusal:
+    with pytest.raises(SettingsError, match=rf"^{name}: 该文件") as refusal:
         load()
     assert SECRET not in str(refusal.value)
 
@@ -390,7 +390,7 @@ def test_language_of_a_desktop_counts_only_if_it_is_one_of_ours(
 @pytest.mark.parametrize("value", ["fr", "zh_CN", "en_US:en"])
 def test_language_in_the_env_file_is_one_of_ours(surroundings, value):
     (surroundings / ".env").write_text(f"LANGUAGE={value}\n")
-    with pytest.raises(SettingsError, match=r"^LANGUAGE: 应为 zh / en$"):
+    with pytest.raises(SettingsError, match=r"^LANGUAGE: 应为 zh、en 之一$"):
         load()
 
 
@@ -400,18 +400,18 @@ FAULTS = [
     ("DB_TIMEOUT", "soon", "应为数字", "must be a number"),
     ("DB_TIMEOUT", "-1", "应大于 0", "must be greater than 0"),
     ("MQTT_TLS", "perhaps", "应为 true 或 false", "must be true or false"),
-    ("DEDUP_STORE", "redis", "应为 memory / mysql", "must be memory / mysql"),
+    ("DEDUP_STORE", "redis", "应为 memory、mysql 之一", "must be one of memory, mysql"),
     (
         "DB_TIMEZONE",
         "Asia/Beijing",
-        "没有时区 'Asia/Beijing'，应写 Asia/Shanghai",
-        "there is no zone 'Asia/Beijing'; use Asia/Shanghai",
+        "没有时区 'Asia/Beijing'，请写 Asia/Shanghai 这样的名称",
+        "unknown time zone 'Asia/Beijing'; use a name such as Asia/Shanghai",
     ),
     (
         "DB_TIMEZONE",
         "europe/berlim",
-        "没有时区 'europe/berlim'，应写 Europe/Berlin",
-        "there is no zone 'europe/berlim'; use Europe/Berlin",
+        "没有时区 'europe/berlim'，请写 Europe/Berlin 这样的名称",
+        "unknown time zone 'europe/berlim'; use a name such as Europe/Berlin",
     ),
 ]
 
@@ -426,10 +426,16 @@ def test_fault_is_told_in_our_words_and_the_reader_s_language(
         assert str(refusal.value) == f"{name}: {words}"
 
 
-def test_line_of_the_env_file_that_can_not_be_read_is_named(surroundings):
+@pytest.mark.parametrize(
+    ("language", "words"),
+    [("zh", r"^\.env: 第 2 行不是 名称=值"), ("en", r"^\.env: line 2 is not NAME=value")],
+)
+def test_line_of_the_env_file_that_can_not_be_read_is_named(
+    surroundings, monkeypatch, language, words
+):
     (surroundings / ".env").write_text(f'DB_HOST=db\nDB_PASSWORD="{SECRET}\n')
-    with pytest.raises(SettingsError, match=r"^\.env: line 2 is not NAME=value") as refusal:
-        load()
+    with pytest.raises(SettingsError, match=words) as refusal:
+        loaded(monkeypatch, LANGUAGE=language)
     assert SECRET not in str(refusal.value)
 
 

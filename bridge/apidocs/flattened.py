@@ -1,10 +1,9 @@
 """OpenAPI 3.0 for platforms that give operations to language models.
 
-They read less than the standard: no references, no choices, no null. So each schema is written
-out in place; of several types the first stands; alternatives that are objects become one object
-that requires what all of them require; what may be null is not required instead. An operation
-has its 200 response only, since an importer that takes 200 alone refuses the document otherwise.
-Some take no document over 100,000 characters: this is far below.
+They understand a subset: no references, no alternatives, no null. So each schema is inlined; of
+several types the first stands; alternatives that are objects become one object that requires what
+all of them require; a nullable property is not required. An operation has its 200 response only,
+since some importers reject others. Some accept at most 100,000 characters: this is far below.
 """
 
 from collections.abc import Callable, Mapping

@@ -52,7 +52,7 @@ _COMMANDS: Errors = [
     OutcomeUnknown,
 ]
 _OVER_MQTT: Errors = [PayloadTooLarge, UnsupportedMediaType, ReplyTopicForbidden, Forbidden]
-# What an operation asks of the platform's tables shows in what it is given.
+# An operation's fields show what it asks of the platform's tables.
 _BY_FIELD: dict[str, Errors] = {
     "device_uuid": [DeviceNotFound, DatabaseUnavailable, DatabaseTimeout],
     "sensor": [SensorNotFound, AmbiguousSensor],
@@ -81,13 +81,14 @@ def by_code(errors: Errors) -> list[tuple[int, Errors]]:
 
 def example_of(error: type[BridgeError], language: Language) -> JsonObject:
     """A body as such an error has it; what its sentence would name is left open."""
-    told = _first_with_words(error)
+    # Some errors have sentences for their kinds only.
+    worded = next(kind for kind in (error, *error.__subclasses__()) if "text" in vars(kind))
     body: JsonObject = {
-        "code": told.code,
+        "code": worded.code,
         "msg": FAILURE,
         "data": None,
-        "detail": told.text.in_(language).format_map(_Blanks()),
-        "error": told.error,
+        "detail": worded.text.in_(language).format_map(_Blanks()),
+        "error": worded.error,
     }
     if error is ValidationFailed:
         fault = {
@@ -114,13 +115,6 @@ def _over_http(row: Operation, guarded: bool) -> Errors:
     if guarded:
         errors.append(Unauthorized)
     return errors
-
-
-def _first_with_words(error: type[BridgeError]) -> type[BridgeError]:
-    """The error, or the first of its kinds that has a sentence."""
-    if "text" in vars(error):
-        return error
-    return next(kind for kind in error.__subclasses__() if "text" in vars(kind))
 
 
 class _Blank:

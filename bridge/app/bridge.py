@@ -23,6 +23,7 @@ from ..mqtt import MqttTransport
 from ..mqtt.deliveries import Deliveries
 from ..mqtt.publisher import CommandPublisher
 from ..mqtt.session import Session
+from ..mqtt.turns import Turns
 from ..observability import request_log
 from ..observability.activity import Activity
 from ..observability.metrics import Metrics, WorkersState
@@ -76,6 +77,7 @@ class Bridge:
             on_session_lost=deliveries.forgotten,
             on_connection_lost=deliveries.lost,
         )
+        self._turns = Turns(topics, self._session, lambda: self._backend.available)
         self._dispatcher = self._make_dispatcher(observers)
         self._mqtt = MqttTransport(
             settings,
@@ -112,6 +114,7 @@ class Bridge:
             observers=observers,
             activity=activity,
             health=self.health,
+            readings=self._backend.store.readings,
             is_ready=self.is_ready,
             mqtt_connected=lambda: self._session.available,
             mounted=tuple(self._mcp.places()),
@@ -125,6 +128,8 @@ class Bridge:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         self._background.start("database watch", self._backend.watch())
         self._background.start("mqtt", self._mqtt.run(since))
+        if self._settings.mqtt_share:
+            self._background.start("turns", self._turns.run())
         self._background.start("readiness", self._tell_readiness())
         self._background.start("watchdog", systemd.watchdog())
         systemd.notify("READY=1")

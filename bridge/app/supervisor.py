@@ -29,7 +29,8 @@ PULSE = "BRIDGE_WORKER_PULSE"
 PULSE_SECONDS = 1.0
 # What a worker gets on top of DRAIN_TIMEOUT before it is killed.
 GRACE_SECONDS = 3.0
-# A worker's exit statuses that another start would not mend, and what we make of them.
+# A worker's exit statuses that end the first start, and what we make of them. Once all have
+# listened, a file that can't be read may become readable again.
 CANT_LISTEN, BAD_SETTINGS = 71, 2
 _FINAL = {CANT_LISTEN: 1, BAD_SETTINGS: 2}
 
@@ -68,7 +69,7 @@ class _Worker:
 
 @dataclass(slots=True)
 class Parent:
-    """Keeps the workers running until it is told to stop, or until one can't run at all."""
+    """Keeps the workers running until it is told to stop, or until one can't start at first."""
 
     settings: Settings
     stopping: asyncio.Event
@@ -127,7 +128,7 @@ class Parent:
                 if status != -signal.SIGTERM:
                     self.status = max(self.status, abs(status))
                 return
-            if status in _FINAL:
+            if status in _FINAL and not self.ready:
                 self.status = _FINAL[status]
                 self.stopping.set()
                 return

@@ -16,8 +16,9 @@ import sys
 
 from .. import link
 from ..database import connections as database
+from ..errors import Text, UnusableFile
 from ..http.authentication import read_keys
-from ..http.routes import PortTakenError
+from ..http.port import PortTakenError, check_port_is_free
 from ..http.server import raise_descriptor_limit
 from ..observability.metrics import WORKER_NUMBER
 from ..settings import Settings, SettingsError
@@ -35,6 +36,11 @@ from .supervisor import (
 
 logger = logging.getLogger(__name__)
 
+_ONE_WORKER = Text(
+    "WORKERS: 此平台上多个进程不能共用一个端口，请设为 1",
+    "WORKERS: processes can't share a port on this platform; set it to 1",
+)
+
 
 async def serve(settings: Settings) -> int:
     raise_descriptor_limit()
@@ -44,8 +50,9 @@ async def serve(settings: Settings) -> int:
     try:
         _check_files(settings)
         if settings.workers > 1 and not hasattr(socket, "SO_REUSEPORT"):
-            raise SettingsError("WORKERS: processes can't share a port on this platform; set 1")
+            raise SettingsError(_ONE_WORKER.in_(settings.language))
         if settings.workers > 1 and WORKER_NUMBER not in os.environ:
+            await check_port_is_free(settings)
             return await Parent(settings, stop).run()
         beside = [asyncio.create_task(_insist(stop, settings), name="insist on stopping")]
         bridge = Bridge(settings)
@@ -109,13 +116,17 @@ def _check_files(settings: Settings) -> None:
     read_keys(settings)
     try:
         link.tls_context(settings)
-    except OSError as error:
-        raise SettingsError(str(error)) from None
+    except UnusableFile as unusable:
+        raise SettingsError(unusable.text.in_(settings.language)) from None
     try:
         database.tls_context(settings)
     except OSError as error:
-        unusable = f"DB_TLS_CA: {str(settings.db_tls_ca)!r} holds no PEM certificates ({error})"
-        raise SettingsError(unusable) from None
+        file = str(settings.db_tls_ca)
+        words = Text(
+            f"DB_TLS_CA: {file!r} 中没有 PEM 格式的证书（{error}）",
+            f"DB_TLS_CA: {file!r} holds no PEM certificate ({error})",
+        )
+        raise SettingsError(words.in_(settings.language)) from None
 
 
 def _stop_ourselves(lifeline: int) -> None:

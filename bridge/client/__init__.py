@@ -11,6 +11,7 @@ It speaks MQTT 5 (section 4.10 of the standard: request and response), and MQTT 
 that know nothing newer. It needs no database package.
 """
 
+from ..devices.listing import DeviceList, ListedDevice
 from ..devices.models import (
     BatchResult,
     ControlResult,
@@ -31,7 +32,9 @@ __all__ = [
     "CallError",
     "ControlResult",
     "DeviceDescription",
+    "DeviceList",
     "Health",
+    "ListedDevice",
     "NoReply",
     "NotConnected",
     "OperationInfo",

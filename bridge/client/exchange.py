@@ -1,4 +1,4 @@
-"""A request's way to its reply, through as many tries as are safe and make sense.
+"""A request's way to its reply, with as many tries as are safe and useful.
 
 `ask` (again while the bridge's trouble passes) -> `_reply_to` (within the deadline) ->
 `_send_until_answered` (again on the next connection) -> `_attempt` (once).

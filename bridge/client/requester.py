@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 
 import orjson
 
+from ..devices.listing import DeviceList
 from ..devices.models import (
     BatchResult,
     ControlResult,
@@ -176,6 +177,32 @@ class BridgeClient:
         """What a device says now, and its ports and presets. Raises like `call`."""
         data = await self.call("device", device_uuid=device_uuid, timeout=timeout)
         return typed(DeviceDescription, data)
+
+    async def devices(
+        self,
+        query: str | None = None,
+        *,
+        room: str | None = None,
+        group: str | None = None,
+        online: bool | None = None,
+        limit: int | None = None,
+        cursor: str | None = None,
+        timeout: float | None = None,
+    ) -> DeviceList:
+        """One page of the devices, by a part of their name or UUID. Raises like `call`.
+
+        The page after it: the same call with `cursor=page.next_cursor`, until that is None.
+        """
+        fields: JsonObject = {
+            "query": query,
+            "room": room,
+            "group": group,
+            "online": online,
+            "limit": limit,
+            "cursor": cursor,
+        }
+        named = {name: field for name, field in fields.items() if field is not None}
+        return typed(DeviceList, await self.call("devices", timeout=timeout, **named))
 
     async def batch(
         self,

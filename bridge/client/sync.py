@@ -105,6 +105,7 @@ class BridgeClient:
     control = _blocking(requester.BridgeClient.control)
     preset = _blocking(requester.BridgeClient.preset)
     device = _blocking(requester.BridgeClient.device)
+    devices = _blocking(requester.BridgeClient.devices)
     batch = _blocking(requester.BridgeClient.batch)
     health = _blocking(requester.BridgeClient.health)
     operations = _blocking(requester.BridgeClient.operations)

@@ -1,7 +1,7 @@
 """Admission: how many requests may be in flight, and how long the others wait for a place.
 
 A request that finds no place waits for one, first come first served, for `WAIT_SECONDS` at most.
-After that it gets no place any more, and is rejected, a few in each turn of the event loop.
+After that it gets no place any more, and is rejected.
 """
 
 import asyncio
@@ -69,6 +69,7 @@ class _Waiter(NamedTuple):
     # whole request would stay in memory until the garbage collector comes by.
     admitted: "asyncio.Future[bool]"
     until: float
+    asks_again: bool
 
 
 class Admission:
@@ -104,12 +105,14 @@ class Admission:
         """How many places are taken."""
         return self._taken
 
-    async def enter(self, received: float | None = None) -> Place:
+    async def enter(self, received: float | None = None, *, asks_again: bool = False) -> Place:
         """A place, waited for if need be.
 
         Args:
             received: when the request came, on the loop's clock; None: now. In a flood over MQTT
                 requests wait before they get here, and the wait counts from there.
+            asks_again: whether its client sends its next request as soon as it is answered, as on
+                an HTTP connection: so it is rejected in its turn, see above.
 
         Raises:
             Busy: none came free in time.
@@ -121,7 +124,7 @@ class Admission:
         until = (now if received is None else received) + self._wait_seconds
         if until <= now or len(self._waiters) + len(self._overdue) >= _MOST_WAITERS:
             raise Busy()
-        waiter = _Waiter(self._loop.create_future(), until)
+        waiter = _Waiter(self._loop.create_future(), until, asks_again)
         self._waiters.append(waiter)
         self._watch()
         try:
@@ -134,13 +137,15 @@ class Admission:
             raise Busy()
         return Place(self)
 
-    async def enter_batch(self, received: float | None = None) -> Place:
+    async def enter_batch(
+        self, received: float | None = None, *, asks_again: bool = False
+    ) -> Place:
         """A place for a batch; see `enter`."""
         if self._batches is None:
-            return await self.enter(received)
-        among_batches = await self._batches.enter(received)
+            return await self.enter(received, asks_again=asks_again)
+        among_batches = await self._batches.enter(received, asks_again=asks_again)
         try:
-            place = await self.enter(received)
+            place = await self.enter(received, asks_again=asks_again)
         except BaseException:
             among_batches.release()
             raise
@@ -161,15 +166,17 @@ class Admission:
     def _note_overdue(self) -> None:
         now = self._loop.time()
         while self._waiters and self._waiters[0].until <= now:
-            self._overdue.append(self._waiters.popleft())
+            waiter = self._waiters.popleft()
+            if waiter.asks_again:
+                self._overdue.append(waiter)
+            else:
+                _reject(waiter)
 
     def _reject_some(self) -> None:
         self._timer = None
         self._note_overdue()
         for _ in range(min(len(self._overdue), self._rejected_in_a_turn)):
-            waiter = self._overdue.popleft()
-            if not waiter.admitted.done():
-                waiter.admitted.set_result(False)
+            _reject(self._overdue.popleft())
         self._watch()
 
     def _watch(self) -> None:
@@ -180,3 +187,8 @@ class Admission:
             self._timer = self._loop.call_soon(self._reject_some)
         elif self._waiters:
             self._timer = self._loop.call_at(self._waiters[0].until, self._reject_some)
+
+
+def _reject(waiter: _Waiter) -> None:
+    if not waiter.admitted.done():
+        waiter.admitted.set_result(False)

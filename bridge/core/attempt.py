@@ -47,21 +47,27 @@ class CommandAttempt:
         self._is_sequence = False
         # The place in its device's queue, for the first command.
         self._ticket: Ticket | None = None
-        self._execute: Callable[[], Awaitable[Reply]] | None = None
+        self._execute: Callable[[CommandAttempt], Awaitable[Reply]] | None = None
         self.deadline = deadline
         # Whether a command has left, and may have reached the device; and how many have.
         self.has_left = False
         self.commands_left = 0
 
-    def prepare(self, ticket: Ticket, execute: Callable[[], Awaitable[Reply]]) -> None:
-        """Say in which place of its device's queue it is, and how it is executed."""
+    def prepare(
+        self, ticket: Ticket, execute: Callable[["CommandAttempt"], Awaitable[Reply]]
+    ) -> None:
+        """Say in which place of its device's queue it is, and how it is executed.
+
+        `execute` is called with the attempt and must not refer to it: a reference cycle would keep
+        the whole request in memory until the garbage collector runs.
+        """
         self._ticket = ticket
         self._execute = execute
 
     async def run(self) -> Reply:
         """Execute it; whatever goes wrong becomes a reply, except a cancellation."""
         assert self._execute is not None
-        return await self._execute()
+        return await self._execute(self)
 
     def seconds_left(self) -> float:
         # Not the loop's clock, which stands still during a turn of the loop.

@@ -83,21 +83,22 @@ def item_of(batch: Request, raw: JsonObject, number: int) -> Item:
     return Item(request, row)
 
 
-def result_of(items: Iterable[Item], language: Language) -> orjson.Fragment:
-    """A `BatchResult` as JSON; past `MOST_BYTES` only the outcomes of commands are left.
+def bodies_of(items: Iterable[Item], language: Language) -> list[Any]:
+    """The items' reply bodies in order, as parts of a JSON text.
 
-    The items are encoded one by one, and only once: together they may be megabytes.
+    Past `MOST_BYTES` only outcomes of commands are left.
     """
-    bodies: list[bytes] = []
+    bodies = []
     size = 0
     for item in items:
         body = item.encode()
         size += len(body)
-        if size > MOST_BYTES and not (item.row is not None and item.row.commands):
-            too_large = PayloadTooLarge(limit=MOST_BYTES)
-            body = reply_to_error(too_large, language).encode(item.request.request_id)
-        bodies.append(body)
-    return orjson.Fragment(b'{"results":[' + b",".join(bodies) + b"]}")
+        is_command = item.row is not None and item.row.commands
+        if size > MOST_BYTES and not is_command:
+            reply = reply_to_error(PayloadTooLarge(limit=MOST_BYTES), language)
+            body = reply.encode(item.request.request_id)
+        bodies.append(orjson.Fragment(body))
+    return bodies
 
 
 def grouped(items: Sequence[Item]) -> tuple[list[Item], list[Item], list[list[Item]]]:

@@ -47,7 +47,7 @@ class Deadlines:
 
     def until(self, when: float) -> "Limit":
         """`with deadlines.until(when):` raises TimeoutError where the body would wait past it."""
-        return Limit(self, when)
+        return Limit(self, self._loop, when)
 
     def _tick(self) -> None:
         now = self._loop.time()
@@ -63,15 +63,16 @@ class Deadlines:
 class Limit:
     """A time limit for the body of one `with`, in one task; after `asyncio.Timeout`'s semantics."""
 
-    __slots__ = ("_cancelling", "_deadlines", "_entry", "_expired", "_task", "_when")
+    __slots__ = ("_cancelling", "_deadlines", "_entry", "_expired", "_loop", "_task", "_when")
 
-    def __init__(self, deadlines: Deadlines, when: float) -> None:
+    def __init__(self, deadlines: Deadlines, loop: asyncio.AbstractEventLoop, when: float) -> None:
+        self._loop = loop
         self._deadlines = deadlines
         self._when = when
         self._expired = False
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         if task is None:
             raise RuntimeError("a time limit needs a task")
         self._task = task

@@ -9,18 +9,18 @@ from .request import Transport
 
 _OFF = Text(
     "本桥接服务不提供设备列表（DEVICE_LIST=off）；请向管理员索取设备的 UUID",
-    "this bridge lists no devices (DEVICE_LIST=off); ask the administrator for a device's UUID",
+    "this bridge does not list devices (DEVICE_LIST=off); ask the administrator for the UUID",
 )
 _NOT_OVER_MQTT = Text(
     "经 MQTT 列出设备须由管理员设置 DEVICE_LIST=open；也可经 HTTP 携带 API 密钥查询",
-    "over MQTT devices are listed only with DEVICE_LIST=open, which the administrator sets; or ask "
-    "over HTTP with an API key",
+    "over MQTT, listing devices requires DEVICE_LIST=open, which the administrator sets; over HTTP "
+    "it requires an API key",
 )
 _KEY_NEEDED = Text(
     "列出设备须携带 API 密钥（管理员用 API_KEYS 或 API_KEYS_FILE 设置）；"
     "或由管理员设置 DEVICE_LIST=open，对所有人开放",
-    "listing devices takes an API key, which the administrator sets with API_KEYS or "
-    "API_KEYS_FILE; or let the administrator set DEVICE_LIST=open, which opens the list to all",
+    "listing devices requires an API key, which the administrator sets in API_KEYS or "
+    "API_KEYS_FILE, or DEVICE_LIST=open, which opens the list to everyone",
 )
 
 

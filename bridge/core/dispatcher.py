@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
-from ..devices.models import BatchFields, Fields
+from ..devices.models import BatchFields, BatchResult, Fields
 from ..devices.names import device_key
 from ..errors import (
     BridgeError,
@@ -20,7 +21,7 @@ from ..errors import (
 from ..observability.observations import UNKNOWN, CommandExecuted, Observers, RequestAnswered
 from .admission import Admission, Place
 from .attempt import CommandAttempt, Context
-from .batch import READING_BATCHES, READING_ITEMS, Item, grouped, item_of, result_of
+from .batch import READING_BATCHES, READING_ITEMS, Item, bodies_of, grouped, item_of
 from .context import Services
 from .deadlines import Deadlines
 from .idempotency import CommandId, Idempotency, Outcome, fingerprint_of, key_of
@@ -178,17 +179,10 @@ class Dispatcher:
         self, row: Operation, fields: Any, request: Request, attempt: CommandAttempt
     ) -> Reply:
         """Run what sends commands: in its device's order, and once under one id."""
-
-        async def execute() -> Reply:
-            try:
-                return await self._run(row, fields, request, attempt)
-            except Exception as error:
-                return reply_to_error(error, self._language)
-
         with self._services.queues.place(device_key(fields.device_uuid)) as ticket:
-            attempt.prepare(ticket, execute)
+            attempt.prepare(ticket, partial(self._execute, row, fields, request))
             if request.idempotency_key is None:
-                outcome = Outcome(await execute(), duplicate=False)
+                outcome = Outcome(await attempt.run(), duplicate=False)
             else:
                 outcome = await self._once(row, fields, request, attempt)
         reply = outcome.reply
@@ -197,7 +191,7 @@ class Dispatcher:
                 request.who,
                 fields.device_uuid,
                 row.name,
-                fields,
+                vars(fields),
                 reply.code,
                 reply.error or "ok",
                 request.request_id,
@@ -206,6 +200,14 @@ class Dispatcher:
             )
         )
         return reply
+
+    async def _execute(
+        self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
+    ) -> Reply:
+        try:
+            return await self._run(row, fields, request, attempt)
+        except Exception as error:
+            return reply_to_error(error, self._language)
 
     async def _once(
         self, row: Operation, fields: Fields, request: Request, attempt: CommandAttempt
@@ -240,7 +242,7 @@ class Dispatcher:
 
         together = (self._run_together(group, attempt) for group in alike)
         await asyncio.gather(run_in_order(), *together, self._read_each(single, attempt))
-        return Reply(200, result_of(items, self._language))
+        return Reply(200, BatchResult(bodies_of(items, self._language)))
 
     def _open(self, item: Item, batch: CommandAttempt) -> None:
         """Check an item; one that may not begin gets its reply."""
@@ -325,7 +327,7 @@ class Serving:
             if dispatcher.takes_place(request):
                 admission = dispatcher._admission
                 enter = admission.enter_batch if request.operation == "batch" else admission.enter
-                self._place = await enter(request.received)
+                self._place = await enter(request.received, asks_again=request.transport == "http")
         except Busy as error:
             return dispatcher.reject(request, error)
         try:

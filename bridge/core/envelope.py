@@ -41,9 +41,8 @@ _BYTE_ORDER_MARK = Text(
     "the payload begins with a byte order mark (BOM); send UTF-8 without one",
 )
 _MILLISECONDS = Text(
-    "expires_at 必须是 Unix 秒，收到的像是毫秒；请除以 1000",
-    "expires_at must be in Unix seconds, and what was sent looks like milliseconds; "
-    "divide it by 1000",
+    "expires_at 必须以 Unix 秒表示，收到的值像是毫秒；请除以 1000",
+    "expires_at must be in Unix seconds, but the value looks like milliseconds; divide it by 1000",
 )
 _NOT_AN_OBJECT = Text("内容必须是 JSON 对象", "the payload must be a JSON object")
 _BAD_ID = Text(

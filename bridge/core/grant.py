@@ -7,11 +7,11 @@ from ..errors import Forbidden, Text
 
 _OPERATION = Text(
     "此密钥不能执行操作 {operation}；请管理员为它开通",
-    "this key may not do {operation}; ask the administrator to allow it",
+    "this key is not permitted to use {operation}; ask the administrator to permit it",
 )
 _DEVICE = Text(
     "此密钥不能访问该设备；请管理员为它开通",
-    "this key may not reach that device; ask the administrator to allow it",
+    "this key is not permitted to use this device; ask the administrator to permit it",
 )
 # Where a request merely holds others, which are checked one by one, or touches no device.
 _FREE = frozenset({"batch", "health", "operations"})

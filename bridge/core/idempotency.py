@@ -90,7 +90,7 @@ def key_of(requester: str, request_id: str | bytes) -> bytes:
 def fingerprint_of(operation: str, fields: Fields) -> bytes:
     """What makes a request the same: the operation and its validated fields, in 16 bytes."""
     digest = hashlib.blake2b(f"{operation}\n".encode(), digest_size=16)
-    asked = dict(fields)
+    asked = vars(fields)
     try:
         digest.update(orjson.dumps(asked, option=orjson.OPT_SORT_KEYS))
     except TypeError:

@@ -313,7 +313,7 @@ _ROWS = (
     ),
     Operation(
         "health",
-        Text("健康检查", "Whether database and broker are there"),
+        Text("健康检查", "Check whether database and broker are available"),
         "GET",
         "/health",
         NoFields,

@@ -28,7 +28,7 @@ class Ticket:
     async def leave(self, send: Callable[[], T]) -> T:
         """What `send` returns or raises; it is called once all before have left or given up.
 
-        One that has given its place up gets the last one.
+        A ticket that was given up gets the last place.
         """
         left: asyncio.Future[T] = asyncio.get_running_loop().create_future()
 
@@ -96,7 +96,7 @@ class DeviceQueues:
 
     @contextmanager
     def place(self, device: str) -> Iterator[Ticket]:
-        """Take the next place in a device's queue; it is given up on the way out."""
+        """Take the next place in a device's queue; the ticket is given up on the way out."""
         queue = self._queues.setdefault(device, _Queue())
         ticket = Ticket(queue)
         queue.users += 1

@@ -55,7 +55,7 @@ class Reply:
         return orjson.dumps(self.body(request_id))
 
     def dump(self) -> bytes:
-        """All of the reply, to be kept and given again; see `load`."""
+        """All of the reply, to be stored; see `load`."""
         return orjson.dumps(self)
 
     @classmethod

@@ -1,4 +1,4 @@
-"""Running a preset's sequence: its steps with their pauses, told truthfully when cut short."""
+"""Running a preset's sequence: its steps with their pauses, and what it reports when cut short."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -12,25 +12,26 @@ from .attempt import NO_MATCHING_SUBSCRIBERS, REFUSED_FROM, Context
 from .context import DRAIN_MARGIN
 
 _DONE = Text(
-    "预设「{preset}」已执行，共 {total} 步", "The preset '{preset}' was run, {total} steps"
+    "预设「{preset}」已执行，共 {total} 步", "The preset '{preset}' was run ({total} steps)"
 )
 _CUT_SHORT = Text(
     "预设「{preset}」中断，已发送 {sent}/{total} 步：{reason}",
-    "The preset '{preset}' was cut short, {sent} of {total} steps left: {reason}",
+    "The preset '{preset}' was interrupted after {sent} of {total} steps: {reason}",
 )
 _DRAINING = Text("桥接服务正在停止", "the bridge is stopping")
-_OUT_OF_TIME = Text("超过时限", "it ran out of time")
-_UNREACHABLE = Text("设备没有连接到 MQTT", "the device is not connected")
-_REFUSED = Text("MQTT 服务器拒绝了命令", "the MQTT broker refused the command")
+_OUT_OF_TIME = Text("超过时限", "the time limit was reached")
+_UNREACHABLE = Text("设备没有连接到 MQTT 服务器", "the device is not connected")
+_REFUSED = Text("MQTT 服务器拒绝了命令", "the MQTT broker rejected the command")
 _UNKNOWN = Text(
-    "命令没有得到确认，设备可能已收到", "a command was not acknowledged and may have arrived"
+    "命令没有得到确认，设备可能已收到",
+    "a command was not acknowledged; the device may have received it",
 )
 
 
 class _CutShortError(Exception):
     """The sequence ends here; `reason` is for the reply."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: Text) -> None:
         super().__init__(reason)
         self.reason = reason
 
@@ -62,11 +63,13 @@ class _Run:
         except (TimeoutError, BridgeError) as error:
             if commands.commands_left > left_before:
                 self.executed.append(executed)
-                raise _CutShortError(self._text(_UNKNOWN)) from None
+                raise _CutShortError(_UNKNOWN) from None
             failure = RequestTimeout() if isinstance(error, TimeoutError) else error
             if number == 1:
                 raise failure from None
-            raise self._cut_short_by(failure) from None
+            if isinstance(failure, RequestTimeout):
+                raise _CutShortError(_OUT_OF_TIME) from None
+            raise _CutShortError(Text(failure.detail("zh"), failure.detail("en"))) from None
         self.executed.append(executed)
         self._judge(reason, executed)
 
@@ -79,14 +82,14 @@ class _Run:
             self.context.commands.check(reason, self.device)
         refused = reason >= REFUSED_FROM
         executed.status = "refused" if refused else "unreachable"
-        raise _CutShortError(self._text(_REFUSED if refused else _UNREACHABLE))
+        raise _CutShortError(_REFUSED if refused else _UNREACHABLE)
 
     async def _pause(self, seconds: float, seconds_after: float) -> None:
         """Wait between two steps, if deadline and drain leave the time for what follows."""
         loop = asyncio.get_running_loop()
         due = loop.time() + seconds
         if due >= self.context.deadline:
-            raise _CutShortError(self._text(_OUT_OF_TIME))
+            raise _CutShortError(_OUT_OF_TIME)
         drain = self.context.services.drain
         if not drain.begun.is_set():
             try:
@@ -95,16 +98,8 @@ class _Run:
             except TimeoutError:
                 return
         if due + seconds_after > drain.until - DRAIN_MARGIN:
-            raise _CutShortError(self._text(_DRAINING))
+            raise _CutShortError(_DRAINING)
         await asyncio.sleep(due - loop.time())
-
-    def _text(self, text: Text) -> str:
-        return text.in_(self.context.services.settings.language)
-
-    def _cut_short_by(self, error: BridgeError) -> _CutShortError:
-        if isinstance(error, RequestTimeout):
-            return _CutShortError(self._text(_OUT_OF_TIME))
-        return _CutShortError(error.detail(self.context.services.settings.language))
 
 
 async def run_sequence(context: Context, device: DeviceProfile, plan: PresetPlan) -> SequenceResult:
@@ -114,22 +109,21 @@ async def run_sequence(context: Context, device: DeviceProfile, plan: PresetPlan
             raise DeviceBusy(device=device.name)
         context.commands.begin_sequence()
         run = _Run(context, device, plan)
+        cut_short_by: list[str] = []
+        language = context.services.settings.language
         try:
             await run.all_steps()
         except _CutShortError as cut:
-            return _result(run, cut.reason)
-        return _result(run, None)
-
-
-def _result(run: _Run, cut_short_by: str | None) -> SequenceResult:
-    language = run.context.services.settings.language
-    sent, total = len(run.executed), len(run.plan.steps)
-    message = (_DONE if cut_short_by is None else _CUT_SHORT).in_(language)
+            cut_short_by.append(cut.reason.in_(language))
+    sent, total = len(run.executed), len(plan.steps)
+    message = (_CUT_SHORT if cut_short_by else _DONE).in_(language)
     return SequenceResult(
-        success=cut_short_by is None,
-        message=message.format(preset=run.plan.name, total=total, sent=sent, reason=cut_short_by),
-        preset_name=run.plan.name,
+        success=not cut_short_by,
+        message=message.format(
+            preset=plan.name, total=total, sent=sent, reason="".join(cut_short_by)
+        ),
+        preset_name=plan.name,
         total_steps=total,
         executed_steps=run.executed,
-        errors=[] if cut_short_by is None else [cut_short_by],
+        errors=cut_short_by,
     )

@@ -9,10 +9,10 @@ from ..errors import Text, UnusableValue
 from ..settings import Settings, SettingsError
 
 _UNREADABLE = Text(
-    "不是可以读取的 URL：端口是 1–65535 的数字；用户名和密码中的特殊字符须用百分号编码："
+    "不是有效的 URL：端口应为 1–65535 的整数；用户名和密码中的特殊字符须用百分号编码："
     "@ 为 %40，/ 为 %2F，: 为 %3A，[ 为 %5B，# 为 %23",
-    "is no URL that can be read; its port is a number from 1 to 65535, and special characters of "
-    "user and password are percent-encoded: @ is %40, / is %2F, : is %3A, [ is %5B, # is %23",
+    "is not a valid URL; the port must be 1 to 65535, and special characters in "
+    "user and password must be percent-encoded: @ is %40, / is %2F, : is %3A, [ is %5B, # is %23",
 )
 _CHARSET = re.compile(r"[A-Za-z0-9_]{1,32}")
 _HOST_SWITCHES = ("ssl_verify_identity", "ssl_check_hostname")
@@ -73,7 +73,7 @@ class DatabaseAddress(NamedTuple):
             refuse(_UNREADABLE)
         if parts.scheme not in _SCHEMES:
             schemes = ", ".join(f"{scheme}://" for scheme in _SCHEMES)
-            refuse(Text(f"须以此开头：{schemes}", f"must begin with one of {schemes}"))
+            refuse(Text(f"须以下列之一开头：{schemes}", f"must begin with one of {schemes}"))
         name = parts.path.lstrip("/")
         if "@" in name or "/" in name:
             # An unescaped slash in the password: its rest would be shown as the database's name.
@@ -114,7 +114,7 @@ def _tls_asked(asked: dict[str, str], charset: str) -> DatabaseTls | None:
     if not _CHARSET.fullmatch(charset):
         raise UnusableValue(
             "charset 不是字符集的名称，例如 utf8mb4",
-            "charset is no name of a character set, such as utf8mb4",
+            "charset must be the name of a character set, such as utf8mb4",
         )
     found = {name: asked.pop(name) for name in _TLS_PARAMETERS if name in asked}
     if not found:
@@ -124,9 +124,7 @@ def _tls_asked(asked: dict[str, str], charset: str) -> DatabaseTls | None:
         if not os.access(path, os.R_OK):
             raise UnusableValue(f"{name}：无法读取该文件", f"{name}: the file can't be read")
     if "ssl_key" in files and "ssl_cert" not in files:
-        raise UnusableValue(
-            "ssl_key 必须与 ssl_cert 一起使用", "ssl_key is of no use without ssl_cert"
-        )
+        raise UnusableValue("ssl_key 必须与 ssl_cert 一起使用", "ssl_key requires ssl_cert")
     switches = {name: _switch(name, value) for name, value in found.items() if name in _SWITCHES}
     mode = found.get("ssl_mode", "").upper()
     if mode not in ("", "DISABLED", "REQUIRED", "VERIFY_CA", "VERIFY_IDENTITY"):

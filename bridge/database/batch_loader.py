@@ -43,6 +43,7 @@ class BatchLoader(Generic[Key, Model]):
     """
 
     def __init__(self, load: Load[Key, Model], timeout: float, deadlines: Deadlines) -> None:
+        self._loop = asyncio.get_running_loop()
         self._load = load
         self._deadlines = deadlines
         self._timeout = timeout
@@ -63,15 +64,14 @@ class BatchLoader(Generic[Key, Model]):
 
         A key over which the statement failed has its error in its place.
         """
-        loop = asyncio.get_running_loop()
-        asker: _Asker[Key, Model] = _Asker(keys, loop.create_future(), loop.time())
-        self._waiting.append(asker)
+        answer: asyncio.Future[list[Model | BridgeError | None]] = self._loop.create_future()
+        self._waiting.append(_Asker(keys, answer, self._loop.time()))
         if len(self._waiting) == 1:
             if len(self._under_way) < LANES:
                 self._begin()
             else:
                 self._watch_the_first()
-        return asker.answer
+        return answer
 
     async def close(self) -> None:
         for asker in self._take(len(self._waiting)):
@@ -83,7 +83,7 @@ class BatchLoader(Generic[Key, Model]):
 
     def _begin(self) -> None:
         # It begins in the next turn of the loop, with all that arrives in this one.
-        task = asyncio.get_running_loop().create_task(self._fill(), name="batch of reads")
+        task = self._loop.create_task(self._fill(), name="batch of reads")
         self._under_way.add(task)
         task.add_done_callback(self._ended)
 
@@ -94,7 +94,7 @@ class BatchLoader(Generic[Key, Model]):
         if not askers:
             # All were given up in this turn of the loop.
             return
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         oldest = askers[0].arrived
         deadline = max(oldest + self._timeout, now + min(_LEAST_TIME, self._timeout))
         wanted = dict.fromkeys(key for asker in askers for key in asker.keys)

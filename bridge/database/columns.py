@@ -1,4 +1,4 @@
-"""Values of the platform's columns, of whatever type an installation has made them."""
+"""Values of the platform's columns, of whatever type they have in an installation."""
 
 from datetime import datetime
 

@@ -1,6 +1,6 @@
 """Connections to the database: how each is made, and those that are open.
 
-Why asyncmy's own pool is not used is told at the top of `pool.py`.
+`pool.py` gives the reasons for not using asyncmy's own pool.
 """
 
 import asyncio
@@ -22,6 +22,7 @@ _RECYCLE_SECONDS = 240
 
 class Connections:
     def __init__(self, settings: Settings) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._address = DatabaseAddress.of(settings)
         self._open: set[Any] = set()
@@ -35,7 +36,7 @@ class Connections:
         """The connection that was idle longest, so that all stay fresh; or a new one."""
         if self._closed:
             raise ConnectionError("closed by us")
-        now = asyncio.get_running_loop().time()
+        now = self._loop.time()
         while self._idle:
             connection = self._idle.popleft()
             if now - connection.last_usage < _RECYCLE_SECONDS:

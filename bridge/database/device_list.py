@@ -12,7 +12,8 @@ from typing import Any
 from ..devices.listing import DevicesFields, ListedDevice
 from ..errors import DatabaseTimeout
 from .columns import flag, text, time
-from .pool import Database, Row
+from .pool import Database, Row, StatementRefused
+from .statements import COLUMNS_THERE
 
 # The page is found first, by the few columns that say which and in which order; the rest is read
 # of its rows alone.
@@ -27,6 +28,18 @@ SELECT d.uuid, d.name, d.is_online, d.last_seen, d.room, d.group_name, d.floor, 
   LEFT JOIN device_products p ON p.id = d.product_id
  ORDER BY page.name, page.uuid
 """
+
+# Columns that old installations lack, and what stands for them: without `is_active`, every device
+# is in use.
+_OPTIONAL = {
+    ("device_main", "room"): ("d.room", "NULL"),
+    ("device_main", "group_name"): ("d.group_name", "NULL"),
+    ("device_main", "floor"): ("d.floor", "NULL"),
+    ("device_main", "is_active"): ("d.is_active", "1"),
+    ("device_products", "name"): ("p.name", "NULL"),
+}
+# ER_BAD_FIELD_ERROR
+_UNKNOWN_COLUMN = 1054
 
 # Whatever charset and collation a column has, so that any text can be compared with it.
 _IN_UNICODE = "CONVERT({} USING utf8mb4) COLLATE utf8mb4_unicode_ci"
@@ -84,6 +97,8 @@ class DeviceListReader:
         self._database = database
         self._timeout = timeout
         self._turn = asyncio.Semaphore(1)
+        # What stands for the columns that the tables lack.
+        self._instead: list[tuple[str, str]] = []
 
     async def read(self, fields: DevicesFields, only: Collection[str] | None) -> list[ListedDevice]:
         """The devices of one page, and one more if another page follows.
@@ -100,10 +115,25 @@ class DeviceListReader:
         except TimeoutError:
             raise DatabaseTimeout() from None
         try:
-            rows: list[Row] = await self._database.fetch(sql, args, deadline=deadline)
+            return devices_of(await self._rows(sql, args, deadline))
         finally:
             self._turn.release()
-        return devices_of(rows)
+
+    async def _rows(self, sql: str, args: tuple[Any, ...], deadline: float) -> list[Row]:
+        try:
+            return await self._database.fetch(self._fitted(sql), args, deadline=deadline)
+        except StatementRefused as refused:
+            if refused.errno != _UNKNOWN_COLUMN:
+                raise
+        columns = await self._database.fetch(COLUMNS_THERE, deadline=deadline)
+        there = {(str(row[0]).lower(), str(row[1]).lower()) for row in columns}
+        self._instead = [change for column, change in _OPTIONAL.items() if column not in there]
+        return await self._database.fetch(self._fitted(sql), args, deadline=deadline)
+
+    def _fitted(self, sql: str) -> str:
+        for column, instead in self._instead:
+            sql = sql.replace(column, instead)
+        return sql
 
 
 def _containing(text: str) -> str:

@@ -1,13 +1,12 @@
 """At most once across crashes, workers and bridges: the outcomes in one small table of ours.
 
 The intent is written before anything is published, so that after a crash the id is known to be
-spent: what became of the command can't be known then, and is told as `outcome_unknown`.
+used: the outcome of its command is then `outcome_unknown`.
 
 A row's life: INSERT (intended) -> REPLACE (answered) -> removed when it has expired; or INSERT ->
-DELETE, when nothing was sent. Each statement may be repeated without harm, and may come late: one
-that we gave up can lie in a stopped server, and be done when it goes on. What it does is therefore
-tied to the attempt that it was for. Times are the database server's own clock, so that bridges
-whose clocks differ agree.
+DELETE, when nothing was sent. Each statement may be repeated without harm, and may be executed
+late: a stopped server executes one that we gave up when it goes on. Its effect is therefore bound
+to the attempt that it was for. Times are on the database server's clock.
 """
 
 import asyncio

@@ -15,16 +15,17 @@ from .pool import Database, StatementRefused
 
 _MADE = Text(
     "表 {table} 已就绪。桥接服务的账号需要以下权限：",
-    "The table {table} is ready. The bridge's own user needs these rights:",
+    "The table {table} is ready. The database user of the bridge needs these rights:",
 )
 _NOT_MADE = Text(
-    "无法建表。请让数据库管理员执行：", "The table could not be made. Let an administrator run:"
+    "无法建表。请让数据库管理员执行：",
+    "The table could not be created. Ask a database administrator to run:",
 )
 
 
 _MAY_NOT = Text(
     "数据库可用，但账号 {user} 无权在 {name} 中建表",
-    "The database is there, but the user {user} has no right to create tables in {name}",
+    "The database is available, but the user {user} may not create tables in {name}",
 )
 # ER_DBACCESS_DENIED_ERROR, ER_TABLEACCESS_DENIED_ERROR, ER_SPECIFIC_ACCESS_DENIED_ERROR
 _NO_RIGHT = frozenset({1044, 1142, 1227})

@@ -11,8 +11,8 @@ What is guarded against was found by running asyncmy 0.2.18; each guard has a te
 - A deadline around connecting too: a handshake may hang (connect_timeout is for TCP alone;
   read_timeout would cost every query a timer).
 - `max_statement_time` / `max_execution_time`: a query that we gave up ends in the server too.
-- One retry on a lost connection: nobody pings idle connections. For reads, and for the writes of
-  `database/idempotency.py`, which may be repeated.
+- One retry on a lost connection: nobody pings idle connections; some in a conflict of writers. For
+  reads, and for the writes of `database/idempotency.py`, which may be repeated.
 - Whatever a mangled packet makes asyncmy raise (IndexError, struct.error, …) is caught.
 """
 
@@ -49,6 +49,10 @@ _COLLATIONS = frozenset({1253, 1267, 1270, 1271, 3988})
 _OVER_CONTENT = _COLLATIONS | frozenset(
     {1264, 1292, 1300, 1366, 1406, 1411, 1525, 1690, 3140, 3141, 3854, 4038}
 )
+# Others wrote the same row at the same time, here (InnoDB) or on another node (Galera's failed
+# certification): nothing was done, and done again it succeeds. Tried so often, this far apart.
+_CONFLICT = 1213
+_CONFLICT_PAUSES = (0.005, 0.02, 0.08, 0.2)
 _PROBE_SECONDS = 1.0
 # What says that the database is in trouble; anything else is a mistake of ours, or a packet that
 # was mangled on its way. RuntimeError is asyncmy's word for a login that it has not the means for.
@@ -74,6 +78,7 @@ class Database:
     def __init__(
         self, settings: Settings, metrics: Metrics, deadlines: Deadlines | None = None
     ) -> None:
+        self._loop = asyncio.get_running_loop()
         self._settings = settings
         self._address = DatabaseAddress.of(settings)
         self._metrics = metrics
@@ -91,8 +96,8 @@ class Database:
         self.last_trouble: str | None = None
         # What the driver raised last; None once a statement has succeeded.
         self.last_error: Exception | None = None
-        # What was told of an outage, of each statement that fails, and of each kind of content.
-        self._told: dict[object, str] = {}
+        # What was logged of an outage, of each statement that fails, and of each kind of content.
+        self._logged: dict[object, str] = {}
         self._last_success = float("-inf")
         self._was_available = False
         self.available = False
@@ -127,7 +132,7 @@ class Database:
         await self._connections.close(within)
 
     async def _probe(self) -> None:
-        deadline = asyncio.get_running_loop().time() + self._settings.db_timeout
+        deadline = self._loop.time() + self._settings.db_timeout
         try:
             await self.fetch("SELECT 1", deadline=deadline)
         except BridgeError:
@@ -136,29 +141,38 @@ class Database:
                 self._lost(self.last_trouble or _SILENT)
 
     def _answered_lately(self) -> bool:
-        return asyncio.get_running_loop().time() - self._last_success < _PROBE_SECONDS
+        return self._loop.time() - self._last_success < _PROBE_SECONDS
 
     async def _ask(self, sql: str, args: Sequence[Any], deadline: float) -> tuple[list[Row], int]:
         began = float("inf")
         try:
             with self.deadlines.until(deadline):
                 async with self._slots:
-                    began = asyncio.get_running_loop().time()
-                    answer = await self._run_again_if_lost(sql, args)
+                    began = self._loop.time()
+                    answer = await self._run_until_done(sql, args)
         except Exception as error:
             raise self._failed(sql, error, began) from None
         self._succeeded(sql)
         return answer
 
-    async def _run_again_if_lost(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:
-        try:
-            return await self._run(sql, args)
-        except MySQLError as error:
-            if _errno(error) not in _LOST_CONNECTION:
-                raise
-        # The other idle connections are most likely lost too.
-        self._connections.cut_idle()
-        return await self._run(sql, args)
+    async def _run_until_done(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:
+        """Run it: once more if its connection is lost, a few times more in a conflict."""
+        pauses = iter(_CONFLICT_PAUSES)
+        was_lost = False
+        while True:
+            try:
+                return await self._run(sql, args)
+            except MySQLError as error:
+                errno = _errno(error)
+                pause = next(pauses, None) if errno == _CONFLICT else None
+                if pause is None and (was_lost or errno not in _LOST_CONNECTION):
+                    raise
+            if pause is not None:
+                await asyncio.sleep(pause)
+                continue
+            was_lost = True
+            # The other idle connections are most likely lost too.
+            self._connections.cut_idle()
 
     async def _run(self, sql: str, args: Sequence[Any]) -> tuple[list[Row], int]:
         connection = await self._connections.take()
@@ -178,14 +192,14 @@ class Database:
         return rows, cursor.rowcount
 
     def _succeeded(self, sql: str) -> None:
-        self._last_success = asyncio.get_running_loop().time()
+        self._last_success = self._loop.time()
         self.last_error = None
-        if self._told:
-            self._told.pop(sql, None)
+        if self._logged:
+            self._logged.pop(sql, None)
         if not self.available:
             self.available = True
             self.last_trouble = None
-            self._told.pop(_OUTAGE, None)
+            self._logged.pop(_OUTAGE, None)
             self._metrics.connected("database", True)
             if self._was_available:
                 self._metrics.reconnected("database")
@@ -201,7 +215,7 @@ class Database:
         errno = _errno(error)
         if isinstance(error, TimeoutError) or errno in _OUT_OF_TIME:
             # With less time the queue or a short deadline may be the cause; the probe decides.
-            had = asyncio.get_running_loop().time() - began
+            had = self._loop.time() - began
             if had >= self._settings.db_timeout / 2:
                 self._lost(_SILENT)
             return DatabaseTimeout()
@@ -229,7 +243,7 @@ class Database:
         return StatementRefused(errno, over_content=False)
 
     def _lost(self, trouble: str) -> None:
-        """The database is in trouble, by its own doing; told once per change."""
+        """The database is in trouble, by its own doing; logged once per change."""
         self.available = False
         self._metrics.connected("database", False)
         self.last_trouble = trouble
@@ -241,9 +255,9 @@ class Database:
             )
 
     def _is_new(self, about: object, trouble: str) -> bool:
-        """Whether this was not the last that was told about it."""
-        told, self._told[about] = self._told.get(about), trouble
-        return told != trouble
+        """Whether this was not the last that was logged about it."""
+        logged, self._logged[about] = self._logged.get(about), trouble
+        return logged != trouble
 
 
 def _errno(error: BaseException) -> int | None:

@@ -1,6 +1,8 @@
 """What we read of the platform's tables: rows to models, reads batched."""
 
 from collections.abc import Callable, Collection, Iterable, Sequence
+from datetime import datetime
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from ..devices.listing import DevicesFields, ListedDevice
@@ -139,26 +141,34 @@ class MysqlStore:
         return self._statements
 
 
+# What makes of a row's values what they are to be, whatever types an installation's columns have.
+_READING = (flag, text, text, flag, time, text, text, text, text, text, text, time)
+_PLAIN_TYPES = {text: (str, type(None)), time: (datetime, type(None)), flag: (int,)}
+
+
+@lru_cache(maxsize=64)
+def _is_plain(types: tuple[type, ...]) -> bool:
+    """Whether values of these types need no converting, as on nearly every installation."""
+    return all(kind in _PLAIN_TYPES[convert] for convert, kind in zip(_READING, types, strict=True))
+
+
 def readings_of(rows: Iterable[Row]) -> dict[str, DeviceReadings]:
     """The rows of `SENSORS` or `READINGS` by `device_key` of their device."""
     devices: dict[str, DeviceReadings] = {}
     sensors: list[tuple[str, SensorRow]] = []
-    for is_device, uuid, name, online, seen, types, config, sensor, *latest in rows:
-        uuid = text(uuid) or ""  # noqa: PLW2901
+    for row in rows:
+        if not _is_plain(tuple(map(type, row))):
+            row = tuple(convert(value) for convert, value in zip(_READING, row, strict=True))  # noqa: PLW2901
+        is_device, uuid, name, online, seen, types, config, *sensor = row
+        uuid = uuid or ""
         key = device_key(uuid)
         if is_device and key not in devices:
-            devices[key] = DeviceReadings(
-                uuid, text(name) or "", flag(online), time(seen), text(types), text(config)
-            )
-        if sensor is not None:
-            value, unit, sensor_type, measured = latest
-            row = SensorRow(
-                text(sensor) or "", text(value), text(unit), text(sensor_type), time(measured)
-            )
-            sensors.append((key, row))
-    for key, row in sensors:
+            devices[key] = DeviceReadings(uuid, name or "", bool(online), seen, types, config)
+        if sensor[0] is not None:
+            sensors.append((key, SensorRow(*sensor)))
+    for key, latest in sensors:
         if key in devices:
-            devices[key].rows.append(row)
+            devices[key].rows.append(latest)
     return devices
 
 
@@ -166,8 +176,8 @@ def profiles_of(rows: Iterable[Row]) -> dict[str, DeviceProfile]:
     """The rows of `PROFILES` by `device_key` of their device."""
     profiles = {}
     for uuid, name, online, *columns in rows:
-        told = text(uuid) or ""
-        profiles[device_key(told)] = DeviceProfile(
-            told, text(name) or "", flag(online), *map(text, columns)
+        stored = text(uuid) or ""
+        profiles[device_key(stored)] = DeviceProfile(
+            stored, text(name) or "", flag(online), *map(text, columns)
         )
     return profiles

@@ -1,6 +1,6 @@
 """`python run.py demo`: the bridge with everything around it, on this machine alone.
 
-A broker in a child process, SQLite in memory, two simulated boards, and a stand-in for the
+A broker in a child process, SQLite in memory, simulated boards, and a stand-in for the
 platform's service that writes what boards report into the tables. The bridge itself is the real
 one. Nothing has to be installed beside `requirements.txt`, and nothing is left behind, not even
 after a SIGKILL: the broker ends when its stdin closes, and its file is gone once it has started.
@@ -16,7 +16,7 @@ from ..app.bridge import STOP_SIGNALS, Bridge, stop_signal
 from ..app.signals import on_signal
 from ..core.deadlines import Deadlines
 from ..errors import Language
-from ..http.routes import PortTakenError
+from ..http.port import PortTakenError
 from ..observability.metrics import Metrics
 from ..settings import Settings
 from .boards import Board

@@ -15,7 +15,7 @@ _REPORT_SECONDS = 2.0
 
 
 class Board:
-    """The board of one device; what it is told appears on the terminal, a line a command."""
+    """The board of one device; each command appears as a line on the terminal."""
 
     def __init__(self, device: Device, terminal: Terminal) -> None:
         self._device = device

@@ -1,6 +1,6 @@
 """The demo's six devices: what the platform's tables would say of them."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -64,35 +64,10 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
         return Text(zh, en).in_(language)
 
     classroom, laboratory = say("101 教室", "Room 101"), say("科学实验室", "Science lab")
-    kit, lamps = say("教室套件", "classroom kit"), say("灯光控制器", "light controller")
-    thermometer = say("温度计", "thermometer")
+    kit, thermometer = say("教室套件", "classroom kit"), say("温度计", "thermometer")
     device = partial(Device, language=language)
     return (
-        device(
-            "demo-board-1",
-            say("演示板一", "demo one"),
-            classroom,
-            kit,
-            sensors=(dht11(), rain_sensor()),
-            ports={"led": 4, "relay": 1, "servo": 1, "pwm": 1},
-            control_config={
-                "led_1": {"alias": ALIAS.in_(language)},
-                "led_2": {"alias": say("卧室灯", "bedroom light")},
-                "relay_1": {"alias": say("风扇", "fan")},
-                "servo_1": {"alias": say("窗户", "window")},
-            },
-            presets=(
-                _sequence(say("上课模式", "class begins")),
-                {
-                    "preset_key": "blink_led_1",
-                    "name": say("客厅灯闪烁", "blink the living room light"),
-                    "device_type": "led",
-                    "device_id": 1,
-                    "preset_type": "blink",
-                    "parameters": {"count": 3, "on_time": 500, "off_time": 500},
-                },
-            ),
-        ),
+        _kit_with_everything(device, say, classroom, kit),
         device(
             "demo-board-2",
             say("演示板二", "demo two"),
@@ -100,17 +75,7 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
             thermometer,
             sensors=(ds18b20(),),
         ),
-        device(
-            "demo-board-3",
-            say("101 教室灯光", "Room 101 lights"),
-            classroom,
-            lamps,
-            ports={"led": 2},
-            control_config={
-                "led_1": {"custom_name": say("讲台灯", "desk lamp")},
-                "led_2": {"custom_name": say("黑板灯", "blackboard lamp")},
-            },
-        ),
+        _lights(device, say, classroom),
         device(
             "demo-board-4",
             say("植物角", "plant corner"),
@@ -132,13 +97,45 @@ def demo_devices(language: Language) -> tuple[Device, ...]:
             online=False,
         ),
         device(
-            "demo-board-6",
-            say("旧实验板", "old board"),
-            classroom,
-            kit,
-            online=False,
-            active=False,
+            "demo-board-6", say("旧实验板", "old board"), classroom, kit, online=False, active=False
         ),
+    )
+
+
+def _kit_with_everything(
+    device: Callable[..., Device], say: Callable[[str, str], str], room: str, product: str
+) -> Device:
+    return device(
+        "demo-board-1",
+        say("演示板一", "demo one"),
+        room,
+        product,
+        sensors=(dht11(), rain_sensor()),
+        ports={"led": 4, "relay": 1, "servo": 1, "pwm": 1},
+        control_config={
+            "led_1": {"alias": say(ALIAS.zh, ALIAS.en)},
+            "led_2": {"alias": say("卧室灯", "bedroom light")},
+            "relay_1": {"alias": say("风扇", "fan")},
+            "servo_1": {"alias": say("窗户", "window")},
+        },
+        presets=(
+            _sequence(say("上课模式", "class begins")),
+            _blink(say("客厅灯闪烁", "blink the living room light")),
+        ),
+    )
+
+
+def _lights(device: Callable[..., Device], say: Callable[[str, str], str], room: str) -> Device:
+    return device(
+        "demo-board-3",
+        say("101 教室灯光", "Room 101 lights"),
+        room,
+        say("灯光控制器", "light controller"),
+        ports={"led": 2},
+        control_config={
+            "led_1": {"custom_name": say("讲台灯", "desk lamp")},
+            "led_2": {"custom_name": say("黑板灯", "blackboard lamp")},
+        },
     )
 
 
@@ -156,6 +153,17 @@ def _sequence(name: str) -> JsonObject:
             _step("servo", 1, delay=0.5, angle=90),
             _step("pwm", 1, delay=0, frequency=5000, duty=60),
         ],
+    }
+
+
+def _blink(name: str) -> JsonObject:
+    return {
+        "preset_key": "blink_led_1",
+        "name": name,
+        "device_type": "led",
+        "device_id": 1,
+        "preset_type": "blink",
+        "parameters": {"count": 3, "on_time": 500, "off_time": 500},
     }
 
 

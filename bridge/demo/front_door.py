@@ -1,15 +1,14 @@
-"""One port for MQTT 5 and MQTT 3.1.1, as every other broker has it, and a way round two faults.
+"""One port for MQTT 5 and MQTT 3.1.1 in front of rumqttd, and a workaround for two of its faults.
 
-rumqttd wants a listener for each version, and its listener for 3.1.1 is of no use to us: it
-panics, for good, when a subscriber there is to get a message that has MQTT 5 properties, as all
-our replies and commands have. So rumqttd listens for MQTT 5 alone, and 3.1.1 is translated here.
-That is little work: MQTT 5 adds a block of properties to most packets, which goes in empty on the
-way to the broker and is left out on the way back (MQTT 5.0, chapter 3).
+rumqttd needs a listener for each version, and its listener for 3.1.1 panics when a subscriber gets
+a message with MQTT 5 properties, as all our replies and commands have. So rumqttd listens for MQTT
+5 only, and 3.1.1 is translated here: most packets of MQTT 5 have a block of properties, which is
+added empty on the way to the broker and removed on the way back (MQTT 5.0, chapter 3).
 
-To a client that has 100 messages to acknowledge rumqttd sends nothing more, not even the PUBACKs
-of what the client published. The bridge acknowledges a request after the PUBACK of its reply, so
-that 100 requests at once would stall it. Hence all subscriptions are made at QoS 0, as a broker
-may grant (MQTT 5.0, section 3.9.3): over loopback nothing is lost by that.
+To a client with 100 unacknowledged messages rumqttd sends nothing more, not even PUBACKs. The
+bridge acknowledges a request after the PUBACK of its reply, so that 100 requests at once would
+stall it. Therefore all subscriptions are made at QoS 0 (MQTT 5.0, section 3.9.3), which loses
+nothing over loopback.
 """
 
 import asyncio

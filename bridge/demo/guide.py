@@ -11,14 +11,16 @@ from .devices import ALIAS, SEQUENCE, Device
 from .front_door import USUAL_PORT
 
 _READY = Text(
-    "演示已就绪，一切都在本机运行。", "The demo is ready; all of it runs on this machine."
+    "演示已就绪，一切都在本机运行。", "The demo is ready. Everything runs on this machine."
 )
 _PASTE = Text(
     "在另一个终端里粘贴下面的命令；开发板收到命令时会显示在这里。",
-    "Paste these in another terminal; what the boards are told appears here.",
+    "Paste these commands into another terminal. The commands that the boards receive appear here.",
 )
 _OFFLINE = Text("离线", "offline")
-_STOP = Text("按 Ctrl-C 结束，不会留下任何东西。", "Ctrl-C ends it, and nothing is left behind.")
+_STOP = Text(
+    "按 Ctrl-C 结束，不会留下任何文件。", "Press Ctrl-C to end the demo. It leaves no files behind."
+)
 
 
 def guide(settings: Settings, devices: Sequence[Device]) -> str:
@@ -70,8 +72,8 @@ def _commands(settings: Settings, devices: Sequence[Device]) -> list[tuple[Text,
     lamp_on = {"device_uuid": first, "port_type": "led", "port_id": 1, "action": "on"}
     lamp_off = {"device_uuid": first, "port": ALIAS.in_(language), "action": "off"}
     return [
-        (Text("健康检查", "How is the bridge?"), f"curl {url}/health"),
-        (Text("列出设备", "Which devices are there?"), f"curl {url}/api/devices"),
+        (Text("健康检查", "Check the health"), f"curl {url}/health"),
+        (Text("列出设备", "List the devices"), f"curl {url}/api/devices"),
         (
             Text("查询温度", "Read a temperature"),
             f'curl "{url}/api/sensor-data?device_uuid={first}&sensor={temperature}"',

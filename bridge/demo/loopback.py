@@ -20,6 +20,14 @@ def free_port(usual: int) -> int:
     raise NoFreePortError(f"port {usual} and those like it ({usual + _STEP} …) are all taken")
 
 
+def any_port() -> int:
+    """A port that nobody uses now, and that the system offers no one else for a while."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
 def wanted_port(port: int) -> int:
     """The port that was asked for, or NoFreePortError."""
     if not _is_free(port):

@@ -1,4 +1,4 @@
-"""What a board is made of: sensors whose values wander, ports that do as they are told."""
+"""What a board is made of: sensors whose values wander, ports that follow commands."""
 
 import random
 from collections.abc import Callable, Iterator, Mapping
@@ -100,8 +100,8 @@ class Ports:
                 "device_id": int(number),
                 "parameters": {**parameters},
             }:
-                given = "".join(f" {name}={value}" for name, value in parameters.items())
-                return f"preset {preset} {kind} {number or 'all'} {given}"
+                listed = "".join(f" {name}={value}" for name, value in parameters.items())
+                return f"preset {preset} {kind} {number or 'all'} {listed}"
         raise NotUnderstoodError
 
     def _switch(self, kind: str, number: int, action: str) -> str:

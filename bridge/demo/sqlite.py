@@ -105,9 +105,9 @@ class SqliteBackend:
     ) -> list[ListedDevice]:
         sql, arguments = device_list.statement(fields, only, column="{}")
         sql = sql.replace("IN %s", f"IN {_KEYS}").replace("%s", "?")
-        given = [_json(each) if isinstance(each, tuple) else each for each in arguments]
+        parameters = [_json(each) if isinstance(each, tuple) else each for each in arguments]
         return device_list.devices_of(
-            tuple(row) for row in await self._connection.execute_fetchall(sql, given)
+            tuple(row) for row in await self._connection.execute_fetchall(sql, parameters)
         )
 
     async def mark_seen(self, device_uuid: str, now: datetime) -> None:
@@ -138,8 +138,8 @@ async def open_database(
             await connection.execute(_ADD_PRODUCT, product)
             config, settings = device.control_config, {"preset_commands": device.presets}
             seen = None if device.online else last_seen.isoformat(" ")
-            told = (device.uuid, number, device.name, device.active, seen, device.room, None, "1")
-            await connection.execute(_ADD_DEVICE, (*told, _json(config), _json(settings)))
+            row = (device.uuid, number, device.name, device.active, seen, device.room, None, "1")
+            await connection.execute(_ADD_DEVICE, (*row, _json(config), _json(settings)))
         backend = SqliteBackend(connection)
         for device in devices:
             for sensor in () if device.online else device.sensors:

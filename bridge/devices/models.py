@@ -39,12 +39,12 @@ DeviceUuid = Annotated[
 Name = Annotated[str, Field(min_length=1, max_length=100)]
 
 
-def _fold(value: object) -> object:
-    return value.casefold() if isinstance(value, str) else value
-
-
 # Of a fixed set of words, which may come in any case.
-Word = Annotated[str, Field(min_length=1, max_length=100), BeforeValidator(_fold)]
+Word = Annotated[
+    str,
+    Field(min_length=1, max_length=100),
+    BeforeValidator(lambda value: value.casefold() if isinstance(value, str) else value),
+]
 
 
 def _one_of(*words: str) -> Any:
@@ -66,12 +66,11 @@ class Fields(BaseModel):
     def _trimmed(cls, sent: Any) -> Any:
         if not isinstance(sent, dict):
             return sent
-        trimmed = {}
-        for name, value in sent.items():
-            kept = value.strip() if isinstance(value, str) else value
-            if kept is not None and kept != "":
-                trimmed[name] = kept
-        return trimmed
+        return {
+            name: kept
+            for name, value in sent.items()
+            if (kept := value.strip() if isinstance(value, str) else value) not in (None, "")
+        }
 
 
 class NoFields(Fields):

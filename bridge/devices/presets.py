@@ -30,7 +30,10 @@ _SEQUENCE = "sequence"
 _NO_STEPS = Text("没有步骤", "it has no steps")
 _TOO_MANY_STEPS = Text("步骤超过 1000 个", "it has more than 1000 steps")
 _BAD_STEP = Text("有步骤缺少有效的命令", "one of its steps has no usable command")
-_BAD_DELAY = Text("有步骤的 delay 不是非负数", "the delay of one of its steps is no number >= 0")
+_BAD_DELAY = Text(
+    "有步骤的 delay 不是大于或等于 0 的数",
+    "the delay of one of its steps is not a number of 0 or more",
+)
 _NO_COMMAND = Text(
     "既没有 command，也没有 preset_type 和 device_type",
     "it has neither a command nor a preset_type with a device_type",
@@ -40,7 +43,7 @@ _UNREADABLE = Text(
 )
 _PORTS_UNREADABLE = Text(
     "设备的端口配置无法读取，不知道哪些端口已停用",
-    "the device's port configuration can't be read, so disabled ports are not known",
+    "the device's port configuration can't be read, so the disabled ports are unknown",
 )
 
 
@@ -217,14 +220,14 @@ def _fault(parameter: str, stored: Any) -> FieldError:
     return FieldError(("parameters", parameter), words, f"{kind}_type")
 
 
-def _same_kind(stored: Any, given: Any) -> bool:
-    if stored is None or given is None:
+def _same_kind(stored: Any, sent: Any) -> bool:
+    if stored is None or sent is None:
         return stored is None
-    if isinstance(stored, bool) or isinstance(given, bool):
-        return isinstance(stored, bool) and isinstance(given, bool)
+    if isinstance(stored, bool) or isinstance(sent, bool):
+        return isinstance(stored, bool) and isinstance(sent, bool)
     if isinstance(stored, int | float):
-        return number_of(given) is not None
-    return isinstance(given, type(stored))
+        return number_of(sent) is not None
+    return isinstance(sent, type(stored))
 
 
 def _stored_parameters(preset: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,9 +240,9 @@ def _stored_parameters(preset: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _overridden(stored: Mapping[str, Any], given: Mapping[str, Any]) -> JsonObject:
+def _overridden(stored: Mapping[str, Any], sent: Mapping[str, Any]) -> JsonObject:
     values = dict(stored)
-    for name, value in given.items() if stored else ():
+    for name, value in sent.items() if stored else ():
         number = number_of(value) if isinstance(stored[name], int | float) else None
         values[name] = value if number is None else number
     return values

@@ -136,14 +136,14 @@ def _kind(key: str, shown_key: str, entry: _Entry) -> Kind:
     own = {name: value for name, value in entry.own.items() if not is_blank(value)}
     both = {**entry.product, **own}
     lends = not is_disabled(both)
-    given = texts_of(own, "custom_name", "alias") if lends else ()
+    personal = texts_of(own, "custom_name", "alias") if lends else ()
     displayed = texts_of(both, "name") if lends else ()
-    shown = (*given, *displayed, shown_key) if lends else (None,)
+    shown = (*personal, *displayed, shown_key) if lends else (None,)
     stored, types = _rows_of(key, both)
     return Kind(
         shown=shown[0],
         tiers=(
-            frozenset(map(plain_name, given)),
+            frozenset(map(plain_name, personal)),
             frozenset(map(plain_name, displayed)),
             frozenset((key,) if lends and entry.of_product and key else ()),
         ),

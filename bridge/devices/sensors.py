@@ -35,7 +35,7 @@ _NUMBERED = re.compile(r"_?\d+$")
 
 @lru_cache(maxsize=4096)
 def candidates(sensor: str) -> tuple[str, ...]:
-    """The stored names that a name may stand for as such; none if it can only be a given name."""
+    """The stored names that a name may stand for by itself; none for names that people gave."""
     wanted = plain_name(sensor)
     meaning = COMMON_NAMES.get(wanted)
     if meaning is not None:
@@ -117,6 +117,19 @@ def reading(device: DeviceReadings, row: SensorRow, now: datetime) -> Reading:
 
 def all_readings(device: DeviceReadings, now: datetime) -> list[Reading]:
     return [reading(device, row, now) for row in device.rows if row.sensor_value is not None]
+
+
+def shown_names(device: DeviceReadings) -> dict[str, str]:
+    """What people call the sensors, by stored name: as named on this device, else in its product.
+
+    A key of the configuration is no name that people use.
+    """
+    return {
+        row.sensor_name: kind.shown
+        for row in _valued(device)
+        for kind in reversed(_kinds_of(device).all)
+        if kind.shown and plain_name(kind.shown) != kind.key and kind.describes(row)
+    }
 
 
 @lru_cache(maxsize=8192)

@@ -49,7 +49,7 @@ async def tls(examination: Examination) -> Finding:
             f"the TLS handshake came to nothing: {words}",
             Text(
                 "那个端口用 TLS 吗？核对 MQTT_PORT，或设 MQTT_TLS=false",
-                "has that port TLS? Check MQTT_PORT, or set MQTT_TLS=false",
+                "does this port use TLS? Check MQTT_PORT, or set MQTT_TLS=false",
             ),
         )
     writer.transport.abort()
@@ -66,7 +66,10 @@ async def login(examination: Examination) -> Finding:
         return failed(
             "接受连接，但没有回应：停住了，或者不是 MQTT",
             "it takes the connection and says nothing: hung, or no MQTT broker at all",
-            Text("核对 MQTT_PORT，以及服务器是否在正常运行", "check MQTT_PORT, and that broker"),
+            Text(
+                "核对 MQTT_PORT，以及服务器是否在正常运行",
+                "check MQTT_PORT, and whether the broker works",
+            ),
             *_other_protocol(settings),
         )
     except LinkError as error:
@@ -94,7 +97,7 @@ def _not_let_in(error: LinkError, settings: Settings) -> Finding:
                 f"it refuses {settings.mqtt_username}: {reason}",
                 Text(
                     "核对 MQTT_USERNAME 和 MQTT_PASSWORD；重设：",
-                    "check MQTT_USERNAME and MQTT_PASSWORD; to set it anew:",
+                    "check MQTT_USERNAME and MQTT_PASSWORD; to set the password again:",
                 ),
                 f"sudo mosquitto_passwd /etc/mosquitto/passwd {settings.mqtt_username}",
                 "sudo systemctl reload mosquitto",
@@ -117,13 +120,13 @@ def _hung_up(reason: str, settings: Settings) -> Finding:
     ]
     if not uses_tls(settings):
         advice.append(
-            Text("要求 TLS 的端口：MQTT_TLS=true", "a port that wants TLS: MQTT_TLS=true")
+            Text("如果该端口要求 TLS：MQTT_TLS=true", "if the port requires TLS: MQTT_TLS=true")
         )
     elif settings.mqtt_tls_cert is None:
         advice.append(
             Text(
-                "要求客户端证书：MQTT_TLS_CERT",
-                "one that wants a client certificate: MQTT_TLS_CERT",
+                "如果它要求客户端证书：MQTT_TLS_CERT",
+                "if it requires a client certificate: MQTT_TLS_CERT",
             )
         )
     return failed(f"没有回答登录就断开：{reason}", f"it hangs up on our login: {reason}", *advice)
@@ -131,11 +134,14 @@ def _hung_up(reason: str, settings: Settings) -> Finding:
 
 def _other_protocol(settings: Settings) -> tuple[Advice, ...]:
     if settings.mqtt_protocol == "3.1.1":
-        return (Text("服务器只支持 MQTT 5？", "does it speak MQTT 5 alone?"), "MQTT_PROTOCOL=5")
+        return (
+            Text("服务器只支持 MQTT 5？", "does the broker support only MQTT 5?"),
+            "MQTT_PROTOCOL=5",
+        )
     return (
         Text(
             "RabbitMQ 3、NATS、ActiveMQ 5、Aedes、amqtt 等只支持 MQTT 3.1.1：",
-            "RabbitMQ 3, NATS, ActiveMQ 5, Aedes, amqtt and old brokers speak MQTT 3.1.1 alone:",
+            "RabbitMQ 3, NATS, ActiveMQ 5, Aedes, amqtt and old brokers support only MQTT 3.1.1:",
         ),
         "MQTT_PROTOCOL=3.1.1",
     )

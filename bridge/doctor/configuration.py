@@ -34,7 +34,10 @@ async def sources(_: Examination) -> Finding:
         return note(
             f"没有 {path}，环境变量里也没有：全部是默认值",
             f"no {path}, and none in the environment: all are defaults",
-            Text("在 .env 所在的目录运行；新建一份：", "run this where .env lies, or make one:"),
+            Text(
+                "请在 .env 所在的目录运行，或新建一份：",
+                "run this in the folder of .env, or create it:",
+            ),
             "cp .env.example .env",
         )
     differing = sorted(
@@ -46,7 +49,10 @@ async def sources(_: Examination) -> Finding:
     return note(
         f"来自 {path}，但环境变量中的 {names} 与它不同",
         f"from {path}, but the environment has another {names}",
-        Text(f"环境变量优先；若非本意：unset {names}", f"it wins; if not meant: unset {names}"),
+        Text(
+            f"环境变量优先；若非本意：unset {names}",
+            f"the environment takes precedence; if you do not want it: unset {names}",
+        ),
     )
 
 
@@ -59,7 +65,8 @@ async def misspelt_names(_: Examination) -> Finding:
         return ok("没有疑似拼错的", "none looks misspelt")
     names = ", ".join(found)
     questions = (
-        Text(f"{name}：是 {ours} 吗？", f"{name}: is {ours} meant?") for name, ours in found.items()
+        Text(f"{name}：是 {ours} 吗？", f"{name}: did you mean {ours}?")
+        for name, ours in found.items()
     )
     return note(f"{names} 不起作用", f"without effect: {names}", *questions)
 
@@ -94,6 +101,6 @@ async def workers(examination: Examination) -> Finding:
     return note(
         "DEDUP_STORE=memory：重复的请求若由另一个进程收到，会再执行一次",
         "DEDUP_STORE=memory: a duplicate that another worker gets is executed again",
-        Text("设置 DEDUP_STORE=mysql，然后建表：", "set DEDUP_STORE=mysql, and make its table:"),
+        Text("设置 DEDUP_STORE=mysql，然后建表：", "set DEDUP_STORE=mysql, and create its table:"),
         "python run.py init-db",
     )

@@ -78,7 +78,7 @@ async def login(examination: Examination) -> Finding:
             f"DB_TLS_CA: no TLS came about: {error.reason}",
             Text(
                 "数据库启用了 TLS 吗？那个文件是 PEM 证书吗？",
-                "has the database TLS? Is that file a PEM certificate?",
+                "does the database use TLS? Is the file a PEM certificate?",
             ),
         )
     except TimeoutError:
@@ -105,7 +105,7 @@ def _login_refused(error: _ServerError, settings: Settings) -> Finding:
         return failed(
             f"没有数据库 {address.name}，或 {address.user} 无权使用：{error}",
             f"no database {address.name}, or none for {address.user}: {error}",
-            Text("核对 DB_NAME；有哪些数据库：", "check DB_NAME; which databases are there:"),
+            Text("核对 DB_NAME；列出现有的数据库：", "check DB_NAME; this lists the databases:"),
             "SHOW DATABASES;",
             _grant(settings),
         )
@@ -114,7 +114,7 @@ def _login_refused(error: _ServerError, settings: Settings) -> Finding:
     advice: list[Advice] = [
         Text("核对 DB_USER 和 DB_PASSWORD：", "check DB_USER and DB_PASSWORD:"),
         f"mysql -h {address.host} -P {address.port} -u {address.user} -p {address.name}",
-        Text("该用户可以从这台主机登录吗？", "may that user come from this host?"),
+        Text("该用户可以从这台主机登录吗？", "may this user log in from this host?"),
         f"CREATE USER '{address.user}'@'%' IDENTIFIED BY '…';",
         _grant(settings),
     ]
@@ -124,7 +124,7 @@ def _login_refused(error: _ServerError, settings: Settings) -> Finding:
         advice.append(
             Text(
                 "要求 TLS 的 MariaDB（require_secure_transport）也这样回答：设置 DB_TLS_CA",
-                "a MariaDB that requires TLS (require_secure_transport) says so too: set DB_TLS_CA",
+                "MariaDB with require_secure_transport answers the same without TLS: set DB_TLS_CA",
             )
         )
     return failed(f"登录被拒绝：{error}", f"login refused: {error}", *advice)
@@ -237,7 +237,7 @@ def _ids_not_kept(examination: Examination, error: _ServerError) -> Finding:
             f"{address.host} is a read-only replica: {error}",
             Text(
                 "DB_HOST 须指向可写的主库，或设置 DEDUP_STORE=memory",
-                "let DB_HOST name the primary, which can be written, or set DEDUP_STORE=memory",
+                "set DB_HOST to the primary, which is writable, or set DEDUP_STORE=memory",
             ),
         )
     rights = _grant(examination.settings, "SELECT, INSERT, UPDATE, DELETE", TABLE)
@@ -259,7 +259,7 @@ async def times(examination: Examination) -> Finding:
         return note(
             f"数据库服务器与本机的时钟相差 {apart:.0f} 秒",
             f"the database server's clock and ours are {apart:.0f} s apart",
-            Text("两边都启用时间同步（NTP）", "keep both on network time (NTP)"),
+            Text("两边都启用时间同步（NTP）", "synchronize both clocks (NTP)"),
         )
     if newest is None:
         return ok("时钟一致；还没有传感器数据", "the clocks agree; no sensor value is stored yet")
@@ -269,7 +269,7 @@ async def times(examination: Examination) -> Finding:
             f"the newest sensor value ({newest}) is still to come in {zone}",
             Text(
                 "核对 DB_TIMEZONE，以及写入数据的服务",
-                "check DB_TIMEZONE, and the service that stores it",
+                "check DB_TIMEZONE, and the service that stores the values",
             ),
         )
     return ok(f"时钟一致；最新的数据：{newest}", f"the clocks agree; newest value: {newest}")

@@ -21,11 +21,11 @@ _OVERHEAD = 1024
 async def limits(examination: Examination) -> Finding:
     settings = examination.settings
     if settings.mqtt_protocol == "3.1.1":
-        told = BrokerLimits(retain=await _takes_retained_will(examination))
+        broker = BrokerLimits(retain=await _takes_retained_will(examination))
     else:
         async with connected(examination) as link:
-            told = link.limits
-    findings = list(_shortcomings(told, settings))
+            broker = link.limits
+    findings = list(_shortcomings(broker, settings))
     if not findings and settings.mqtt_protocol == "3.1.1":
         return ok(
             "MQTT 3.1.1 不说明服务器的限制", "MQTT 3.1.1 tells nothing of the broker's limits"
@@ -52,46 +52,52 @@ async def _takes_retained_will(examination: Examination) -> bool:
         return False
 
 
-def _shortcomings(told: BrokerLimits, settings: Settings) -> Iterator[Finding]:
+def _shortcomings(broker: BrokerLimits, settings: Settings) -> Iterator[Finding]:
     mosquitto: tuple[Advice, ...] = (
-        Text("在 mosquitto.conf 中修改，然后重启：", "in mosquitto.conf, and restart it:"),
+        Text(
+            "在 mosquitto.conf 中修改，然后重启：",
+            "change this in mosquitto.conf, then restart Mosquitto:",
+        ),
     )
-    if told.maximum_qos < 1:
-        yield failed("只支持 QoS 0", "it takes QoS 0 alone", *mosquitto, "max_qos 2")
-    if not told.wildcards:
+    if broker.maximum_qos < 1:
+        yield failed("只支持 QoS 0", "the broker supports only QoS 0", *mosquitto, "max_qos 2")
+    if not broker.wildcards:
         yield failed("不支持通配符订阅", "it has no subscriptions with wildcards")
-    if settings.mqtt_share and not told.shared_subscriptions:
+    if settings.mqtt_share and not broker.shared_subscriptions:
         yield failed(
             "不支持共享订阅",
             "it has no shared subscriptions",
-            Text("在 .env 中把它设为空：", "set this to nothing in .env:"),
+            Text("在 .env 中把它设为空：", "set this to an empty value in .env:"),
             "MQTT_SHARE=",
         )
-    if not told.retain:
+    if not broker.retain:
         yield note(
             "不保留消息：没有在线状态",
             "it retains no messages: the bridge's presence is not shown",
             *mosquitto,
             "retain_available true",
         )
-    if told.receive_maximum < _ENOUGH_IN_FLIGHT:
+    if broker.receive_maximum < _ENOUGH_IN_FLIGHT:
         yield note(
-            f"同时只接收 {told.receive_maximum} 条未确认的消息",
-            f"it takes {told.receive_maximum} unacknowledged messages at a time",
+            f"同时只接收 {broker.receive_maximum} 条未确认的消息",
+            f"it takes {broker.receive_maximum} unacknowledged messages at a time",
             *mosquitto,
             "max_inflight_messages 1000",
         )
-    if told.maximum_packet is not None and told.maximum_packet < settings.max_payload + _OVERHEAD:
+    if (
+        broker.maximum_packet is not None
+        and broker.maximum_packet < settings.max_payload + _OVERHEAD
+    ):
         yield note(
-            f"消息最大 {told.maximum_packet} 字节，更长的回复为 413",
-            f"it takes packets of {told.maximum_packet} bytes; longer replies become 413",
+            f"消息最大 {broker.maximum_packet} 字节，更长的回复为 413",
+            f"it takes packets of {broker.maximum_packet} bytes; longer replies become 413",
             *mosquitto,
             f"max_packet_size {settings.max_payload + _OVERHEAD}",
         )
-    if told.keepalive is not None and told.keepalive < _SHORT_KEEPALIVE:
+    if broker.keepalive is not None and broker.keepalive < _SHORT_KEEPALIVE:
         yield note(
-            f"要求 {told.keepalive} 秒的 keepalive，连接可能常断",
-            f"it sets a keepalive of {told.keepalive} s, so that connections may be lost often",
+            f"要求 {broker.keepalive} 秒的 keepalive，连接可能常断",
+            f"it sets a keepalive of {broker.keepalive} s, so that connections may be lost often",
             *mosquitto,
             "max_keepalive 60",
         )

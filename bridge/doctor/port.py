@@ -29,7 +29,7 @@ async def free(examination: Examination) -> Finding:
         words = error.strerror or str(error)
         return failed(
             f"不能监听 {where}：{words}",
-            f"we can't listen on {where}: {words}",
+            f"the bridge can't listen on {where}: {words}",
             Text(
                 "核对 SERVICE_HOST（本机的地址）和 SERVICE_PORT（1024 以上）",
                 "check SERVICE_HOST (an address of this machine) and SERVICE_PORT (1024 or more)",
@@ -57,7 +57,10 @@ async def _taken(settings: Settings) -> Finding:
         return note(
             f"{where} 上已有一个桥接服务在运行（{state}）",
             f"a bridge is already running on {where} ({state})",
-            Text("要再运行一个：换一个 SERVICE_PORT", "to run another: set another SERVICE_PORT"),
+            Text(
+                "要再运行一个：换一个 SERVICE_PORT",
+                "to run another bridge, set another SERVICE_PORT",
+            ),
         )
     usual = Text(
         "占用 9001 的通常是 Mosquitto 的 WebSocket 监听，或旧的 plugin-backend 服务",

@@ -17,8 +17,8 @@ from .traffic import acl_rules, publish
 _DELIVERY_SECONDS = 1.0
 _PLAIN = Text(
     "不支持共享订阅的服务器（如 RabbitMQ 3、NATS、ActiveMQ 5、Aedes），在 .env 中设为空：",
-    "a broker without shared subscriptions (RabbitMQ 3, NATS, ActiveMQ 5, Aedes): in .env, set it "
-    "to nothing:",
+    "with a broker without shared subscriptions (RabbitMQ 3, NATS, ActiveMQ 5, Aedes), set it to "
+    "an empty value in .env:",
 )
 
 
@@ -104,13 +104,15 @@ def _not_subscribed(error: LinkError, settings: Settings) -> Finding:
     if settings.mqtt_share:
         dynamic = Text(
             "动态安全插件（dynamic security）还须允许订阅：",
-            "Mosquitto's dynamic security plugin needs this right besides:",
+            "Mosquitto's dynamic security plugin also needs this right:",
         )
         pattern = f"$share/{settings.mqtt_share}/{settings.mqtt_topic_prefix}/request/#"
         rule = f"mosquitto_ctrl dynsec addRoleACL <role> subscribePattern '{pattern}' allow"
         shared = (_PLAIN, "MQTT_SHARE=")
         lines = [Text(line, line) if isinstance(line, str) else line for line in shared]
         if error.reason == 0x9E:
-            return failed(f"不能订阅请求：{reason}", f"we can't subscribe: {reason}", *lines)
+            return failed(
+                f"不能订阅请求：{reason}", f"the bridge can't subscribe: {reason}", *lines
+            )
         advice = (*advice, dynamic, rule, *lines)
     return failed(f"不能订阅请求：{reason}", f"we can't subscribe to requests: {reason}", *advice)

@@ -103,7 +103,7 @@ async def presence(examination: Examination) -> Finding:
     if finding.level != "failed":
         return finding
     own = f"{prefix}/status/{settings.instance}"
-    enough = Text(f"如果只允许 {own}，也可以", f"if {own} alone is allowed, that will do")
+    enough = Text(f"只允许 {own} 就够了", f"it is enough to allow {own}")
     return note(finding.says.zh, finding.says.en, *finding.advice, enough)
 
 
@@ -132,8 +132,8 @@ async def instance(examination: Examination) -> Finding:
         f"{name} 已经在线",
         f"{name} is online already",
         Text(
-            "若不是您在运行的那个：换一个 MQTT_INSTANCE",
-            "if it is not the one that you run: set another MQTT_INSTANCE",
+            "若不是你在运行的那个：换一个 MQTT_INSTANCE",
+            "if it is not the bridge that you run, set another MQTT_INSTANCE",
         ),
     )
 
@@ -163,7 +163,10 @@ async def speed(examination: Examination) -> Finding:
         return note(
             f"QoS 1 往返 {took}，但两条接连时多等 {wait}：服务器的 Nagle 算法",
             f"QoS 1 round trip {took}, and {wait} more for two at once: Nagle at the broker",
-            Text("加入 mosquitto.conf，然后重启：", "add to mosquitto.conf, and restart it:"),
+            Text(
+                "加入 mosquitto.conf，然后重启：",
+                "add this to mosquitto.conf, then restart Mosquitto:",
+            ),
             "set_tcp_nodelay true",
         )
     if alone > _SLOW_SECONDS:
@@ -171,7 +174,8 @@ async def speed(examination: Examination) -> Finding:
             f"QoS 1 往返 {took}：每条命令至少等这么久",
             f"QoS 1 round trip {took}: every command waits for so long at least",
             Text(
-                "服务器很远则正常；否则它过载了", "normal if it is far away; else it is overloaded"
+                "服务器很远则正常；否则它过载了",
+                "normal if the broker is far away; otherwise it is overloaded",
             ),
         )
     return ok(f"QoS 1 往返 {took}", f"QoS 1 round trip {took}")
@@ -201,7 +205,10 @@ async def unreachable_devices(examination: Examination) -> Finding:
         return note(
             "有客户端订阅了所有设备的命令，因此看不出设备自己有没有接收",
             "some client subscribes to all devices' commands, which hides a device that does not",
-            Text("让它订阅得窄一些（不用 devices/#）", "let it subscribe to less than devices/#"),
+            Text(
+                "让它订阅得窄一些（不用 devices/#）",
+                "let it subscribe to fewer topics than devices/#",
+            ),
         )
     return note(
         "服务器不说明命令有没有设备接收",

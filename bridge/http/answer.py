@@ -49,6 +49,8 @@ class Answer(web.StreamResponse):
         self._content = body
         self._lines = _first_lines(status, content_type, tuple(headers))
         self._written = False
+        # Whether its client has read all but little of it.
+        self._is_read = False
 
     def add_headers(self, headers: Sequence[tuple[str, str]]) -> None:
         self._lines += "".join(f"{name}: {value}\r\n" for name, value in headers)
@@ -63,13 +65,13 @@ class Answer(web.StreamResponse):
         A client that has gone is left to `prepare`, whose caller expects it.
         """
         if request.transport is not None and self._write(request):
-            with contextlib.suppress(TimeoutError):
+            with contextlib.suppress(TimeoutError, ConnectionError):
                 async with asyncio.timeout(_READ_SECONDS):
                     await request.writer.drain()
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Write it unless it was sent, and wait until its client has read it."""
-        if self._write(request):
+        if not self._is_read and self._write(request):
             await request.writer.drain()
 
     async def write_eof(self, data: bytes = b"") -> None:
@@ -93,7 +95,8 @@ class Answer(web.StreamResponse):
                 transport.write(head + body)
             else:
                 transport.writelines((head, body))
-        if transport.get_write_buffer_size() <= _UNSENT_BYTES:
+        self._is_read = transport.get_write_buffer_size() <= _UNSENT_BYTES
+        if self._is_read:
             return False
         cast(Connection, request.protocol).watch_reader()
         return True

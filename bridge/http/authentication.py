@@ -5,7 +5,6 @@ import hmac
 import logging
 import re
 import stat
-from collections.abc import Iterable
 from hashlib import sha256
 from ipaddress import IPv6Address, ip_address
 from pathlib import Path
@@ -123,7 +122,7 @@ def _parse_keys(text: str) -> dict[str, str]:
                 f"第 {number} 项不是 名称:密钥", f"entry {number} is not name:secret"
             )
         if name in keys:
-            raise UnusableValue(f"名称 {name!r} 重复", f"the name {name!r} comes twice")
+            raise UnusableValue(f"名称 {name!r} 重复", f"the name {name!r} is used twice")
         keys[name] = secret
     return keys
 
@@ -138,13 +137,13 @@ def _read_file(path: Path) -> dict[bytes, Grant]:
         if digest in grants or any(grant.name == other.name for other in grants.values()):
             raise UnusableValue(
                 f"第 {number} 行：名称或密钥与上面某行相同",
-                f"line {number}: its name or secret stands in a line above",
+                f"line {number}: the name or the secret is already in a line above",
             )
         grants[digest] = grant
     if not grants:
         raise UnusableValue(
-            "其中没有密钥；若不需要，请删去该配置",
-            "it holds no key; to do without it, remove the setting",
+            "文件中没有密钥；若不需要密钥，请删去该配置项",
+            "the file holds no key; to use no keys, remove the setting",
         )
     return grants
 
@@ -152,7 +151,7 @@ def _read_file(path: Path) -> dict[bytes, Grant]:
 def _text_of(path: Path) -> str:
     if not path.is_file():
         # Reading a pipe would block.
-        raise UnusableValue("所指的不是普通文件", "it names no regular file")
+        raise UnusableValue("该路径不是普通文件", "this is not a regular file")
     try:
         # Windows' editors write a byte order mark.
         return path.read_text(encoding="utf-8-sig")
@@ -170,17 +169,14 @@ def _read_line(words: list[str], number: int) -> tuple[bytes, Grant]:
     limits: dict[str, frozenset[str]] = {}
     for word in words[1:]:
         kind, _, values = word.partition("=")
-        names = frozenset(_names(kind, values.split(",")))
+        names = frozenset(value for value in values.split(",") if value)
+        if kind == "devices":
+            names = frozenset(map(device_key, names))
         # Without the word itself, which may be part of a secret with a space in it.
         if kind not in ("operations", "devices") or not names or kind in limits:
             raise UnusableValue(
                 f"第 {number} 行：名称:密钥 之后只能有 operations=… 和 devices=…，各一次",
-                f"line {number}: after name:secret may come operations=… and devices=…, once each",
+                f"line {number}: after name:secret write operations=… or devices=…, once each",
             )
         limits[kind] = names
     return _digest(secret), Grant(name, limits.get("operations"), limits.get("devices"))
-
-
-def _names(kind: str, values: Iterable[str]) -> Iterable[str]:
-    named = (value for value in values if value)
-    return named if kind == "operations" else (device_key(value) for value in named)

@@ -1,4 +1,4 @@
-"""Bodies of HTTP requests: plain JSON, and declared as such."""
+"""Bodies of HTTP requests: JSON, and declared as such (RFC 6839 for `+json`)."""
 
 from aiohttp import hdrs, web
 from multidict import CIMultiDictProxy
@@ -30,8 +30,8 @@ async def json_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
 def _check_media_type(headers: CIMultiDictProxy[str]) -> None:
     # Not aiohttp's `content_type`: it reads parameters as those of an e-mail are read, on which a
     # header of 8 KiB can spend half a second.
-    declared = headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0]
-    if declared.strip(" \t").lower() != _JSON:
+    declared = headers.get(hdrs.CONTENT_TYPE, "").partition(";")[0].strip(" \t").lower()
+    if declared != _JSON and not (declared.endswith("+json") and "/" in declared):
         raise UnsupportedMediaType()
     codings = headers.getall(hdrs.CONTENT_ENCODING, ())
     if any(coding.lower() != _IDENTITY for coding in codings):

@@ -1,9 +1,9 @@
 """What web pages may ask through somebody's browser: the guard against other origins and rebinding.
 
-What is let in without an API key could be sent by a page in the browser of somebody who may. A page
-of another origin shows by its `Origin` header. A page whose host name was made to mean our address
-(DNS rebinding) shows by its `Host` header, which holds a name that a stranger can register; names
-without a dot, addresses, and names below the domains set aside for private use are none.
+A request without an API key could come from any page in the browser of somebody in the network. A
+page of another origin is recognised by its `Origin` header. A page whose host name was made to
+resolve to our address (DNS rebinding) is recognised by its `Host` header, a name that anybody can
+register; IP addresses, names without a dot and names below private domains can't be registered.
 """
 
 import socket
@@ -26,11 +26,11 @@ _HOST = Text(
     "不接受以此主机名发来的请求；请改用服务器的 IP 地址或本机名访问，把主机名加入 ALLOWED_HOSTS，"
     "或携带 API 密钥",
     "requests to this host name are not accepted; use the server's IP address or its own name, add "
-    "the name to ALLOWED_HOSTS, or show an API key",
+    "the name to ALLOWED_HOSTS, or send an API key",
 )
 _ORIGIN = Text(
     "不接受来自此网页的请求；请把它的来源加入 CORS_ORIGINS，或携带 API 密钥",
-    "requests of this web page are not accepted; add its origin to CORS_ORIGINS, or show an API "
+    "requests from this web page are not accepted; add its origin to CORS_ORIGINS, or send an API "
     "key",
 )
 _VARY = ("Vary", "Origin")

@@ -6,7 +6,7 @@ requests that never parsed included.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import orjson
@@ -25,7 +25,7 @@ from ..core.grant import Grant
 from ..core.operations import OPERATIONS, Operation
 from ..core.replies import Reply, reply_to_error
 from ..core.request import Request
-from ..devices.models import Health
+from ..devices.models import Health, JsonObject
 from ..errors import (
     Busy,
     Forbidden,
@@ -42,26 +42,22 @@ from .answer import JSON_UTF8, Answer
 from .authentication import Keys, WrongKey
 from .bodies import json_body
 from .browsers import Browsers, Headers
-from .console import Console
+from .console import Console, Readings
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, swagger_ui
-from .server import NOT_HTTP, Server, connection_cap, is_surplus, meet_expectation
+from .port import PortTakenError
+from .server import NOT_HTTP, Handler, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 # A connection that sends no request, or only part of one's head, is closed after so long.
 _IDLE_SECONDS = 75.0
 _RETRY_AFTER = ("Retry-After", "1")
 # What a connection above the cap is answered for.
 _HEALTH_PATHS = frozenset({"/livez", "/readyz", "/health"})
-
-
-class PortTakenError(Exception):
-    """The address that we should listen on can't be had; the message says what to do."""
 
 
 class HttpTransport:
@@ -75,6 +71,7 @@ class HttpTransport:
         observers: Observers,
         activity: Activity,
         health: Callable[[], Health],
+        readings: Readings,
         is_ready: Callable[[], bool],
         mqtt_connected: Callable[[], bool],
         mounted: Sequence[Place] = (),
@@ -86,6 +83,7 @@ class HttpTransport:
         self._observers = observers
         self._dispatcher = dispatcher
         self._server: Server | None = None
+        self._handlers: dict[tuple[str, str], Handler] = {}
         pages = OperatorPages(
             settings,
             metrics,
@@ -93,7 +91,7 @@ class HttpTransport:
             is_ready=is_ready,
             mqtt_connected=mqtt_connected,
         )
-        console = Console(settings, activity, health)
+        console = Console(settings, activity, health, readings)
         self._places = (*pages.places(), *swagger_ui(self._admit), *console.places(), *mounted)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 
@@ -104,6 +102,7 @@ class HttpTransport:
         self._server = Server(
             app,
             on_error=self._answer_outside,
+            direct=self._handlers,
             most_connections=connection_cap(),
             access_log=None,
             keepalive_timeout=_IDLE_SECONDS,
@@ -114,7 +113,7 @@ class HttpTransport:
                 settings.service_host, settings.service_port, reuse_port=settings.workers > 1
             )
         except OSError as error:
-            raise PortTakenError(_port_taken(settings, error)) from None
+            raise PortTakenError(settings, error) from None
 
     async def stop(self) -> None:
         if self._server is not None:
@@ -135,6 +134,7 @@ class HttpTransport:
         resource = app.router.add_resource(path)
         add_route = partial(resource.add_route, expect_handler=meet_expectation)
         add_route(method, handler)
+        self._handlers[method, path] = handler
         if method == "GET":
             add_route("HEAD", handler)
         add_route("OPTIONS", self._preflight)
@@ -223,7 +223,10 @@ class HttpTransport:
 
     async def _open(self, row: Operation, request: web.Request, received: float) -> Envelope:
         if row.method == "GET":
-            return open_fields({**request.query, **request.match_info})
+            fields: JsonObject = {**request.query}
+            if "{" in row.path:
+                fields |= request.match_info
+            return open_fields(fields)
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
         payload = await json_body(request, self._settings.max_payload, in_time)
         return open_payload(payload, self._settings.max_payload)
@@ -286,15 +289,6 @@ class HttpTransport:
         return Answer(status, JSON_UTF8, body, (*cors, *headers))
 
 
-def _port_taken(settings: Settings, error: OSError) -> str:
-    port = settings.service_port
-    usual = " (Mosquitto's WebSocket listener often takes 9001)" if port == 9001 else ""
-    return (
-        f"can't listen on {settings.service_host}:{port}: {error.strerror or error}. "
-        f"Is another program using the port{usual}? Stop it, or set SERVICE_PORT to a free port."
-    )
-
-
 def _origin(request: web.Request) -> str | None:
     """Whose page asks; several origins are nobody's."""
     if hdrs.ORIGIN not in request.headers:
@@ -313,8 +307,8 @@ def _secret(request: web.Request) -> str | None:
     keys = request.headers.getall("X-API-Key", ())
     if keys:
         return keys[0] if len(keys) == 1 else ""
-    given = request.headers.getall("Authorization", ())
-    if len(given) > 1:
+    shown = request.headers.getall("Authorization", ())
+    if len(shown) > 1:
         return ""
-    scheme, _, token = "".join(given).partition(" ")
+    scheme, _, token = "".join(shown).partition(" ")
     return token.strip() if scheme.casefold() == "bearer" and token.strip() else None

@@ -1,7 +1,7 @@
 """One connection to the broker: aiomqtt, and all that reaches below its public face.
 
 aiomqtt (with paho under it) connects, logs in, subscribes, pings and disconnects. Requests,
-replies and their acknowledgements go past it, because as its guide shows it, aiomqtt 2.5
+replies and their acknowledgements bypass it, because as its guide shows it, aiomqtt 2.5
 acknowledges a request before any work, hides the reason code of a PUBACK, starts a task a message,
 and makes three system calls a packet. What is relied on below the public face is listed in
 `tests/link/test_connection.py`, which fails if any of it moves.

@@ -4,6 +4,8 @@ import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
+from ..errors import UnusableFile
+
 if TYPE_CHECKING:
     # The client names its broker by a URL, without settings.
     from ..settings import Settings
@@ -36,8 +38,10 @@ class BrokerAddress:
 def tls_context(settings: "Settings") -> ssl.SSLContext | None:
     """The context for `MQTT_TLS`, which always verifies; None for plain TCP.
 
-    The files are read anew for each connection, so that renewed certificates are taken up. Raises
-    OSError, whose words name the settings.
+    The files are read for each connection, so that renewed certificates are used.
+
+    Raises:
+        UnusableFile: a file holds something else; its words name the setting.
     """
     if not (settings.mqtt_tls or settings.mqtt_tls_ca or settings.mqtt_tls_cert):
         return None
@@ -48,14 +52,18 @@ def tls_context(settings: "Settings") -> ssl.SSLContext | None:
     try:
         context = ssl.create_default_context(cafile=ca)
     except OSError as error:
-        raise OSError(f"MQTT_TLS_CA: {ca!r} holds no PEM certificates ({error})") from None
+        raise UnusableFile(
+            f"MQTT_TLS_CA: {ca!r} 中没有 PEM 格式的证书（{error}）",
+            f"MQTT_TLS_CA: {ca!r} holds no PEM certificate ({error})",
+        ) from None
     if cert is not None:
         try:
             # An explicit password keeps OpenSSL from asking for one at the terminal.
             context.load_cert_chain(cert, key, password="")
         except OSError as error:
-            raise OSError(
-                "MQTT_TLS_CERT, MQTT_TLS_KEY: not a PEM certificate and its unencrypted key "
-                f"({error})"
+            raise UnusableFile(
+                f"MQTT_TLS_CERT、MQTT_TLS_KEY: 应为 PEM 格式的证书及其未加密的私钥（{error}）",
+                "MQTT_TLS_CERT, MQTT_TLS_KEY: must be a PEM certificate and its unencrypted key "
+                f"({error})",
             ) from None
     return context

@@ -77,7 +77,6 @@ class Link:
         paho_adapter.take_over(
             self._client,
             self._for_paho,
-            timeout=_CONNECT_SECONDS,
             on_connack=self._on_connack,
             socket_opened=self._stream.watch,
         )

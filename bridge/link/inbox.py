@@ -1,4 +1,4 @@
-"""What comes in: read at once, and seen to a little at a time, in the order in which it came."""
+"""What comes in: read at once, and taken a little at a time, in the order of its arrival."""
 
 import asyncio
 import time

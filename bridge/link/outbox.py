@@ -78,8 +78,8 @@ class Outbox:
         self.last_packet_id = 0
         self._pending: dict[int, Outgoing] = {}
         # Messages that must not leave late, and all others.
-        self._hurried: deque[Outgoing] = deque()
-        self._held: deque[Outgoing] = deque()
+        self._urgent: deque[Outgoing] = deque()
+        self._waiting: deque[Outgoing] = deque()
 
     @property
     def oldest(self) -> Outgoing | None:
@@ -92,18 +92,18 @@ class Outbox:
         A command is kept until `send` in any case, since it must not leave late.
         """
         if outgoing.never_late:
-            self._hurried.append(outgoing)
-        elif len(self._pending) + len(self._hurried) < self.quota and not self._held:
+            self._urgent.append(outgoing)
+        elif len(self._pending) + len(self._urgent) < self.quota and not self._waiting:
             self._send(outgoing)
         else:
-            self._held.append(outgoing)
+            self._waiting.append(outgoing)
         self._wake()
 
     def acknowledged(self, packet_id: int, reason: int) -> None:
         outgoing = self._pending.pop(packet_id, None)
         if outgoing is not None:
             outgoing.settle(reason)
-        if self._hurried or self._held:
+        if self._urgent or self._waiting:
             self._wake()
 
     def send(self) -> None:
@@ -116,23 +116,23 @@ class Outbox:
             self._send_unless_expired(waiting.popleft())
 
     def fail(self) -> None:
-        pending, held = list(self._pending.values()), [*self._hurried, *self._held]
+        pending, waiting = list(self._pending.values()), [*self._urgent, *self._waiting]
         self._pending.clear()
-        self._hurried.clear()
-        self._held.clear()
+        self._urgent.clear()
+        self._waiting.clear()
         for outgoing in pending:
             outgoing.fail(LinkError("the connection was lost"))
-        for outgoing in held:
+        for outgoing in waiting:
             outgoing.fail(NotSentError("the connection was lost before"))
 
     def _next_to_go(self) -> deque[Outgoing]:
-        if not (self._hurried and self._held):
-            return self._hurried or self._held
-        if len(self._held) > _CROWD:
-            hurries = self.last_packet_id % _ONE_COMMAND_IN == 0
+        if not (self._urgent and self._waiting):
+            return self._urgent or self._waiting
+        if len(self._waiting) > _CROWD:
+            urgent_first = self.last_packet_id % _ONE_COMMAND_IN == 0
         else:
-            hurries = self.last_packet_id % _ONE_REPLY_IN != 0
-        return self._hurried if hurries else self._held
+            urgent_first = self.last_packet_id % _ONE_REPLY_IN != 0
+        return self._urgent if urgent_first else self._waiting
 
     def _send_unless_expired(self, outgoing: Outgoing) -> None:
         if outgoing.acknowledged.done():

@@ -107,15 +107,13 @@ def publish(
     properties: bytes | None,
 ) -> bytes:
     """A PUBLISH; `properties` is None for 3.1.1."""
-    parts = [_UINT16.pack(len(topic)), topic]
+    head = _UINT16.pack(len(topic)) + topic
     if qos:
-        parts.append(_UINT16.pack(packet_id))
+        head += _UINT16.pack(packet_id)
     if properties is not None:
-        parts += [varint(len(properties)), properties]
-    parts.append(payload)
-    length = sum(map(len, parts))
+        head += varint(len(properties)) + properties
     first = PUBLISH << 4 | qos << 1 | retain
-    return b"".join([bytes((first,)), varint(length), *parts])
+    return bytes((first,)) + varint(len(head) + len(payload)) + head + payload
 
 
 def properties(

@@ -70,20 +70,18 @@ def take_over(
     aiomqtt_client: aiomqtt.Client,
     stand_in: "PahoSocket",
     *,
-    timeout: float,
     on_connack: Callable[[Any, Any], None],
     socket_opened: Callable[[], None],
 ) -> None:
     """Put ourselves between paho and its socket, and before aiomqtt where a CONNACK is heard.
 
     Args:
-        timeout: of a connection attempt, in seconds.
         on_connack: hears of its flags and properties, before aiomqtt does.
         socket_opened: called in the loop once the socket is connected.
     """
     loop = asyncio.get_running_loop()
     paho = aiomqtt_client._client
-    paho.connect_timeout = timeout
+    paho.connect_timeout = aiomqtt_client.timeout
     paho._last_mid = OUR_PACKET_IDS
     create_socket, aiomqtts_own = paho._create_socket, paho.on_connect
     assert aiomqtts_own is not None

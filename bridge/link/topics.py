@@ -38,6 +38,8 @@ class Topics:
         self._never = (f"{prefix}/request", f"{prefix}/status", "devices")
         self._reply_filters = [topic_filter.split("/") for topic_filter in reply_filters]
         self.presence = f"{prefix}/status/{instance}"
+        # The presence of all bridges.
+        self.statuses = f"{prefix}/status/+"
         shared = f"$share/{share}/" if share else ""
         self.filters = [f"{shared}{self._request}+", f"{shared}{self._request}+/+"]
 

@@ -18,8 +18,8 @@ class NotInstalled(OperationNotFound):
 
     text = Text(
         '此桥接服务未启用 MCP；请管理员执行 pip install "{requirement}" 后重启服务',
-        "This bridge has no MCP: let the administrator run "
-        'pip install "{requirement}" and start the bridge again',
+        "MCP is not installed in this bridge; ask the administrator to run "
+        'pip install "{requirement}" and restart the bridge',
     )
 
 

@@ -3,9 +3,8 @@
 Without sessions, so that any worker can answer any request, and each answer is one JSON body: no
 tool sends anything before its result. The SDK's ASGI application gets a request that was read
 already, within our limits, and its answer is written by the sidecar like any other. aiohttp-asgi
-would do the carrying too, but has no limit on a body and never tells of a client that left: it
-hands out empty pieces of a body that has ended, at once and for ever, on which an application that
-waits for the end spins without letting anyone else run.
+has no limit on a body, and after its end returns empty pieces without end, on which an application
+that waits for a disconnect blocks the event loop.
 """
 
 import asyncio

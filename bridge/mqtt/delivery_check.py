@@ -10,6 +10,7 @@ import asyncio
 import logging
 import os
 import re
+from collections.abc import Sequence
 
 import orjson
 
@@ -19,7 +20,8 @@ from ..settings import Settings
 
 logger = logging.getLogger(__name__)
 
-NO_SHARES = "the broker has no shared subscriptions; set MQTT_SHARE= (empty)"
+_UNSHARED = ", set MQTT_SHARE= (empty)"
+NO_SHARES = f"the broker has no shared subscriptions{_UNSHARED}"
 
 # What a broker under load may take; one that takes longer is asked again on the next connection.
 _DELIVERY_SECONDS = 1.0
@@ -46,6 +48,22 @@ class DeliveryCheck:
             return False
         self._heard.set()
         return True
+
+    async def subscribe(self, link: Link, filters: Sequence[str]) -> None:
+        """Subscribe.
+
+        Raises:
+            LinkError: the broker refused a filter, or the connection was lost.
+        """
+        try:
+            await link.subscribe(filters)
+        except LinkError as error:
+            if not (self._is_due and link.lost.done()):
+                raise
+            # As ejabberd does on 3.1.1.
+            raise LinkError(
+                f"{error} on our shared subscription; if it has none{_UNSHARED}"
+            ) from None
 
     async def run(self, link: Link) -> None:
         """Check it, where that is due.

@@ -12,27 +12,28 @@ from collections.abc import Callable
 
 import orjson
 
-from ..link import SESSION_TAKEN_OVER, BrokerAddress, Link, LinkError
+from ..link import BrokerAddress, Link, LinkError
 from ..link.backoff import pauses
 from ..link.packets import Message
 from ..link.topics import Topics
 from ..observability.logs import printable
 from ..observability.metrics import Metrics
 from ..settings import Settings
+from .conflict import NameConflict
 from .delivery_check import NO_SHARES, DeliveryCheck
-from .presence import Presence
+from .presence import OtherBridges, Presence
 
 logger = logging.getLogger(__name__)
 
 OnMessage = Callable[[Link, Message], None]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
-# A connection that lasts less than this, so often in a row, was closed for another client's sake.
-_SHORT_LIVED_SECONDS, _SHORT_LIVED_IN_A_ROW = 5.0, 3
 # How long the retained presence may take to arrive.
 _PRESENCE_SECONDS = 1.0
 _RETAIN_NOT_SUPPORTED = 0x9A
 _QOS_NOT_SUPPORTED = 0x9B
+_UNSUPPORTED_VERSION = 0x84
+_NO_MQTT_5 = "; for a broker without MQTT 5, set MQTT_PROTOCOL=3.1.1"
 _NO_QOS_1 = "the broker takes no QoS 1 (maximum_qos); set it to 1 or 2 there"
 
 
@@ -55,6 +56,7 @@ class Session:
     ) -> None:
         self._settings = settings
         self._topics = topics
+        self._statuses = topics.statuses.removesuffix("+")
         self._metrics = metrics
         self._on_session_lost = on_session_lost
         self._on_connection_lost = on_connection_lost
@@ -62,14 +64,14 @@ class Session:
         self._linked = asyncio.Event()
         # The last error that was logged.
         self._logged: str | None = None
-        # How many connections in a row were closed a moment after their login.
-        self._short_lived = 0
+        self._conflict = NameConflict(self._instance)
         # Whether the broker's session holds our subscriptions and no others.
         self._is_ours = False
         # Messages that came before that was known; None once it is.
         self._held: list[tuple[Link, Message]] | None = None
         self._presence_seen: asyncio.Future[bytes] | None = None
         self._presence = Presence(topics)
+        self.others = OtherBridges(topics)
         self._delivery_check = DeliveryCheck(settings)
         self._stopping = False
         self.link: Link | None = None
@@ -98,7 +100,9 @@ class Session:
                 connected_before, waits = True, pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
                 connected = time.monotonic()
                 error = await asyncio.shield(link.lost)
-                self._check_for_conflict(error, time.monotonic() - connected)
+                lasted = time.monotonic() - connected
+                if not self._stopping and self._conflict.is_told(error, lasted):
+                    self._logged = str(error)
             except LinkError as refused:
                 error = refused
                 if error.reason == _RETAIN_NOT_SUPPORTED:
@@ -118,6 +122,25 @@ class Session:
             await self.link.unsubscribe(self._topics.filters)
         except LinkError as error:
             logger.debug("could not unsubscribe: %s", error)
+
+    async def leave_turns(self, link: Link) -> None:
+        """Receive no requests until `take_turns`; replies and commands go on.
+
+        Raises:
+            LinkError: the connection was lost.
+        """
+        await link.unsubscribe(self._topics.filters)
+        await self._presence.announce(link, "offline")
+
+    async def take_turns(self, link: Link) -> None:
+        """Receive requests again, unless we stop.
+
+        Raises:
+            LinkError: the connection was lost, or the broker refuses the subscription.
+        """
+        if not self._stopping:
+            await link.subscribe(self._topics.filters)
+            await self._presence.announce(link, "online")
 
     async def close(self) -> None:
         self._stopping = True
@@ -186,34 +209,21 @@ class Session:
                 clean=clean,
             )
 
-        return await self._opened(address, link)
+        def elsewhere() -> Link:
+            name = f"{self._instance}-will"
+            return Link(address, identifier=name, on_message=lambda _link, _message: None)
 
-    async def _opened(self, address: BrokerAddress, link: Callable[[], Link]) -> Link:
-        """An open connection; without our will, if a broker of MQTT 3.1.1 hangs up on that.
-
-        It can't say that it retains nothing. One that is only starting, or a proxy without a
-        broker, hangs up as well: so it must take us without a will, and again not with it.
-        """
         first = link()
         try:
             await first.open()
             return first
         except LinkError as error:
-            if address.version5 or not first.hung_up or not self._presence.will():
+            needs_other = first.reached_broker and error.reason in (None, _UNSUPPORTED_VERSION)
+            if first.version5 and needs_other and not self._is_ours:
+                raise LinkError(f"{error}{_NO_MQTT_5}", error.reason) from None
+            if first.version5 or not first.hung_up:
                 raise
-            try:
-                await _open_without_will(address, f"{self._instance}-will")
-            except LinkError:
-                raise error from None
-        second = link()
-        try:
-            await second.open()
-            return second
-        except LinkError:
-            if not second.hung_up:
-                raise
-        self._presence.give_up()
-        return await self._opened(address, link)
+            return await self._presence.open_again(error, link, elsewhere)
 
     async def _begin_anew(self, link: Link, on_message: OnMessage) -> Link:
         logger.warning(
@@ -255,9 +265,11 @@ class Session:
                 await link.unsubscribe([topic])
 
     def _receive(self, link: Link, message: Message, on_message: OnMessage) -> None:
-        if message.topic == self._topics.presence:
-            if self._presence_seen is not None and not self._presence_seen.done():
-                self._presence_seen.set_result(message.payload)
+        if message.topic.startswith(self._statuses):
+            self.others.hear(message)
+            seen = self._presence_seen
+            if message.topic == self._topics.presence and seen is not None and not seen.done():
+                seen.set_result(message.payload)
         elif self._delivery_check.takes(message):
             pass
         elif self._held is not None:
@@ -279,7 +291,7 @@ class Session:
         if self.keeps_session and not link.session_present:
             # Before there is anything to keep: whoever finds the session learns what is in it.
             await self._presence.announce(link, "offline")
-        await link.subscribe(self._topics.filters)
+        await self._delivery_check.subscribe(link, self._topics.filters)
         self._is_ours = True
         await self._delivery_check.run(link)
         await self._presence.announce(link, "online")
@@ -323,27 +335,3 @@ class Session:
             printable(str(error)),
             extra={"broker": f"{self._settings.mqtt_broker}:{self._settings.mqtt_port}"},
         )
-
-    def _check_for_conflict(self, error: LinkError, lasted: float) -> None:
-        """Tell of another client with our client id: the two throw each other out for ever.
-
-        MQTT 5 brokers say so (0x8E). Others, and Mosquitto 2.0.11, just close the connection:
-        again and again, a moment after each login.
-        """
-        if self._stopping:
-            return
-        self._short_lived = self._short_lived + 1 if lasted < _SHORT_LIVED_SECONDS else 0
-        if error.reason == SESSION_TAKEN_OVER or self._short_lived == _SHORT_LIVED_IN_A_ROW:
-            self._logged = str(error)
-            logger.error(
-                "another client connects as %r and the broker closes our connection; "
-                "give each bridge a MQTT_INSTANCE of its own",
-                self._instance,
-            )
-
-
-async def _open_without_will(address: BrokerAddress, identifier: str) -> None:
-    """Connect and leave; with an identifier other than ours, it leaves our session alone."""
-    link = Link(address, identifier=identifier, on_message=lambda _link, _message: None)
-    await link.open()
-    await link.close()

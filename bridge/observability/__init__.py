@@ -1,1 +1,1 @@
-"""Metrics, logs, and what was answered of late."""
+"""Metrics, logs, and recent activity."""

@@ -1,7 +1,7 @@
 """What this process answered in the last five minutes, for people who watch it.
 
-Noting a request costs a microsecond: it is counted in its second, its duration in a bucket, and
-it is put at the end of a bounded list. All else is worked out when someone asks.
+Observing a request costs a microsecond: it is counted in its second, with its duration in a bucket,
+and appended to a bounded list. Everything else is computed when a snapshot is made.
 """
 
 import time

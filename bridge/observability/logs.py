@@ -1,7 +1,7 @@
 """Logging: text for people, JSON lines for machines; nothing that a caller sent breaks a line.
 
-The lines are written by a thread: whoever reads them may stop (a pipe to a program that hangs, a
-terminal on hold), and must stop nobody else by it.
+The lines are written by a thread: a reader that stops (a pipe to a program that hangs, a terminal
+on hold) must not stop the bridge.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
+from itertools import islice
 from logging.handlers import QueueHandler, QueueListener
 from queue import Full, Queue
 from threading import Event, Lock
@@ -22,6 +23,7 @@ from typing import Any, Literal
 import orjson
 
 # What every LogRecord has; anything else on one came by `extra=` and is a field of the event.
+_OWN_ATTRIBUTES = len(vars(logging.makeLogRecord({})))
 _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 # JSON leaves these as they are, though terminals obey them, or UTF-8 can't hold them.
 _UNSAFE_IN_JSON = re.compile("[\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
@@ -32,6 +34,8 @@ _UNCLEAR_IN_TEXT = re.compile('[ ="]')
 _MOST_LINES = 10_000
 # How long a full queue makes its writer wait, so that the thread which empties it gets a turn.
 _TURN_SECONDS = 0.02
+# How long lines are gathered: to wake the thread for each costs more than the line itself.
+_GATHER_SECONDS = 0.01
 # How long the end of the process waits for what is still to be written.
 _FLUSH_SECONDS = 1.0
 _MOST_FLUSHING = 100
@@ -44,6 +48,9 @@ def set_up(level: str, style: Literal["text", "json"]) -> None:
     if sys.stderr is not None:
         handler = LineWriter(sys.stderr.fileno())
     handler.setFormatter(JsonLines() if style == "json" else TextLines())
+    # No line of ours tells where in the code, or by which thread, it was written.
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.basicConfig(level=level, handlers=[handler], force=True)
     # They speak of every connection, packet or failed parse; what matters of it we say ourselves.
     for chatty in ("asyncio", "aiohttp", "mqtt", "asyncmy", "mcp"):
@@ -120,10 +127,19 @@ class _Writer(QueueListener):
         self._descriptor = descriptor
         self._dropped_line = dropped_line
 
+    def dequeue(self, block: bool) -> Any:
+        """The next line, or what waits for all before it; seldom woken, however much is logged."""
+        if self.queue.empty():
+            time.sleep(_GATHER_SECONDS)
+        return self.queue.get(block)
+
     def handle(self, record: Any) -> None:
-        """Write a line, or tell whoever waits that all before it are written."""
-        if isinstance(record, bytes):
-            self._write(record)
+        """Write all lines that wait, or tell whoever waits that all before it are written."""
+        lines = []
+        while isinstance(record, bytes):
+            lines.append(record)
+            record = None if self.queue.empty() else self.queue.get_nowait()
+        self._write(b"".join(lines))
         if self.queue.empty():
             self._write(self._dropped_line())
         if isinstance(record, Event):
@@ -155,10 +171,11 @@ def printable(text: str, limit: int = 200) -> str:
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:
+    # A record's own attributes come first.
     return {
         name: value
-        for name, value in vars(record).items()
-        if name not in _STANDARD and value is not None
+        for name, value in islice(vars(record).items(), _OWN_ATTRIBUTES, None)
+        if value is not None and name not in _STANDARD
     }
 
 
@@ -180,8 +197,10 @@ class TextLines(logging.Formatter):
 
 def _unmistakable(value: object) -> str:
     """A field's value: plain, or as a JSON string where it would read like more than a value."""
+    if isinstance(value, int | float):
+        return str(value)
     text = printable(str(value))
-    if isinstance(value, int | float) or (text and not _UNCLEAR_IN_TEXT.search(text)):
+    if text and not _UNCLEAR_IN_TEXT.search(text):
         return text
     return json.dumps(text, ensure_ascii=False)
 

@@ -1,7 +1,7 @@
 """What happened, as metrics, logs and recent activity are told it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 # The operation of a request that names none of ours.
 UNKNOWN = "unknown"
@@ -21,19 +21,13 @@ class RequestAnswered(NamedTuple):
     detail: str | None = None
 
 
-class Dumpable(Protocol):
-    """A pydantic model."""
-
-    def model_dump(self, *, exclude_none: bool) -> Mapping[str, Any]: ...
-
-
 class CommandExecuted(NamedTuple):
     """One command executed, or answered with the outcome of an earlier one."""
 
     who: str
     device_uuid: str
     operation: str
-    fields: Dumpable
+    fields: Mapping[str, Any]
     code: int
     outcome: str
     request_id: str | None

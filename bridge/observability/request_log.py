@@ -30,8 +30,11 @@ def request_answered(request: RequestAnswered) -> None:
 def command_executed(command: CommandExecuted) -> None:
     if command.duplicate or not audit.isEnabledFor(logging.INFO):
         return
-    asked = dict(command.fields.model_dump(exclude_none=True))
-    asked.pop("device_uuid", None)
+    asked = {
+        name: value
+        for name, value in command.fields.items()
+        if value is not None and name != "device_uuid"
+    }
     audit.info(
         "command",
         extra={

@@ -128,7 +128,7 @@ async def test_command_that_expired_while_we_were_frozen_is_not_executed(
     await asyncio.sleep(2.5)
     bridge.resume()
     assert (await requester.ask("control", pwm(3))).code == 200
-    assert [command.json["frequency"] for command in device.commands] == [1, 3]
+    assert [command["frequency"] for command in await device.next_commands(2)] == [1, 3]
     assert counted(bridge, 'bridge_dropped_total{reason="expired"}') == 1
 
 
@@ -156,6 +156,7 @@ async def test_commands_that_waited_for_the_connection_are_executed_when_it_is_b
     tap.cut()
     replies = await asyncio.gather(*(requester.ask("control", pwm(n)) for n in range(1, 21)))
     assert [reply.code for reply in replies] == [200] * 20
+    await device.next_commands(20)
     assert sorted(command.json["frequency"] for command in device.commands) == list(range(1, 21))
 
 
@@ -201,6 +202,7 @@ async def test_command_that_the_broker_refused_is_tried_again_under_its_id(
     assert (await requester.ask("control", command)).error == "mqtt_unavailable"
     await asyncio.to_thread(broker.set_acl, ALLOWED)
     assert [(await requester.ask("control", command)).code for _ in range(2)] == [200, 200]
+    await device.next_command()
     assert len(device.commands) == 1
 
 
@@ -274,4 +276,5 @@ async def test_stop_waits_for_a_command_that_is_being_written_down(
         async with await answering as response:
             assert (await response.json())["code"] == 200
     assert await stopping == 0
+    await device.next_command()
     assert len(device.commands) == 1

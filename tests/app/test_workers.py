@@ -71,7 +71,9 @@ def _children(parent: int) -> Iterator[int]:
 
 @pytest.fixture
 def supervised(private_mosquitto, mariadb, tmp_path) -> Iterator[Supervised]:
-    bridge = Supervised(private_mosquitto(), mariadb, WORKERS="2", TMPDIR=str(tmp_path))
+    (tmp_path / "keys").write_text("school:secret-of-the-school\n")
+    keys = {"API_KEYS_FILE": str(tmp_path / "keys"), "API_TRUSTED": "127.0.0.1"}
+    bridge = Supervised(private_mosquitto(), mariadb, WORKERS="2", TMPDIR=str(tmp_path), **keys)
     try:
         bridge.start()
         # It listens when the first of them does.
@@ -149,6 +151,30 @@ def test_parent_that_is_stopped_keeps_no_worker_from_answering(supervised):
         assert supervised.ready
     finally:
         os.kill(supervised.pid, signal.SIGCONT)
+    assert supervised.stop() == 0
+
+
+def test_worker_that_can_not_read_a_file_any_more_ends_nobody_else(supervised, mariadb, tmp_path):
+    gone = (tmp_path / "keys").rename(tmp_path / "gone")
+    ending, sound = supervised.workers
+    os.kill(ending, signal.SIGKILL)
+    # The death, and one start that fails.
+    supervised.wait_for_line("ended with status 2; starting it again")
+    assert "API_KEYS_FILE" in supervised.output
+    assert sound in supervised.workers
+    assert supervised.ready
+
+    gone.rename(tmp_path / "keys")
+    supervised.wait_until_ready(3)
+
+    # Two that share a port would split its requests between two sets of settings.
+    second = Bridge(supervised.broker, mariadb, WORKERS="2", SERVICE_PORT=str(supervised.port))
+    try:
+        second.spawn()
+        assert second.wait() == 1
+        assert f"无法监听 127.0.0.1:{supervised.port}" in second.output
+    finally:
+        second.close()
     assert supervised.stop() == 0
 
 

@@ -12,7 +12,7 @@ from tests.chaos.findings import Findings
 from tests.chaos.load import MqttLoad, http_request
 from tests.chaos.site import FORGETFUL, Site, open_site
 from tests.chaos.watch import ask_anew
-from tests.lab.mqtt import Connection
+from tests.lab.mqtt import Connection, Message
 from tests.lab.platform import BOARD_A
 
 _MEMORY, _MYSQL = "memory", "mysql"
@@ -86,13 +86,22 @@ async def _killed_database(lines: Sequence[str]) -> str:
 
 
 async def _absent(protocol: str) -> str:
-    async with _asking(MQTT_PROTOCOL=protocol) as (site, mqtt):
+    # The tap reads MQTT 5.
+    async with open_site(tapped=False, MQTT_PROTOCOL=protocol) as site:
+        url = site.bridges[0].url
         await site.classroom.unsubscribe("devices/+/control")
-        alone = (await mqtt.ask("control", _command(1)))["code"]
-        async with Connection(site.broker) as logger:
+        alone, _ = await ask_anew(url, http_request("POST", "/api/control", _command(1)))
+        async with _Logger(site.broker) as logger:
             await logger.subscribe("devices/#")
-            beside = (await mqtt.ask("control", _command(2)))["code"]
+            beside, _ = await ask_anew(url, http_request("POST", "/api/control", _command(2)))
         return f"{alone}; with a logger on devices/#: {beside}"
+
+
+class _Logger(Connection):
+    """Hears everything, and says nothing."""
+
+    def received(self, message: Message) -> None:
+        del message
 
 
 async def _dead_member(expiry: str) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -52,6 +52,8 @@ class Question:
     expires_at: float | None = None
     asked: int = 0
     answer: Body | None = None
+    # What came of the attempts that brought no answer.
+    failures: Counter[str] = field(default_factory=Counter)
 
     @property
     def body(self) -> Body:
@@ -65,7 +67,8 @@ class Question:
         return "silence" if self.answer is None else outcome_of(self.answer)
 
     def __str__(self) -> str:
-        return f"{self.operation} {self.request_id} ({self.transport}): {self.outcome}"
+        told = f"{self.operation} {self.request_id} ({self.transport}): {self.outcome}"
+        return told if self.answer is not None else f"{told} after {dict(self.failures)}"
 
 
 def outcome_of(answer: Body) -> str:
@@ -163,11 +166,15 @@ class Askers:
     async def _until_answered(self, question: Question) -> None:
         while question.answer is None:
             question.asked += 1
-            with contextlib.suppress(TimeoutError, OSError, aiohttp.ClientError):
+            try:
                 answer = await self._ask(question)
+            except (TimeoutError, OSError, aiohttp.ClientError) as error:
+                question.failures[type(error).__name__] += 1
+            else:
                 if outcome_of(answer) not in TRANSIENT:
                     question.answer = answer
                     return
+                question.failures[outcome_of(answer)] += 1
             await asyncio.sleep(self.rng.uniform(0.1, 0.5))
 
     async def _ask(self, question: Question) -> Body:

@@ -8,17 +8,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
 from typing import Any
 
 import pytest
 
 from bridge.client import BridgeClient as AsyncClient
-from bridge.client import CallError, NotConnected, Refused
+from bridge.client import CallError, DeviceList, NotConnected, Refused
 from bridge.client.sync import BridgeClient
 from bridge.devices.models import ControlResult, Reading, SequenceResult
 from tests.lab.mosquitto import Mosquitto
 from tests.lab.mqtt import Broker, Endpoint
-from tests.lab.platform import BOARD_A, ORDINARY_PRESET, SEQUENCE, UNKNOWN_BOARD
+from tests.lab.platform import BOARD_A, NAMES, ORDINARY_PRESET, SEQUENCE, UNKNOWN_BOARD
 from tests.lab.servers import LOOPBACK, free_port
 
 
@@ -58,6 +59,29 @@ def test_replies_are_typed(client):
     assert client.request("device")["code"] == 422
     batch = client.batch([{"operation": "device", "device_uuid": UNKNOWN_BOARD}])
     assert [result["code"] for result in batch.results] == [404]
+
+
+def test_devices_are_listed_page_by_page(private_bridge):
+    bridge = private_bridge(DEVICE_LIST="open")
+    with BridgeClient(url_of(bridge.broker)) as client:
+        found, cursor = [], None
+        while True:
+            page = client.devices(limit=2, cursor=cursor)
+            assert isinstance(page, DeviceList)
+            found += page.devices
+            cursor = page.next_cursor
+            if cursor is None:
+                break
+        assert {device.device_uuid: device.name for device in found} == NAMES
+        (only,) = client.devices(NAMES[BOARD_A], room="101", group="一班", online=True).devices
+        assert only.device_uuid == BOARD_A
+        assert isinstance(only.last_seen, datetime)
+
+
+def test_list_that_is_not_open_is_refused(client):
+    with pytest.raises(Refused) as refused:
+        client.devices()
+    assert refused.value.error == "forbidden"
 
 
 async def test_commands_reach_the_board(client, board):

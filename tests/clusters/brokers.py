@@ -21,12 +21,16 @@ COOKIE = "clusters"
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")
 ERLANG_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
 ACTIVEMQ = Path("/usr/share/activemq")
+ACTIVEMQ_NEEDS = [
+    Path("/usr/share/java") / name
+    for name in ("mqtt-client.jar", "hawtdispatch.jar", "hawtdispatch-transport.jar")
+]
 
 
 class Node(Server):
     """A broker, or one of its cluster; `port` is that of MQTT."""
 
-    start_timeout = 90.0
+    start_timeout = 200.0
     # What the bridge has to set for it.
     settings: Mapping[str, str] = {}
     username: str | None = None
@@ -118,6 +122,10 @@ class Amqtt(Node):
 class ActiveMq(Node):
     def __init__(self) -> None:
         super().__init__()
+        # Debian's package does not name these among what it needs.
+        (self.folder / "lib").mkdir()
+        for library in ACTIVEMQ_NEEDS:
+            (self.folder / "lib" / library.name).symlink_to(library)
         (self.folder / "broker.xml").write_text(
             '<beans xmlns="http://www.springframework.org/schema/beans" '
             'xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" '
@@ -183,6 +191,8 @@ class RabbitMq(ErlangNode):
             "mqtt.allow_anonymous = false",
             "log.console.level = warning",
             "cluster_formation.peer_discovery_backend = classic_config",
+            "cluster_formation.randomized_startup_delay_range.min = 0",
+            "cluster_formation.randomized_startup_delay_range.max = 1",
         ]
         lines += [
             f"cluster_formation.classic_config.nodes.{number} = {member}@localhost"
@@ -273,8 +283,8 @@ class Cluster:
             for node in self.nodes:
                 self._servers.callback(node.close)
                 node.spawn()
-                if isinstance(node, Ejabberd):
-                    # One that joins needs whom it joins.
+                if isinstance(node, ErlangNode):
+                    # Those that start together wait for each other's locks, for minutes.
                     node.wait_for(node.answers, "serving")
             for node in self.nodes:
                 node.wait_for(node.answers, "serving")

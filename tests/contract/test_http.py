@@ -152,7 +152,16 @@ async def test_other_path_is_answered_404(http, path):
 
 @pytest.mark.parametrize(
     "media_type",
-    [None, "", "text/plain", "application/x-www-form-urlencoded", "multipart/form-data"],
+    [
+        None,
+        "",
+        "text/plain",
+        "text/plain; a=application/json",
+        "application/x-www-form-urlencoded",
+        "multipart/form-data",
+        "+json",
+        "application/json+xml",
+    ],
 )
 async def test_body_not_declared_json_is_answered_415_and_not_executed(http, board, media_type):
     device = await board(BOARD_A)
@@ -166,9 +175,13 @@ async def test_body_not_declared_json_is_answered_415_and_not_executed(http, boa
     assert device.commands == []
 
 
-async def test_body_declared_json_with_a_charset_is_taken(http, board):
+@pytest.mark.parametrize(
+    "media_type",
+    ["application/json; charset=utf-8", "application/vnd.api+json", "Application/Problem+JSON"],
+)
+async def test_body_declared_json_is_taken(http, board, media_type):
     await board(BOARD_A)
-    headers = {"Content-Type": "application/json; charset=utf-8"}
+    headers = {"Content-Type": media_type}
     async with http.post("/api/control", data=json.dumps(LIGHT), headers=headers) as response:
         assert response.status == 200
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
+import weakref
 
 import pytest
 
@@ -82,7 +84,7 @@ async def test_overdue_waiters_are_rejected_over_several_turns_of_the_loop():
     """A turn that rejects all of them would be long for the requests that have a place."""
     admission = Admission(1, wait_seconds=0.01)
     place = await admission.enter()
-    waiting = [asyncio.create_task(admission.enter()) for _ in range(100)]
+    waiting = [asyncio.create_task(admission.enter(asks_again=True)) for _ in range(100)]
     most = rejected = 0
     while rejected < len(waiting):
         await asyncio.sleep(0)
@@ -93,6 +95,37 @@ async def test_overdue_waiters_are_rejected_over_several_turns_of_the_loop():
     assert {type(outcome) for outcome in outcomes} == {Busy}
     place.release()
     assert admission.in_flight == 0
+
+
+async def test_overdue_waiters_whose_clients_do_not_ask_again_are_rejected_at_once():
+    admission = Admission(1, wait_seconds=0.01)
+    await admission.enter()
+    waiting = [asyncio.create_task(admission.enter()) for _ in range(100)]
+    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    outcomes = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {Busy}
+
+
+async def test_rejected_waiter_leaves_its_request_to_no_garbage_collector():
+    """In a flood there are thousands of them, and each request may be large."""
+    admission = Admission(1, wait_seconds=0.01)
+    await admission.enter()
+
+    class Asked:
+        """Stands for a request."""
+
+    async def ask() -> weakref.ref[Asked]:
+        asked = Asked()
+        with pytest.raises(Busy):
+            await admission.enter()
+        return weakref.ref(asked)
+
+    gc.disable()
+    try:
+        asked = await asyncio.create_task(ask())
+        assert asked() is None
+    finally:
+        gc.enable()
 
 
 async def test_place_goes_to_the_first_waiter_that_is_not_overdue():

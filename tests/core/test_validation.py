@@ -18,11 +18,11 @@ FAULTY = [
         SensorDataFields,
         {"device_uuid": "d" * 37, "sensor": "t"},
         "最多 36 个字符",
-        "has more than 36 characters",
+        "must have at most 36 characters",
     ),
     (ControlFields, {**CONTROL, "port_id": "one"}, "应为整数", "must be a whole number"),
     (ControlFields, {**CONTROL, "port_id": True}, "应为整数", "must be a whole number"),
-    (ControlFields, {**CONTROL, "port_id": 2**60}, "数字过大", "is too large a number"),
+    (ControlFields, {**CONTROL, "port_id": 2**60}, "数字过大", "is too large"),
     (
         ControlFields,
         {**CONTROL, "frequency": 10**9},
@@ -36,7 +36,7 @@ FAULTY = [
         "must be a JSON object",
     ),
     (BatchFields, {"requests": 1}, "应为 JSON 数组", "must be a JSON array"),
-    (BatchFields, {"requests": []}, "至少 1 项", "needs 1 items or more"),
+    (BatchFields, {"requests": []}, "至少 1 项", "must have 1 or more items"),
 ]
 
 

@@ -129,6 +129,37 @@ async def test_other_bridge_gives_the_same_answer(table, open_bridge):
     assert other.duplicate
 
 
+@pytest.fixture
+def conflicts(table: MariaDb) -> Iterator[Callable[[int], None]]:
+    """Has the next so many INSERTs fail as Galera's certification does."""
+    # In memory, the count stays when the statement is rolled back.
+    table.execute("CREATE TABLE conflicts (remaining INT) ENGINE=MEMORY")
+    table.execute("INSERT INTO conflicts VALUES (0)")
+    table.execute(
+        f"CREATE TRIGGER conflict BEFORE INSERT ON {TABLE} FOR EACH ROW BEGIN "
+        "UPDATE conflicts SET remaining = remaining - 1; "
+        "IF (SELECT remaining FROM conflicts) >= 0 THEN "
+        "SIGNAL SQLSTATE '40001' SET MYSQL_ERRNO = 1213; END IF; END"
+    )
+    yield lambda count: table.execute("UPDATE conflicts SET remaining = %s", count)
+    table.execute("DROP TABLE conflicts")
+
+
+@pytest.mark.parametrize(("failing", "executed"), [(3, 1), (50, 0)])
+async def test_write_that_conflicts_is_tried_again_a_few_times(
+    table, conflicts, open_bridge, failing, executed
+):
+    bridge = open_bridge(table)
+    conflicts(failing)
+    asked = bridge.ask()
+    if executed:
+        assert await asked.sent(said("done")) == said("done")
+    else:
+        with pytest.raises(DatabaseUnavailable):
+            await asked.answered()
+    assert asked.executed == executed
+
+
 async def test_other_bridge_waits_for_the_first(table, open_bridge):
     one, two = open_bridge(table), open_bridge(table, "two")
     first, other = one.ask(), two.ask()

@@ -15,6 +15,7 @@ from bridge.database.init_db import make_table
 from bridge.database.pool import Database, StatementRefused
 from bridge.database.statements import PROFILES, READINGS, SENSORS, fitted
 from bridge.database.store import MysqlStore
+from bridge.devices.listing import DevicesFields
 from bridge.observability.metrics import Metrics
 from tests.database.test_pool import settings_for, within
 from tests.lab.certificates import Certificates
@@ -53,7 +54,11 @@ ODD = {
     "columns missing": [
         "ALTER TABLE device_main DROP COLUMN device_sensor_config",
         "ALTER TABLE device_main DROP COLUMN device_control_config",
-        "ALTER TABLE device_products DROP COLUMN control_ports",
+        "ALTER TABLE device_products DROP COLUMN control_ports, DROP COLUMN name",
+        *(
+            f"ALTER TABLE device_main DROP COLUMN {column}"
+            for column in ("room", "group_name", "floor", "is_active")
+        ),
     ],
 }
 
@@ -102,7 +107,28 @@ async def test_odd_tables_are_read_and_hostile_keys_harm_nobody(
             if uuid == BOARD_A:
                 assert "29.1" in {row.sensor_value for row in device.rows}
                 assert device.online
+    listed = await store.devices(DevicesFields(), None)
+    assert {device.device_uuid: device.name for device in listed} == NAMES
     assert opened.database.available
+
+
+async def test_list_of_devices_without_its_columns_has_none_of_their_values(
+    private_mariadb, open_store
+):
+    server = private_mariadb()
+    store = open_store(server).store
+    before = await store.devices(DevicesFields(), None)
+    assert any(device.room and device.group and device.floor for device in before)
+    for change in ODD["columns missing"]:
+        server.execute(change)
+    after = await store.devices(DevicesFields(), None)
+    assert [(device.room, device.group, device.floor, device.product) for device in after] == [
+        (None,) * 4
+    ] * len(before)
+    assert [device.device_uuid for device in after] == [device.device_uuid for device in before]
+    for fields in (DevicesFields(room="101"), DevicesFields(group="一班")):
+        assert await store.devices(fields, None) == []
+    assert len(await store.devices(DevicesFields(query=NAMES[BOARD_A]), None)) == 1
 
 
 async def test_log_tells_of_hostile_keys_once(private_mariadb, open_store, caplog):

@@ -26,7 +26,7 @@ from tests.lab.mqtt import Endpoint, MqttVersion
 from tests.lab.requester import ABSENT, Requester
 from tests.lab.servers import LOOPBACK, Server, free_port, wait_until
 
-USUAL_PORTS = (1883, 1884, 9001)
+USUAL_PORTS = (1883, 9001)
 LAST_WORD = {"zh": "按 Ctrl-C 结束", "en": "Ctrl-C ends it"}
 ALL_BYTES = bytes(range(256))
 

@@ -1,8 +1,9 @@
-"""Device commands: what the firmware is sent for a control, and what is refused."""
+"""Device commands on odd configurations of ports; what is usual is in `tests/contract/cases.py`."""
 
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import pytest
 
@@ -10,6 +11,7 @@ from bridge.devices import commands
 from bridge.devices.models import ControlFields, DeviceProfile
 from bridge.devices.ports import ports_of
 from bridge.errors import BridgeError
+from tests.contract.cases import on_port, pwm, servo, switch
 
 PRODUCT_PORTS = {
     "led_1": {"name": "LED1", "type": "LED", "device_id": 1, "enabled": True},
@@ -41,46 +43,10 @@ def refused(on, **fields):
     return refusal.value
 
 
-def led(port_id, action="on"):
-    return {"cmd": "led", "device_id": port_id, "action": action}
-
-
-def relay(port_id, action="on"):
-    return {"cmd": "relay", "device_id": port_id, "action": action}
-
-
-def servo(port_id, angle):
-    return {"cmd": "servo", "device_id": port_id, "angle": angle}
-
-
-def pwm(channel, duty_cycle, frequency=5000):
-    return {
-        "cmd": "pwm",
-        "channel": channel,
-        "device_id": channel,
-        "frequency": frequency,
-        "duty_cycle": duty_cycle,
-    }
-
-
-def on_port(port_type, port_id, action="on", **more):
-    return {"port_type": port_type, "port_id": port_id, "action": action, **more}
-
-
+led, relay = partial(switch, "led"), partial(switch, "relay")
 BARE, NAMED = device(), device(PRODUCT_PORTS)
 
 CONTROLS = [
-    (BARE, on_port("led", 1), led(1)),
-    (BARE, on_port("led", 4, "off"), led(4, "off")),
-    (BARE, on_port("LED", "2", "ON"), led(2)),
-    (BARE, on_port("led", 0, "off"), led(0, "off")),
-    (BARE, on_port("relay", 0), relay(0)),
-    (BARE, on_port("Relay", 4), relay(4)),
-    (BARE, on_port("servo", 4, "set", value=0), servo(4, 0)),
-    (BARE, on_port("servo", 1, "set", value="180"), servo(1, 180)),
-    (BARE, on_port("pwm", 2, "set", value=100), pwm(2, 100)),
-    (BARE, on_port("pwm", 1, "set", value=0, frequency="1000"), pwm(1, 0, 1000)),
-    (BARE, on_port("led", 1, value=None, frequency=None), led(1)),
     (NAMED, on_port("relay", 7), relay(7)),
     (NAMED, on_port("led", 0), led(0)),
     (NAMED, {"port": "LED1", "action": "on"}, led(1)),
@@ -111,19 +77,6 @@ def test_control_becomes_the_firmwares_command(on, fields, payload):
 TWO_ALIKE = device(PRODUCT_PORTS, {"led_1": {"alias": "灯"}, "led_2": {"alias": "灯"}})
 
 INVALID = [
-    (BARE, on_port("laser", 1), "led、relay、servo、pwm"),
-    (BARE, on_port("led", 1, "explode"), "on / off"),
-    (BARE, on_port("led", 1, "set"), "on / off"),
-    (BARE, on_port("servo", 1, "on"), "set"),
-    (BARE, on_port("servo", 1, "set"), "0–180"),
-    (BARE, on_port("pwm", 1, "set", value=None), "0–100"),
-    (BARE, on_port("led", 5), "led 4"),
-    (BARE, on_port("led", -1), "led 4"),
-    (BARE, on_port("led", 999), "led 4"),
-    (BARE, on_port("pwm", 3, "set", value=1), "pwm 2"),
-    (BARE, on_port("servo", 0, "set", value=1), "servo 4"),
-    (BARE, on_port("pwm", 0, "set", value=1), "pwm 2"),
-    (BARE, {"port": "客厅灯", "action": "on"}, "led 1"),
     (NAMED, on_port("led", 3), "led 2 (LED2)"),
     (NAMED, on_port("relay", 3), "relay 7 (风扇)"),
     (NAMED, on_port("relay", 0), "relay 7 (风扇)"),
@@ -138,22 +91,6 @@ def test_control_that_cannot_be_is_refused_with_what_can(on, fields, mentions):
     refusal = refused(on, **fields)
     assert (refusal.code, refusal.error) == (400, "invalid_control")
     assert mentions in refusal.detail("zh")
-
-
-OUT_OF_RANGE = [
-    (on_port("servo", 1, "set", value=181), "value"),
-    (on_port("servo", 1, "set", value=-1), "value"),
-    (on_port("pwm", 1, "set", value=101), "value"),
-    ({"port_id": 1, "action": "on"}, "port_type"),
-    ({"port_type": "led", "action": "on"}, "port_id"),
-    ({"port_type": None, "port_id": 1, "action": "on"}, "port_type"),
-]
-
-
-@pytest.mark.parametrize(("fields", "at_fault"), OUT_OF_RANGE, ids=range(len(OUT_OF_RANGE)))
-def test_missing_field_or_value_out_of_range_is_a_fault_of_that_field(fields, at_fault):
-    refusal = refused(BARE, **fields)
-    assert (refusal.code, refusal.property_name) == (422, at_fault)
 
 
 @pytest.mark.parametrize(

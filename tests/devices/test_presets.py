@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from functools import partial
 
 import orjson
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from bridge.devices.models import DeviceProfile
 from bridge.devices.presets import preset_plan, preset_summaries
 from bridge.errors import BridgeError
+from tests.contract.cases import pwm, servo, switch
 
 
 def device(presets, ports=None):
@@ -18,26 +20,7 @@ def device(presets, ports=None):
     return DeviceProfile("uuid", "板", True, ports and json.dumps(ports), None, settings)
 
 
-def led(port_id, action="on"):
-    return {"cmd": "led", "device_id": port_id, "action": action}
-
-
-def relay(port_id, action="on"):
-    return {"cmd": "relay", "device_id": port_id, "action": action}
-
-
-def servo(port_id, angle):
-    return {"cmd": "servo", "device_id": port_id, "angle": angle}
-
-
-def pwm(channel, duty_cycle, frequency=5000):
-    return {
-        "cmd": "pwm",
-        "channel": channel,
-        "device_id": channel,
-        "frequency": frequency,
-        "duty_cycle": duty_cycle,
-    }
+led, relay = partial(switch, "led"), partial(switch, "relay")
 
 
 def sequence(*steps, **more):

@@ -15,7 +15,7 @@ PAGE = (PROJECT / "docs/operating.md").read_text(encoding="utf-8")
 
 def named() -> list[str]:
     """The lines that are named; `…` is what differs from one to the next."""
-    table = PAGE.partition("| message | means |")[2].partition("\n\n")[0]
+    table = PAGE.partition("| message | meaning |")[2].partition("\n\n")[0]
     cells = (row.split("|")[1] for row in table.splitlines() if row.count("|") > 2)
     lines = [line for cell in cells for line in re.findall("`(.+?)`", cell)]
     return lines + re.findall(r'(?:Look for|lines) "(.+?)"', ALERTS)

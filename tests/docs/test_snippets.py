@@ -28,7 +28,7 @@ PAGES = {
     name: (PROJECT / "docs" / name).read_text(encoding="utf-8")
     for name in ("plugin-authors.md", "plugin-authors.zh-CN.md")
 }
-MARKED = re.compile(r"<!-- snippet: ([\w-]+) -->\n```(\w+)\n(.*?)```", re.DOTALL)
+MARKED = re.compile(r"<!-- snippet: ([\w-]+) -->\n```(python|js|sh)\n(.*?)```", re.DOTALL)
 RUNNABLE = re.compile(r"^```(?:python|js|sh)$", re.MULTILINE)
 NODE_MODULES = PROJECT / "tests" / "node_modules"
 

@@ -286,7 +286,7 @@ def test_misspelt_settings_are_pointed_out(doctor):
     found = report.found["names of settings"]
     assert found.mark == NOTE
     assert found.advice.splitlines()[1:] == [
-        f"{name.upper()}: is {meant} meant?"
+        f"{name.upper()}: did you mean {meant}?"
         for name, meant in sorted(MISSPELT.items(), key=lambda pair: pair[0].upper())
     ]
     assert "anything" not in report.output
@@ -686,7 +686,7 @@ def scripted_broker(packets: Mapping[int, bytes]) -> Iterator[Endpoint]:
 
 LIMITS = [
     ("retain_available false", NOTE, "retains no messages", "retain_available true"),
-    ("max_qos 0", FAILED, "QoS 0 alone", "max_qos 2"),
+    ("max_qos 0", FAILED, "only QoS 0", "max_qos 2"),
     ("max_packet_size 4000", NOTE, "packets of 4000 bytes", "max_packet_size 66560"),
     ("max_inflight_messages 30", NOTE, "takes 30 unacknowledged", "max_inflight_messages 1000"),
 ]

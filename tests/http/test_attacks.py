@@ -11,6 +11,7 @@ import contextlib
 import json
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import zlib
@@ -213,6 +214,31 @@ async def test_client_that_reads_slowly_gets_all_of_it():
             # All in all for longer than a client has that reads nothing.
             await asyncio.sleep(READER_SECONDS / 10)
             await client.reader.readexactly(size // 20)
+
+
+async def test_client_that_leaves_amid_a_large_answer_is_no_error():
+    outcome: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    begun = asyncio.Event()
+
+    async def send(request: web.Request) -> web.StreamResponse:
+        answer = Answer(200, "text/plain", b"x" * 16_000_000)
+        begun.set()
+        try:
+            await answer.send(request)
+        except ConnectionError as error:
+            outcome.set_exception(error)
+        else:
+            outcome.set_result(None)
+        return answer
+
+    async with serving(send) as port:
+        client = await unread(port, get("/"))
+        await begun.wait()
+        # A reset, not an orderly end.
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        client.close()
+        async with asyncio.timeout(5):
+            await outcome
 
 
 async def test_largest_debtor_is_cut_where_all_owe_too_much():

@@ -183,7 +183,7 @@ def test_what_is_no_regular_file_stops_the_start_instead_of_being_waited_for(tmp
         site.spawn()
         assert site.wait(timeout=10) == 2
         (line,) = site.output.splitlines()
-    assert "API_KEYS_FILE: it names no regular file" in line
+    assert "API_KEYS_FILE: this is not a regular file" in line
 
 
 def test_file_that_has_gone_leaves_the_old_keys_in_force(keys_file):

@@ -321,7 +321,9 @@ class Connection:
         # answer, which comes through the loop, cannot be first.
         future = self._answers[kind, mid] = self._loop.create_future()
         try:
-            return await asyncio.wait_for(future, timeout)
+            # Not `wait_for`, which before Python 3.12 may swallow the caller's own timeout.
+            async with asyncio.timeout(timeout):
+                return await future
         finally:
             self._answers.pop((kind, mid), None)
 

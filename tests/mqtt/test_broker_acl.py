@@ -390,7 +390,7 @@ MAY_HEAR = {
     "plugin-a": ("plugin/status/",),
     "platform": (f"devices/{BOARD_A}/data",),
     BOARD_B: (),
-    "bridge": ("plugin/request/",),
+    "bridge": ("plugin/request/", "plugin/status/"),
 }
 
 

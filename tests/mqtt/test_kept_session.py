@@ -41,6 +41,7 @@ async def test_bridge_killed_and_started_with_another_share_executes_once(
         for _ in range(5):
             # Without an id: nothing but the session keeps it from being executed twice.
             assert (await caller.ask("control", COMMAND))["code"] == 200
+        await device.next_commands(6)
         assert (await caller.ask("health"))["code"] == 200
     assert len(device.commands) == 6
     assert "it is ended" in bridge.output

@@ -168,6 +168,7 @@ async def test_duplicate_is_counted(own, connect_requester, board):
     for _ in range(3):
         assert (await requester.ask("control", {**command, "request_id": "one"})).code == 200
     assert value(await scraped(own.url), "bridge_duplicates_total") == 2
+    await listening.next_command()
     assert len(listening.commands) == 1
 
 

@@ -5,7 +5,7 @@ served to all, so that the page can ask for an API key. Everything shown on it c
 `/console/snapshot`, polled each second, and from the operations, which the key guards.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.resources import files
@@ -14,7 +14,8 @@ import orjson
 from aiohttp import web
 
 from ...core.grant import Grant
-from ...devices.models import Health
+from ...devices.models import DeviceReadings, Health
+from ...devices.sensors import shown_names
 from ...errors import Forbidden
 from ...observability.activity import Activity, AnsweredRequest
 from ...settings import Settings
@@ -46,7 +47,10 @@ _PAGE_HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cache-Control": "no-cache",
 }
+_LONGEST_UUID = 36
 _SNAPSHOT_HEADERS = (("X-Content-Type-Options", "nosniff"), ("Cache-Control", "no-store"))
+
+Readings = Callable[[str], Awaitable[DeviceReadings | None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,7 @@ class Console:
     settings: Settings
     activity: Activity
     health: Callable[[], Health]
+    readings: Readings
 
     def places(self) -> Iterator[Place]:
         yield Place("/console", fixed(self._page), open=True)
@@ -66,6 +71,7 @@ class Console:
                 read = partial(_file, file.name, _CONTENT_TYPES[suffix])
                 yield Place(f"/console/{file.name}", fixed(read), open=True)
         yield Place("/console/snapshot", self._snapshot)
+        yield Place("/console/sensor-names", self._sensor_names)
 
     def _page(self) -> Fixed:
         page = (_STATIC / "page.html").read_bytes()
@@ -85,6 +91,15 @@ class Console:
             "workers": self.settings.workers,
         }
         return Answer(200, JSON_UTF8, orjson.dumps(body), _SNAPSHOT_HEADERS)
+
+    async def _sensor_names(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
+        """What people call a device's sensors, which `device` does not tell."""
+        uuid = request.query.get("device_uuid", "").strip()
+        if grant is not None:
+            grant.check("device", uuid)
+        device = await self.readings(uuid) if 0 < len(uuid) <= _LONGEST_UUID else None
+        names = {} if device is None else shown_names(device)
+        return Answer(200, JSON_UTF8, orjson.dumps(names), _SNAPSHOT_HEADERS)
 
 
 def _may_see(grant: Grant | None, seen: AnsweredRequest) -> bool:

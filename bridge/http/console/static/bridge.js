@@ -24,9 +24,16 @@ function asHeader(text) {
   return String.fromCharCode(...new TextEncoder().encode(text));
 }
 
-// The reply's body with `ms` beside it; null when no reply came.
+// The reply's body with its status and `ms` beside it; null when no reply came.
 export function readDevice(uuid) {
   return ask(`api/devices/${encodeURIComponent(uuid)}`, { headers: headers() });
+}
+
+// What people call a device's sensors, by stored name; the usual names do if it can't be had.
+export async function readSensorNames(uuid) {
+  const parameters = new URLSearchParams({ device_uuid: uuid });
+  const reply = await ask(`console/sensor-names?${parameters}`, { headers: headers() });
+  return new Map(reply !== null && reply.status === 200 ? Object.entries(reply.body) : []);
 }
 
 export function listDevices({ query, room, cursor }) {
@@ -58,7 +65,7 @@ async function ask(path, options) {
   try {
     const response = await fetch(path, { cache: "no-store", ...options });
     const body = await response.json();
-    return { body, ms: performance.now() - begun };
+    return { body, status: response.status, ms: performance.now() - begun };
   } catch {
     return null;
   }

@@ -1,9 +1,9 @@
 // A device: what it says and how old that is, and what can be done with it.
 
-import { readDevice } from "./bridge.js";
+import { readDevice, readSensorNames } from "./bridge.js";
 import { forgetSent, portControl, presetControl } from "./controls.js";
 import { byId, make } from "./dom.js";
-import { noteDevices, readingWords, sensorName } from "./names.js";
+import { noteDevices, readingWords, sensorName, unitName } from "./names.js";
 import { forgetSeen, noteReadings, spark } from "./sparks.js";
 import { age, word } from "./words.js";
 
@@ -38,8 +38,9 @@ export class DeviceView {
 
   async lookUp(uuid) {
     const asked = this.asked += 1;
-    const reply = await readDevice(uuid);
+    const [reply, names] = await Promise.all([readDevice(uuid), readSensorNames(uuid)]);
     if (asked !== this.asked) return;
+    this.names = names;
     this.uuid = uuid;
     this.found = reply !== null && reply.body.code === 200 ? reply.body.data : null;
     this.failure = this.found ? null : { reply };
@@ -108,7 +109,7 @@ export class DeviceView {
       make("span", { class: "uuid" }, uuid),
     );
     this.readings.replaceChildren(...(sensors.length
-      ? sensors.map((sensor) => reading(this.uuid, sensor))
+      ? sensors.map((sensor) => reading(this.uuid, sensor, this.names))
       : [make("li", { class: "empty" }, word("noReadings"))]));
     this.tellAges();
   }
@@ -138,9 +139,10 @@ function failed(reply) {
     make("span", { class: "code" }, String(code)), ` ${detail || msg}`);
 }
 
-function reading(uuid, sensor) {
-  const { sensor_name: stored, sensor_type: type, unit, age_seconds: seconds } = sensor;
-  const name = sensorName(sensor);
+function reading(uuid, sensor, names) {
+  const { sensor_name: stored, sensor_type: type, age_seconds: seconds } = sensor;
+  const unit = unitName(sensor.unit);
+  const name = sensorName(stored, names);
   const { said, number } = readingWords(sensor);
   const line = spark(uuid, stored);
   const beside = number === null ? unit : String(number);

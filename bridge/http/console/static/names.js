@@ -31,8 +31,14 @@ export function forgetDevices() {
   devices.clear();
 }
 
-export function sensorName({ name, sensor_name: stored }) {
-  return name || wordOrNull(`sensor_${stored.toLowerCase()}`) || stored;
+// `given`: the names that people gave the device's sensors, by stored name.
+export function sensorName(stored, given) {
+  return given.get(stored) || wordOrNull(`sensor_${stored.toLowerCase()}`) || stored;
+}
+
+// Units are as the platform has them; a Chinese one is translated.
+export function unitName(unit) {
+  return wordOrNull(`unit_${unit}`) || unit;
 }
 
 // The value as people say it, and beside it the number that programs get if that is another.

@@ -221,6 +221,7 @@ const WORDS = {
     sensor_voltage: "Voltage",
     sensor_current: "Current",
     sensor_power: "Power",
+    "unit_级": "level",
     port_led: "LED",
     port_relay: "Relay",
     port_servo: "Servo",
