@@ -28,6 +28,9 @@ _CONNECT_SECONDS = 5.0
 class Link:
     """One connection, from CONNECT until it is lost or closed; never used twice."""
 
+    # Whether the broker closed the connection instead of answering our CONNECT.
+    hung_up = False
+
     def __init__(
         self,
         broker: BrokerAddress,
@@ -44,8 +47,6 @@ class Link:
         self.version5 = broker.version5
         # Whether TCP (and TLS) was connected, whatever followed.
         self.reached_broker = False
-        # Whether the broker closed the connection instead of answering our CONNECT.
-        self.hung_up = False
         self._client = paho_adapter.client(
             broker,
             identifier,
