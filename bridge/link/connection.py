@@ -28,6 +28,9 @@ _CONNECT_SECONDS = 5.0
 class Link:
     """One connection, from CONNECT until it is lost or closed; never used twice."""
 
+    # Whether the broker closed the connection instead of answering our CONNECT.
+    hung_up = False
+
     def __init__(
         self,
         broker: BrokerAddress,
@@ -102,6 +105,7 @@ class Link:
         finally:
             entering.cancel()
             if not (entering.done() and not entering.cancelled() and not entering.exception()):
+                self.hung_up = self.reached_broker and self.lost.done()
                 self._lose(LinkError("not connected"))
         self._client._disconnected.add_done_callback(self._on_disconnected)
         heartbeat = Heartbeat(
