@@ -47,6 +47,8 @@ HandleMany = Callable[[Sequence[Any], Context], Awaitable[Sequence[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
+    """One row of the table of operations; transports, documents and metrics read it."""
+
     name: str
     summary: Text
     method: Literal["GET", "POST"]
@@ -77,6 +79,7 @@ class Operation:
 
 
 async def sensor_data(fields: SensorDataFields, context: Context) -> Reading:
+    """One sensor's latest value; raises DeviceNotFound, SensorNotFound or AmbiguousSensor."""
     names = sensors.candidates(fields.sensor)
     if names:
         (device,) = await context.services.store.sensors([(fields.device_uuid, names)])
@@ -115,6 +118,10 @@ async def sensor_data_of_many(
 
 
 async def control(fields: ControlFields, context: Context) -> ControlResult:
+    """Send one command; returns after the broker's PUBACK.
+
+    Raises DeviceNotFound, and what `control_command`, `CommandAttempt.send` and `check` raise.
+    """
     device = await _profile(fields.device_uuid, context)
     command = commands.control_command(fields, device)
     await _send(device, command, context)
@@ -122,6 +129,11 @@ async def control(fields: ControlFields, context: Context) -> ControlResult:
 
 
 async def preset(fields: PresetFields, context: Context) -> PresetResult | SequenceResult:
+    """Run a stored preset: one command, or a sequence with pauses.
+
+    Raises DeviceNotFound, DeviceOffline, DeviceBusy, what `preset_plan` raises, and what
+    `CommandAttempt.send` raises for the first step; a sequence cut short after it is a result.
+    """
     with context.in_time():
         device = await _profile(fields.device_uuid, context)
     limit = context.services.settings.preset_timeout
