@@ -47,8 +47,6 @@ HandleMany = Callable[[Sequence[Any], Context], Awaitable[Sequence[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row of the table of operations; transports, documents and metrics read it."""
-
     name: str
     summary: Text
     method: Literal["GET", "POST"]
@@ -118,10 +116,7 @@ async def sensor_data_of_many(
 
 
 async def control(fields: ControlFields, context: Context) -> ControlResult:
-    """Send one command; returns after the broker's PUBACK.
-
-    Raises DeviceNotFound, and what `control_command`, `CommandAttempt.send` and `check` raise.
-    """
+    """Send one command, and wait for its PUBACK; raises as `control_command` and `send` do."""
     device = await _profile(fields.device_uuid, context)
     command = commands.control_command(fields, device)
     await _send(device, command, context)
@@ -131,8 +126,7 @@ async def control(fields: ControlFields, context: Context) -> ControlResult:
 async def preset(fields: PresetFields, context: Context) -> PresetResult | SequenceResult:
     """Run a stored preset: one command, or a sequence with pauses.
 
-    Raises DeviceNotFound, DeviceOffline, DeviceBusy, what `preset_plan` raises, and what
-    `CommandAttempt.send` raises for the first step; a sequence cut short after it is a result.
+    Raises DeviceOffline, and what `preset_plan`, `run_sequence` and `CommandAttempt.send` raise.
     """
     with context.in_time():
         device = await _profile(fields.device_uuid, context)
@@ -149,6 +143,7 @@ async def preset(fields: PresetFields, context: Context) -> PresetResult | Seque
 
 
 async def device(fields: DeviceFields, context: Context) -> DeviceDescription:
+    """A device's sensors, ports and presets; raises DeviceNotFound."""
     readings, profile = await asyncio.gather(
         _readings(fields.device_uuid, context), _profile(fields.device_uuid, context)
     )
@@ -169,6 +164,7 @@ async def config(fields: DeviceFields, context: Context) -> DeviceConfig:
 
 
 async def health(_: NoFields, context: Context) -> Health:
+    """The state at the last query or probe; never waits."""
     return context.services.health()
 
 
