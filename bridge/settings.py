@@ -306,7 +306,7 @@ def reader_language(environment: Mapping[str, str]) -> Language:
 def written_names() -> tuple[dict[str, str], dict[str, str]]:
     """What `.env` and the environment hold, by names in capitals: case does not matter.
 
-    Raises SettingsError if `.env` can't be read.
+    Raises SettingsError if `.env` is no UTF-8 text, or has a line that is no setting.
     """
     try:
         # Windows' editors write a byte order mark.

@@ -26,7 +26,7 @@ class Backend(Protocol):
         """Keep `available` true to life, until cancelled."""
 
     async def close(self) -> None:
-        """Cancel what runs; whether the database itself is closed is the backend's choice."""
+        """Cancel the reads that run, and close what it has opened itself."""
 
 
 class MysqlBackend:

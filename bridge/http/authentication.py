@@ -35,6 +35,7 @@ class Keys:
 
     @property
     def required(self) -> bool:
+        """Whether there are any keys."""
         return bool(self._by_digest)
 
     def load(self) -> None:
