@@ -54,7 +54,7 @@ class Bridge:
         self._started = time.monotonic()
         self._deadlines, self._database_deadlines = Deadlines(), Deadlines()
         self._drain = Drain()
-        self._admission = Admission(settings.max_in_flight)
+        self._admission = Admission.for_requests(settings.max_in_flight)
         self._metrics = Metrics(lambda: self._admission.in_flight)
         self._backend = make_backend(settings, self._metrics, self._database_deadlines)
         self._keys = Keys(settings)

@@ -120,6 +120,9 @@ def _demo_settings(language: Language, mqtt_port: int, http_port: int | None) ->
         mqtt_broker=LOOPBACK,
         mqtt_port=mqtt_port,
         mqtt_instance="demo",
+        # Of several filters in one share rumqttd delivers by the first alone: requests with a
+        # client level would get no answer.
+        mqtt_share="",
         # The embedded broker keeps no sessions.
         mqtt_session_expiry=0,
         device_list="open",

@@ -20,7 +20,7 @@ JSON_UTF8 = "application/json; charset=utf-8"
 # A response larger than this may have to wait for its client to read.
 _UNSENT_BYTES = 64 * 1024
 # How long a response counts as under way whose client does not read it.
-_READ_SECONDS = 1.0
+_READ_SECONDS = 0.2
 _CLOSE = "Connection: close\r\n"
 _BODILESS = frozenset({204, 304})
 
@@ -64,7 +64,7 @@ class Answer(web.StreamResponse):
         return self._keep_alive
 
     async def send(self, request: web.BaseRequest) -> None:
-        """Write it, and wait a second at most until its client has read it.
+        """Write it, and wait a moment at most until its client has read it.
 
         A client that has gone is left to `prepare`, whose caller expects it.
         """

@@ -31,6 +31,9 @@ class Link:
     Raises RuntimeError if the event loop can't watch a socket.
     """
 
+    # Whether the broker closed the connection instead of answering our CONNECT.
+    hung_up = False
+
     def __init__(
         self,
         broker: BrokerAddress,
@@ -108,6 +111,7 @@ class Link:
         finally:
             entering.cancel()
             if not (entering.done() and not entering.cancelled() and not entering.exception()):
+                self.hung_up = self.reached_broker and self.lost.done()
                 self._lose(LinkError("not connected"))
         self._client._disconnected.add_done_callback(self._on_disconnected)
         heartbeat = Heartbeat(

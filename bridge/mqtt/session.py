@@ -200,22 +200,31 @@ class Session:
         def receive(link: Link, message: Message) -> None:
             self._receive(link, message, on_message)
 
-        link = Link(
-            address,
-            identifier=self._instance,
-            on_message=receive,
-            will=self._presence.will(),
-            session_expiry=self._settings.mqtt_session_expiry,
-            clean=clean,
-        )
+        def link() -> Link:
+            return Link(
+                address,
+                identifier=self._instance,
+                on_message=receive,
+                will=self._presence.will(),
+                session_expiry=self._settings.mqtt_session_expiry,
+                clean=clean,
+            )
+
+        def elsewhere() -> Link:
+            name = f"{self._instance}-will"
+            return Link(address, identifier=name, on_message=lambda _link, _message: None)
+
+        first = link()
         try:
-            await link.open()
+            await first.open()
+            return first
         except LinkError as error:
-            needs_other = link.reached_broker and error.reason in (None, _UNSUPPORTED_VERSION)
-            if link.version5 and needs_other and not self._is_ours:
+            needs_other = first.reached_broker and error.reason in (None, _UNSUPPORTED_VERSION)
+            if first.version5 and needs_other and not self._is_ours:
                 raise LinkError(f"{error}{_NO_MQTT_5}", error.reason) from None
-            raise
-        return link
+            if first.version5 or not first.hung_up:
+                raise
+            return await self._presence.open_again(error, link, elsewhere)
 
     async def _begin_anew(self, link: Link, on_message: OnMessage) -> Link:
         logger.warning(

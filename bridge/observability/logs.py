@@ -35,7 +35,7 @@ _MOST_LINES = 10_000
 # How long a full queue makes its writer wait, so that the thread which empties it gets a turn.
 _TURN_SECONDS = 0.02
 # How long lines are gathered: to wake the thread for each costs more than the line itself.
-_GATHER_SECONDS = 0.01
+_GATHER_SECONDS = 0.005
 # How long the end of the process waits for what is still to be written.
 _FLUSH_SECONDS = 1.0
 _MOST_FLUSHING = 100

@@ -27,7 +27,7 @@ from tests.lab.requester import ABSENT, Requester
 from tests.lab.servers import LOOPBACK, Server, free_port, wait_until
 
 USUAL_PORTS = (1883, 9001)
-LAST_WORD = {"zh": "按 Ctrl-C 结束", "en": "Ctrl-C ends it"}
+LAST_WORD = {"zh": "按 Ctrl-C 结束", "en": "Press Ctrl-C to end"}
 ALL_BYTES = bytes(range(256))
 
 # Without the proxies of the surroundings.
@@ -450,6 +450,7 @@ async def test_both_versions_ask_on_one_port(demo, asked_in: MqttVersion):
     async with Requester(demo.broker, version=asked_in) as requester:
         fields = {"device_uuid": "demo-board-2", "sensor": "水温"}
         assert (await requester.ask("sensor-data", fields)).code == 200
+        assert (await requester.ask("sensor-data", fields, client_level="plugin-a")).code == 200
 
 
 async def test_correlation_data_comes_back_byte_for_byte(demo):
