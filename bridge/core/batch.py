@@ -59,6 +59,7 @@ class Item:
 
 
 def item_of(batch: Request, raw: JsonObject, number: int) -> Item:
+    """One item as a request of its own; never raises: a fault becomes the request's refusal."""
     envelope = open_fields(raw)
     refusal = envelope.refusal
     row = None

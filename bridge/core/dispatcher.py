@@ -67,10 +67,12 @@ class Dispatcher:
         return Serving(self, request, on_begun)
 
     async def idle(self) -> None:
+        """Wait until no request is being answered; new ones are not kept out."""
         while self._answering:
             await self._idle.wait()
 
     def takes_place(self, request: Request) -> bool:
+        """Whether it must hold a place: not if unknown, already refused, or always answered."""
         row = _row_of(request)
         if row is None or row.always or request.refusal is not None:
             return False
@@ -81,6 +83,7 @@ class Dispatcher:
         return self._services.drain.begun.is_set() and request.transport != "mqtt"
 
     def reject(self, request: Request, error: BridgeError) -> Reply:
+        """The reply to a request that is rejected unserved; it is observed like any other reply."""
         reply = reply_to_error(error, self._language)
         self._observe(_row_of(request), request, reply)
         return reply

@@ -19,6 +19,7 @@ _OVERHEAD = 1024
 
 
 async def limits(examination: Examination) -> Finding:
+    """Whether the broker's limits leave the bridge what it needs."""
     settings = examination.settings
     if settings.mqtt_protocol == "3.1.1":
         broker = BrokerLimits(retain=await _takes_retained_will(examination))

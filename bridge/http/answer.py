@@ -30,10 +30,13 @@ class Connection(Protocol):
 
     is_surplus: bool
 
-    def watch_reader(self) -> None: ...
+    def watch_reader(self) -> None:
+        """Count what the client has not read yet towards the bound on unsent bytes."""
 
 
 class Answer(web.StreamResponse):
+    """A whole response, written together with its head."""
+
     def __init__(
         self,
         status: int,
@@ -53,6 +56,7 @@ class Answer(web.StreamResponse):
         self._is_read = False
 
     def add_headers(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Add headers; without effect once it was written."""
         self._lines += "".join(f"{name}: {value}\r\n" for name, value in headers)
 
     @property
@@ -70,7 +74,10 @@ class Answer(web.StreamResponse):
                     await request.writer.drain()
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Write it unless it was sent, and wait until its client has read it."""
+        """Write it unless it was sent, and wait until its client has read it.
+
+        Raises ConnectionResetError if the client has gone.
+        """
         if not self._is_read and self._write(request):
             await request.writer.drain()
 

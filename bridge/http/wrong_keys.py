@@ -41,6 +41,7 @@ class WrongKeys:
         self._lines = 0
 
     async def shown(self, address: str | None) -> None:
+        """Count and log a wrong key; returns after a delay if its address showed many."""
         self._count()
         now = asyncio.get_running_loop().time()
         known = self._address(_network_of(address or "unknown"), now)

@@ -54,6 +54,7 @@ class Presence:
             )
 
     def will(self) -> aiomqtt.Will | None:
+        """What the broker publishes when we are gone; None if it keeps no retained messages."""
         if not self._retains:
             return None
         return aiomqtt.Will(self._topics.presence, self._payload("offline"), qos=1, retain=True)
@@ -93,7 +94,10 @@ class Presence:
         return third
 
     async def announce(self, link: Link, status: str) -> None:
-        """Say that we are `online` or `offline`; raises LinkError."""
+        """Publish `online` or `offline`, retained; a broker's refusal is only logged.
+
+        Raises LinkError if the connection is lost.
+        """
         if not self._retains:
             return
         # Before the replies that wait for a slow broker: there may be no time for all of these.

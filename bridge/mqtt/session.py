@@ -143,6 +143,7 @@ class Session:
             await self._presence.announce(link, "online")
 
     async def close(self) -> None:
+        """Announce `offline`, for half a second at most, and disconnect; see `keeps_session`."""
         self._stopping = True
         link, self.link = self.link, None
         self.ready = False
@@ -156,7 +157,7 @@ class Session:
         await link.close(keep_session=self.keeps_session)
 
     async def next_link(self, give_up: float) -> Link:
-        """The connection, waited for until `give_up` on the loop's clock; then TimeoutError."""
+        """The connection; raises TimeoutError if there is none by `give_up` (the loop's clock)."""
         if self.link is None:
             async with asyncio.timeout_at(give_up):
                 while self.link is None:
