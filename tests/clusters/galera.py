@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -12,6 +13,8 @@ from tests.lab.mariadb import MariaDb, _template
 from tests.lab.servers import LOOPBACK, free_port
 
 _PROVIDER = next(Path("/usr/lib").glob("**/libgalera_smm.so"), Path("libgalera_smm.so"))
+
+_NOBODY = 65534
 
 
 class GaleraNode(MariaDb):
@@ -53,9 +56,11 @@ class GaleraNode(MariaDb):
     def spawn(self) -> None:
         if not self._data.exists():
             shutil.copytree(_template(), self._data)
-        # As root, rsync's daemon writes there as somebody else.
+        # Of root's, rsync's daemon writes there as `nobody`.
         for path in (self.folder, self._data, *self._data.rglob("*")):
             path.chmod(0o777)
+            if os.geteuid() == 0:
+                os.chown(path, _NOBODY, _NOBODY)
         super().spawn()
         # Started again, the first one joins the others.
         self._is_first = False

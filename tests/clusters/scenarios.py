@@ -103,6 +103,8 @@ async def broker_node_dies(
                 over.set()
 
             breaking = asyncio.create_task(faults())
+            # A fault that could not be made ends the load too.
+            breaking.add_done_callback(lambda _: over.set())
             sent = await at_rate(COMMANDS_A_SECOND, over, commands(requester, tally))
             await breaking
             return _judge(sent, tally, executed(board), findings)
@@ -152,6 +154,8 @@ async def database_node_dies(findings: Findings, *options: str) -> str:
                 over.set()
 
             breaking = asyncio.create_task(faults())
+            # A fault that could not be made ends the load too.
+            breaking.add_done_callback(lambda _: over.set())
             sent = await at_rate(COMMANDS_A_SECOND, over, commands(requester, tally))
             await breaking
             outcome = _judge(sent, tally, executed(board), findings)
@@ -231,6 +235,7 @@ async def rolling_restart(findings: Findings, rounds: int = 2) -> str:
                     over_mqtt["none"] += 1
 
             rolling = asyncio.create_task(roll())
+            rolling.add_done_callback(lambda _: over.set())
             await asyncio.gather(at_rate(110, over, ask_http), at_rate(40, over, ask_mqtt))
             await rolling
         findings.expect(set(over_http) == {200}, f"HTTP: {dict(over_http)}")
