@@ -38,6 +38,8 @@ Language = Literal["zh", "en"]
 
 @dataclass(frozen=True, slots=True)
 class Text:
+    """One sentence in both languages."""
+
     zh: str
     en: str
 
@@ -152,6 +154,7 @@ class BridgeError(Exception):
         return self
 
     def detail(self, language: Language) -> str:
+        """The sentence for a person; without a driver's words or secrets."""
         facts = {
             name: fact.in_(language) if isinstance(fact, Text) else fact
             for name, fact in self.facts.items()
@@ -262,6 +265,7 @@ class ValidationFailed(BridgeError, code=422, error="validation_error"):
         self.about(_name_of(errors[0]), value)
 
     def detail(self, language: Language) -> str:
+        """Every field at fault, with what is wrong there."""
         colon, comma = (" ", "; ") if language == "en" else ("：", "；")
         faults = (f"{_name_of(fault)}{colon}{fault.msg.in_(language)}" for fault in self.errors)
         return self.text.in_(language).format(fields=comma.join(faults))

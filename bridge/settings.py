@@ -256,11 +256,15 @@ class Settings(BaseModel):
 
     @cached_property
     def timezone(self) -> ZoneInfo:
+        """The zone of the database's naive times."""
         return ZoneInfo(self.db_timezone)
 
 
 def load() -> Settings:
-    """Read the settings; SettingsError is one line without secrets."""
+    """Read the settings of `.env` and the environment, which wins.
+
+    Raises SettingsError if a value can't be used; its message is one line without secrets.
+    """
     filed, environment = written_names()
     texts = {**filed, **environment}
     # In the environment it is GNU gettext's too, which writes "zh_CN:zh" there.
@@ -300,7 +304,10 @@ def reader_language(environment: Mapping[str, str]) -> Language:
 
 
 def written_names() -> tuple[dict[str, str], dict[str, str]]:
-    """What `.env` and the environment hold, by names in capitals; raises SettingsError."""
+    """What `.env` and the environment hold, by names in capitals: case does not matter.
+
+    Raises SettingsError if `.env` is no UTF-8 text, or has a line that is no setting.
+    """
     try:
         # Windows' editors write a byte order mark.
         text = Path(ENV_FILE).read_text(encoding="utf-8-sig")

@@ -64,6 +64,7 @@ class Documents:
         }
 
     def openapi(self, guarded: bool, reached: Address) -> bytes:
+        """OpenAPI 3.1, as JSON."""
         return _with_servers(self._openapi(guarded), self._servers(reached))
 
     def openapi_3_0(self, guarded: bool, reached: Address) -> bytes:

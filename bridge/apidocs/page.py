@@ -22,6 +22,7 @@ _SCRIPT = re.compile(rb"<script>(.*?)</script>", re.DOTALL)
 
 @cache
 def html() -> bytes:
+    """The page; it asks for an API key if the documents need one."""
     return _PAGE.read_bytes()
 
 

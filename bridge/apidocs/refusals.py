@@ -76,6 +76,7 @@ def refusals(row: Operation, transport: Transport, *, guarded: bool = False) -> 
 
 
 def by_code(errors: Errors) -> list[tuple[int, Errors]]:
+    """Errors in the order of their codes, as a list for each code."""
     return [(code, list(group)) for code, group in groupby(errors, lambda error: error.code)]
 
 

@@ -185,6 +185,7 @@ def fields_of(row: Operation, schemas: Mapping[str, JsonObject]) -> dict[str, Js
 
 
 def error_of(errors: list[type[BridgeError]]) -> JsonObject:
+    """The body with which one of these errors is answered."""
     properties: JsonObject = {"error": {"enum": sorted({error.error for error in errors})}}
     codes = sorted({error.code for error in errors})
     properties["code"] = {"enum": codes}

@@ -19,12 +19,14 @@ class Backend(Protocol):
     def store(self) -> Store: ...
 
     @property
-    def available(self) -> bool: ...
+    def available(self) -> bool:
+        """Whether the last query or probe succeeded."""
 
     async def watch(self) -> None:
         """Keep `available` true to life, until cancelled."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Cancel the reads that run, and close what it has opened itself."""
 
 
 class MysqlBackend:

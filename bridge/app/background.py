@@ -11,6 +11,8 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class Background:
+    """Tasks that run as long as the bridge does; `failed` is set when one of them fails."""
+
     failed: asyncio.Event = field(default_factory=asyncio.Event)
     tasks: list[asyncio.Task[Any]] = field(default_factory=list)
 

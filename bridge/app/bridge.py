@@ -54,7 +54,7 @@ class Bridge:
         self._started = time.monotonic()
         self._deadlines, self._database_deadlines = Deadlines(), Deadlines()
         self._drain = Drain()
-        self._admission = Admission(settings.max_in_flight)
+        self._admission = Admission.for_requests(settings.max_in_flight)
         self._metrics = Metrics(lambda: self._admission.in_flight)
         self._backend = make_backend(settings, self._metrics, self._database_deadlines)
         self._keys = Keys(settings)
@@ -121,7 +121,10 @@ class Bridge:
         )
 
     async def start(self) -> None:
-        """Listen, then connect in the background; raises PortTakenError."""
+        """Listen, then connect in the background; without database or broker it starts too.
+
+        Raises PortTakenError if someone else listens on our port.
+        """
         on_signal("SIGHUP", self._reload_keys)
         await self._http.start()
         self._say_what_is_served()
@@ -186,6 +189,7 @@ class Bridge:
         return MemoryIdempotency(settings.dedup_ttl, self._deadlines, settings.language)
 
     def is_ready(self) -> bool:
+        """Whether database and broker are there and we are not draining."""
         return (
             self._backend.available and self._session.available and not self._drain.begun.is_set()
         )

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 
 def on_signal(name: str, callback: Callable[[], object]) -> None:
+    """Call back in the running loop when the signal comes; ignored if the platform lacks it."""
     number = getattr(signal, name, None)
     if number is None:
         return

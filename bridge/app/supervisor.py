@@ -81,6 +81,7 @@ class Parent:
     ready: bool = False
 
     async def run(self) -> int:
+        """Run all workers until told to stop; the exit status."""
         self._warn_of_memory()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._hang_up)

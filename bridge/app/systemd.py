@@ -9,6 +9,7 @@ import socket
 
 
 def notify(state: str) -> None:
+    """Tell systemd, such as `READY=1` or `STATUS=…` (sd_notify(3)); never fails."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return

@@ -43,6 +43,7 @@ _ONE_WORKER = Text(
 
 
 async def serve(settings: Settings) -> int:
+    """Serve until told to stop; the exit status."""
     raise_descriptor_limit()
     stop = stop_signal()
     # By default SIGHUP ends the process, and the keys are not loaded yet.

@@ -14,7 +14,10 @@ _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 def broker_at(url: str, tls: ssl.SSLContext | None) -> BrokerAddress:
-    """The broker of a `mqtt://` or `mqtts://` URL, or ValueError."""
+    """The broker of a `mqtt://` or `mqtts://` URL; `tls` is the context of the second, if any.
+
+    Raises ValueError for any other URL; the message repeats nothing of it.
+    """
     # The message repeats no part of the URL, nor does the parser's: it may hold a password.
     malformed = ValueError("write the broker as mqtt://host:1883 or mqtts://host:8883")
     try:
@@ -49,7 +52,7 @@ def check_timeout(seconds: float) -> None:
 
 
 def check_request_id(request_id: object) -> str:
-    """The id, or ValueError if the bridge would not take it."""
+    """The id; raises ValueError unless it is 1-128 of `A-Z a-z 0-9 . _ : -`."""
     if not (isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id)):
         raise ValueError(
             f"request_id={request_id!r} must be 1 to 128 characters of A-Z a-z 0-9 . _ : -"

@@ -40,9 +40,10 @@ class Connection:
         self._closed = True
 
     async def open(self) -> None:
-        """Connect, or raise NotConnected; from then on the connection comes back by itself.
+        """Connect; from then on the connection comes back by itself.
 
         The version of the protocol is settled here: a broker that hangs up later is restarting.
+        Raises NotConnected if the broker can't be reached or refuses us.
         """
         try:
             link = await self._connect_in_some_version()

@@ -34,6 +34,7 @@ class Replies:
 
     @contextmanager
     def expected(self, request_id: str) -> Iterator[Expected]:
+        """Expect one reply, as long as the context lasts; several calls may use one id."""
         reply: asyncio.Future[JsonObject] = asyncio.get_running_loop().create_future()
         expected = Expected(request_id, secrets.token_bytes(16), reply)
         same_id = self._by_id.setdefault(request_id, deque())

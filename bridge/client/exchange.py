@@ -60,6 +60,8 @@ class Question:
 
 
 class Exchange:
+    """Asks over one connection, any number of questions at a time."""
+
     def __init__(self, connection: Connection, replies: Replies) -> None:
         self._connection = connection
         self._replies = replies

@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def typed(kind: type[T], data: object) -> T:
-    """The data as one of `kind`, or CallError."""
+    """The data as one of `kind`; raises CallError if it is none."""
     try:
         answer: T = _adapter(kind).validate_python(data)  # type: ignore[arg-type]
     except ValidationError:

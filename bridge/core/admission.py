@@ -6,7 +6,7 @@ After that it gets no place any more, and is rejected.
 
 import asyncio
 from collections import deque
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from ..errors import Busy
 
@@ -19,17 +19,22 @@ WAIT_SECONDS = 0.25
 _PLACES_FOR_A_REJECTION = 16
 # Each waiter keeps its whole request.
 _MOST_WAITERS = 4096
+# Batches take at most one place in so many. One may cost as much as hundreds of other requests: as
+# many as there are places would keep the event loop for seconds.
+_BATCHES_SHARE = 8
 
 
 class Place:
     """A place among the requests in flight."""
 
-    __slots__ = ("_admission", "_aside", "_held")
+    __slots__ = ("_admission", "_aside", "_held", "among_batches")
 
     def __init__(self, admission: "Admission") -> None:
         self._admission = admission
         self._held = True
         self._aside = False
+        # A batch's place among those that batches may take.
+        self.among_batches: Place | None = None
 
     def release(self) -> None:
         """Give it back; may be said again."""
@@ -39,6 +44,8 @@ class Place:
         if self._aside:
             self._aside = False
             self._admission.waiting_duplicates -= 1
+        if self.among_batches is not None:
+            self.among_batches.release()
 
     def step_aside(self) -> None:
         """Give it back while the request waits for another one's outcome.
@@ -66,9 +73,15 @@ class _Waiter(NamedTuple):
 
 
 class Admission:
-    """Gives out the places."""
+    """Gives out the places; batches get theirs by `batches` first, if that is there."""
 
-    def __init__(self, places: int, wait_seconds: float = WAIT_SECONDS) -> None:
+    def __init__(
+        self,
+        places: int,
+        wait_seconds: float = WAIT_SECONDS,
+        *,
+        batches: "Admission | None" = None,
+    ) -> None:
         self._loop = asyncio.get_running_loop()
         self._wait_seconds = wait_seconds
         self._taken = 0
@@ -78,8 +91,14 @@ class Admission:
         self._overdue: deque[_Waiter] = deque()
         self._timer: asyncio.Handle | None = None
         self._rejected_in_a_turn = max(1, places // _PLACES_FOR_A_REJECTION)
+        self._batches = batches
         self.places = places
         self.waiting_duplicates = 0
+
+    @classmethod
+    def for_requests(cls, places: int) -> Self:
+        """The admission of a bridge: batches take only a part of its places."""
+        return cls(places, batches=Admission(max(1, places // _BATCHES_SHARE)))
 
     @property
     def in_flight(self) -> int:
@@ -117,6 +136,21 @@ class Admission:
         if not admitted:
             raise Busy()
         return Place(self)
+
+    async def enter_batch(
+        self, received: float | None = None, *, asks_again: bool = False
+    ) -> Place:
+        """A place for a batch; see `enter`."""
+        if self._batches is None:
+            return await self.enter(received, asks_again=asks_again)
+        among_batches = await self._batches.enter(received, asks_again=asks_again)
+        try:
+            place = await self.enter(received, asks_again=asks_again)
+        except BaseException:
+            among_batches.release()
+            raise
+        place.among_batches = among_batches
+        return place
 
     def release(self) -> None:
         """Give one place back, to the first that has not waited too long, if there is one."""

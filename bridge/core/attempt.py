@@ -70,11 +70,15 @@ class CommandAttempt:
         return await self._execute(self)
 
     def seconds_left(self) -> float:
+        """Seconds until the deadline; never negative."""
         # Not the loop's clock, which stands still during a turn of the loop.
         return max(0.0, self.deadline - time.monotonic())
 
     def step_aside(self) -> None:
-        """Leave the queue and the place to others while another attempt runs; raises Busy."""
+        """Leave the queue and the place to others while another attempt runs.
+
+        Raises Busy if too many attempts wait already.
+        """
         if self._ticket is not None:
             self._ticket.give_up()
         if self._place is not None:
@@ -98,7 +102,10 @@ class CommandAttempt:
             return await self._send(device, command, later)
 
     def check(self, reason: int, device: DeviceProfile) -> None:
-        """Raise DeviceUnreachable or PublishRefused if the first command's PUBACK says so."""
+        """Raise DeviceUnreachable or PublishRefused if the first command's PUBACK says so.
+
+        `reason` is the PUBACK's reason code; the outcome of such a command is not kept.
+        """
         if reason == NO_MATCHING_SUBSCRIBERS:
             # Nothing was received, so that there is no outcome to keep.
             self.has_left = False

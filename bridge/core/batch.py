@@ -22,6 +22,10 @@ from .request import Request
 
 # What the replies of all items may take together, in bytes.
 MOST_BYTES = 4 * 1024 * 1024
+# Of the items that can't be read together so many are read at a time, of so many batches. A hundred
+# descriptions of devices may be megabytes, and keep the event loop for a tenth of a second.
+READING_ITEMS = 8
+READING_BATCHES = 4
 
 
 @dataclass(slots=True)
@@ -32,6 +36,15 @@ class Item:
     row: Operation | None = None
     fields: Fields | None = None
     reply: Reply | None = None
+    # The reply as JSON, once it was encoded.
+    body: bytes | None = None
+
+    def encode(self) -> bytes:
+        """The reply as JSON; encoded once."""
+        assert self.reply is not None
+        if self.body is None:
+            self.body = self.reply.encode(self.request.request_id)
+        return self.body
 
     @property
     def operation(self) -> Operation:
@@ -46,6 +59,7 @@ class Item:
 
 
 def item_of(batch: Request, raw: JsonObject, number: int) -> Item:
+    """One item as a request of its own; never raises: a fault becomes the request's refusal."""
     envelope = open_fields(raw)
     refusal = envelope.refusal
     row = None
@@ -78,9 +92,7 @@ def bodies_of(items: Iterable[Item], language: Language) -> list[Any]:
     bodies = []
     size = 0
     for item in items:
-        reply = item.reply
-        assert reply is not None
-        body = reply.encode(item.request.request_id)
+        body = item.encode()
         size += len(body)
         is_command = item.row is not None and item.row.commands
         if size > MOST_BYTES and not is_command:

@@ -78,6 +78,7 @@ class Drain:
     until: float = float("inf")
 
     def begin(self, until: float) -> None:
+        """Begin to drain; `until` is on the loop's clock."""
         self.until = until
         self.begun.set()
 

@@ -43,6 +43,7 @@ class Deadlines:
         }
 
     def has_passed(self, when: float) -> bool:
+        """Whether `when`, on the loop's clock, or the limit set by `end_by` has passed."""
         return min(when, self._latest) <= self._loop.time()
 
     def until(self, when: float) -> "Limit":

@@ -34,9 +34,10 @@ async def devices(fields: DevicesFields, context: Context) -> DeviceList:
 def listable_devices(
     settings: Settings, transport: Transport, grant: Grant | None
 ) -> frozenset[str] | None:
-    """The keys of the devices that a requester may list, None for all; raises Forbidden.
+    """The keys of the devices that a requester may list; None for all of them.
 
-    `grant` is what the API key that was shown may do; None if none was.
+    `grant` is what the API key that was shown may do; None if none was. Raises Forbidden if the
+    requester may list none.
     """
     if grant is not None:
         grant.check("devices", None)

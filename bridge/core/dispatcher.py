@@ -21,7 +21,7 @@ from ..errors import (
 from ..observability.observations import UNKNOWN, CommandExecuted, Observers, RequestAnswered
 from .admission import Admission, Place
 from .attempt import CommandAttempt, Context
-from .batch import Item, bodies_of, grouped, item_of
+from .batch import READING_BATCHES, READING_ITEMS, Item, bodies_of, grouped, item_of
 from .context import Services
 from .deadlines import Deadlines
 from .idempotency import CommandId, Idempotency, Outcome, fingerprint_of, key_of
@@ -51,6 +51,8 @@ class Dispatcher:
         self._answering = 0
         self._idle = asyncio.Event()
         self._admission = admission
+        self._reading_batches = asyncio.Semaphore(READING_BATCHES)
+        self._reading_items = asyncio.Semaphore(READING_ITEMS)
 
     @property
     def deadlines(self) -> Deadlines:
@@ -65,10 +67,12 @@ class Dispatcher:
         return Serving(self, request, on_begun)
 
     async def idle(self) -> None:
+        """Wait until no request is being answered; new ones are not kept out."""
         while self._answering:
             await self._idle.wait()
 
     def takes_place(self, request: Request) -> bool:
+        """Whether it must hold a place: not if unknown, already refused, or always answered."""
         row = _row_of(request)
         if row is None or row.always or request.refusal is not None:
             return False
@@ -79,6 +83,7 @@ class Dispatcher:
         return self._services.drain.begun.is_set() and request.transport != "mqtt"
 
     def reject(self, request: Request, error: BridgeError) -> Reply:
+        """The reply to a request that is rejected unserved; it is observed like any other reply."""
         reply = reply_to_error(error, self._language)
         self._observe(_row_of(request), request, reply)
         return reply
@@ -238,11 +243,8 @@ class Dispatcher:
             for item in commands:
                 await self._run_item(item, attempt)
 
-        work: list[Awaitable[None]] = [self._run_together(group, attempt) for group in alike]
-        work += [self._run_item(item, attempt) for item in single]
-        if commands:
-            work.append(run_in_order())
-        await asyncio.gather(*work)
+        together = (self._run_together(group, attempt) for group in alike)
+        await asyncio.gather(run_in_order(), *together, self._read_each(single, attempt))
         return Reply(200, BatchResult(bodies_of(items, self._language)))
 
     def _open(self, item: Item, batch: CommandAttempt) -> None:
@@ -254,6 +256,21 @@ class Dispatcher:
             item.fields = self._checked(item.operation, item.request, attempt)
         except Exception as error:
             item.reply = reply_to_error(error, self._language)
+
+    async def _read_each(self, items: Sequence[Item], batch: CommandAttempt) -> None:
+        """Answer items that can't be read together, a few of a few batches at a time."""
+
+        async def read(item: Item) -> None:
+            async with self._reading_items:
+                await self._run_item(item, batch)
+                # Of what may be large, only the JSON is kept.
+                item.encode()
+                assert item.reply is not None
+                item.reply.data = None
+
+        if items:
+            async with self._reading_batches:
+                await asyncio.gather(*(read(item) for item in items))
 
     async def _run_item(self, item: Item, batch: CommandAttempt) -> None:
         attempt = self._attempt(item.operation, item.request, until=batch.deadline)
@@ -311,9 +328,9 @@ class Serving:
         dispatcher, request = self._dispatcher, self._request
         try:
             if dispatcher.takes_place(request):
-                self._place = await dispatcher._admission.enter(
-                    request.received, asks_again=request.transport == "http"
-                )
+                admission = dispatcher._admission
+                enter = admission.enter_batch if request.operation == "batch" else admission.enter
+                self._place = await enter(request.received, asks_again=request.transport == "http")
         except Busy as error:
             return dispatcher.reject(request, error)
         try:

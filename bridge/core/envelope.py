@@ -113,7 +113,7 @@ def _checked_expiry(expires_at: object) -> float | None:
 
 
 def checked_id(request_id: object) -> str:
-    """A valid request id, or MalformedRequest."""
+    """The request id; raises MalformedRequest unless it is 1-128 of `A-Z a-z 0-9 . _ : -`."""
     if isinstance(request_id, str) and _REQUEST_ID.fullmatch(request_id):
         return request_id
     raise MalformedRequest(reason=_BAD_ID).about("request_id", request_id)

@@ -26,7 +26,7 @@ class Grant:
     devices: frozenset[str] | None = None
 
     def check(self, operation: str, device_uuid: str | None) -> None:
-        """Raise Forbidden unless the key may do this."""
+        """Raise Forbidden unless the key permits the operation, and the device if one is named."""
         allowed = self.operations is None or operation in _FREE or operation in self.operations
         if not allowed:
             raise Forbidden(

@@ -56,12 +56,14 @@ class Attempt(Protocol):
         """On the loop's clock."""
 
     @property
-    def has_left(self) -> bool: ...
+    def has_left(self) -> bool:
+        """Whether a command was handed to the broker, so that the outcome must be kept."""
 
-    async def run(self) -> Reply: ...
+    async def run(self) -> Reply:
+        """Execute it; called once at most."""
 
     def step_aside(self) -> None:
-        """Wait for another attempt from now on; raises Busy if too many do."""
+        """Wait for another attempt from now on; raises Busy if too many wait already."""
 
 
 class Idempotency(Protocol):

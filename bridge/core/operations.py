@@ -77,6 +77,7 @@ class Operation:
 
 
 async def sensor_data(fields: SensorDataFields, context: Context) -> Reading:
+    """One sensor's latest value; raises DeviceNotFound, SensorNotFound or AmbiguousSensor."""
     names = sensors.candidates(fields.sensor)
     if names:
         (device,) = await context.services.store.sensors([(fields.device_uuid, names)])
@@ -115,6 +116,7 @@ async def sensor_data_of_many(
 
 
 async def control(fields: ControlFields, context: Context) -> ControlResult:
+    """Send one command, and wait for its PUBACK; raises as `control_command` and `send` do."""
     device = await _profile(fields.device_uuid, context)
     command = commands.control_command(fields, device)
     await _send(device, command, context)
@@ -122,6 +124,10 @@ async def control(fields: ControlFields, context: Context) -> ControlResult:
 
 
 async def preset(fields: PresetFields, context: Context) -> PresetResult | SequenceResult:
+    """Run a stored preset: one command, or a sequence with pauses.
+
+    Raises DeviceOffline, and what `preset_plan`, `run_sequence` and `CommandAttempt.send` raise.
+    """
     with context.in_time():
         device = await _profile(fields.device_uuid, context)
     limit = context.services.settings.preset_timeout
@@ -137,6 +143,7 @@ async def preset(fields: PresetFields, context: Context) -> PresetResult | Seque
 
 
 async def device(fields: DeviceFields, context: Context) -> DeviceDescription:
+    """A device's sensors, ports and presets; raises DeviceNotFound."""
     readings, profile = await asyncio.gather(
         _readings(fields.device_uuid, context), _profile(fields.device_uuid, context)
     )
@@ -157,6 +164,7 @@ async def config(fields: DeviceFields, context: Context) -> DeviceConfig:
 
 
 async def health(_: NoFields, context: Context) -> Health:
+    """The state at the last query or probe; never waits."""
     return context.services.health()
 
 

@@ -59,6 +59,7 @@ class Ticket:
         return self._given_up or self._leave is not None
 
     def go(self) -> None:
+        """Call `send` if `leave` has set one; called once all tickets before it have gone."""
         if self._leave is not None:
             self._leave()
 
@@ -90,6 +91,8 @@ class _Queue:
 
 
 class DeviceQueues:
+    """The queues of all devices of this process, by device key, and the sequences that run."""
+
     def __init__(self) -> None:
         self._queues: dict[str, _Queue] = {}
         self._in_sequence: set[str] = set()

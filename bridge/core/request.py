@@ -41,6 +41,7 @@ class Request(NamedTuple):
 
     @property
     def is_expired(self) -> bool:
+        """Whether `expires_at` has passed by the wall clock; Message Expiry is not looked at."""
         return self.expires_at is not None and self.expires_at <= time.time()
 
     def id_property(self) -> tuple[str, str | None]:

@@ -103,7 +103,11 @@ class _Run:
 
 
 async def run_sequence(context: Context, device: DeviceProfile, plan: PresetPlan) -> SequenceResult:
-    """Run a sequence, alone on its device; raises DeviceBusy, or the first step's error."""
+    """Run a sequence, alone on its device; single commands go out between its steps.
+
+    Raises DeviceBusy if another sequence runs there, or the first step's error. If a later step
+    fails, the result has `success` false and lists the steps that left.
+    """
     with context.services.queues.sequence(device_key(device.uuid)) as alone:
         if not alone:
             raise DeviceBusy(device=device.name)

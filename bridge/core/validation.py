@@ -10,7 +10,7 @@ from ..errors import FieldError, ValidationFailed, fault_text
 
 
 def validated(fields: type[Fields], raw: JsonObject) -> Fields:
-    """The fields of one operation, or ValidationFailed."""
+    """The validated fields of one operation; raises ValidationFailed with every field at fault."""
     try:
         return fields.model_validate(raw)
     except ValidationError as invalid:

@@ -49,7 +49,10 @@ class DatabaseAddress(NamedTuple):
 
     @classmethod
     def of(cls, settings: Settings) -> Self:
-        """The database of the settings; SettingsError, without its words, for an unusable URL."""
+        """The database of `DATABASE_URL` if that is set, else of the `DB_` settings.
+
+        Raises SettingsError if the URL can't be used; its message holds nothing of the URL.
+        """
         if settings.database_url is not None:
             return cls._of_url(settings.database_url.get_secret_value().strip(), settings)
         return cls(

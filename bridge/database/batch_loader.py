@@ -74,6 +74,7 @@ class BatchLoader(Generic[Key, Model]):
         return answer
 
     async def close(self) -> None:
+        """Cancel those who wait and the statements that run; wait until these have ended."""
         for asker in self._take(len(self._waiting)):
             asker.answer.cancel()
         under_way = list(self._under_way)

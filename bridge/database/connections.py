@@ -30,10 +30,14 @@ class Connections:
         self._closed = False
 
     def in_use(self) -> int:
+        """How many connections execute a statement now."""
         return len(self._open) - len(self._idle)
 
     async def take(self) -> Any:
-        """The connection that was idle longest, so that all stay fresh; or a new one."""
+        """The connection that was idle longest, so that all stay fresh; or a new one.
+
+        Raises ConnectionError after `close`, TimeoutError, and what asyncmy raises on connecting.
+        """
         if self._closed:
             raise ConnectionError("closed by us")
         now = self._loop.time()
@@ -47,6 +51,7 @@ class Connections:
         return connection
 
     def give_back(self, connection: Any) -> None:
+        """Make it idle; only for connections whose last result was read whole (else `cut`)."""
         if self._closed:
             self.cut(connection)
         else:
@@ -111,9 +116,10 @@ def _session(charset: str, seconds: float) -> str:
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """The context of `DB_TLS_CA` or `DATABASE_URL`, None for plain TCP; raises OSError.
+    """The context of `DB_TLS_CA` or `DATABASE_URL`; None for plain TCP.
 
-    It verifies the server, unless `DATABASE_URL` says otherwise.
+    It verifies the server, unless `DATABASE_URL` says otherwise. Raises OSError if a file can't be
+    used, SettingsError as `DatabaseAddress.of` does.
     """
     # Always a context of our own: asyncmy takes an empty mapping for plaintext, and True for
     # encryption without verification.

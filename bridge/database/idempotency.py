@@ -122,12 +122,15 @@ class MysqlIdempotency:
         return Outcome(outcome.reply, outcome.duplicate or claim.is_duplicate)
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
+        """See `Idempotency.recall`; raises as `execute` does."""
         return await self._known(_Claim(self, b"", command, attempt), claimed=False)
 
     async def close(self) -> None:
+        """Cancel the look-ups that run."""
         await self._rows.close()
 
     async def sweep(self) -> None:
+        """Call `sweep_once` at intervals until cancelled; its errors are logged."""
         while True:
             await asyncio.sleep(_SWEEP_SECONDS)
             try:
@@ -136,7 +139,10 @@ class MysqlIdempotency:
                 logger.debug("rows without a meaning were not removed: %s", error)
 
     async def sweep_once(self) -> None:
-        """Remove expired rows, and those of our attempts that sent nothing."""
+        """Remove expired rows, and those of our attempts that sent nothing.
+
+        Raises as `Database.execute` does.
+        """
         while unsent := dict(islice(self._unsent.items(), _SWEEP_MOST)):
             numbers, keys = tuple(unsent), tuple(unsent.values())
             await self._database.execute(NOT_SENT, (keys, numbers), deadline=self._soon())

@@ -32,6 +32,7 @@ _NO_RIGHT = frozenset({1044, 1142, 1227})
 
 
 async def make_table(settings: Settings, *, print_only: bool) -> int:
+    """Make the idempotency table, or print its SQL; the exit status, 0 or 1."""
     if print_only:
         print(_statements(settings))
         return 0

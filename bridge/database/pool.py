@@ -114,9 +114,12 @@ class Database:
         return rows
 
     async def execute(self, sql: str, args: Sequence[Any] = (), *, deadline: float) -> int:
-        """Run a write, maybe twice, as `fetch` does; how many rows it affected.
+        """Run a write; returns the number of rows that it affected.
 
-        With `DatabaseTimeout` and `DatabaseUnavailable` it may have been done, or be done later.
+        It must be repeatable: it is tried again as `fetch` does.
+
+        Raises:
+            DatabaseTimeout, DatabaseUnavailable: see `fetch`; it may be done all the same.
         """
         _, affected = await self._ask(sql, args, deadline)
         return affected
@@ -129,6 +132,7 @@ class Database:
             await asyncio.sleep(_PROBE_SECONDS)
 
     async def close(self, within: float = 0.25) -> None:
+        """Close all connections; waits at most `within` seconds for the server to end idle ones."""
         await self._connections.close(within)
 
     async def _probe(self) -> None:

@@ -54,24 +54,29 @@ class MysqlStore:
     async def sensors(
         self, wanted: Sequence[SensorKey]
     ) -> Sequence[DeviceReadings | BridgeError | None]:
+        """See `Store.sensors`; raises DatabaseTimeout or DatabaseUnavailable."""
         keys = [(device_key(device_uuid), names) for device_uuid, names in wanted]
         plain = all(device_uuid.isascii() for device_uuid, _ in keys)
         return await (self._loaders if plain else self._odd_loaders).sensors.get_all(keys)
 
     async def readings(self, device_uuid: str) -> DeviceReadings | None:
+        """See `Store.readings`; raises DatabaseTimeout or DatabaseUnavailable."""
         key = device_key(device_uuid)
         return await (self._loaders if key.isascii() else self._odd_loaders).readings.get(key)
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
+        """See `Store.profile`; raises DatabaseTimeout or DatabaseUnavailable."""
         key = device_key(device_uuid)
         return await (self._loaders if key.isascii() else self._odd_loaders).profiles.get(key)
 
     async def devices(
         self, fields: DevicesFields, only: Collection[str] | None
     ) -> list[ListedDevice]:
+        """See `Store.devices`; raises DatabaseTimeout or DatabaseUnavailable."""
         return await self._device_list.read(fields, only)
 
     async def close(self) -> None:
+        """Cancel the reads that run; the database itself stays open."""
         for loader in (*self._loaders, *self._odd_loaders):
             await loader.close()
 

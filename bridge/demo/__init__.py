@@ -37,7 +37,13 @@ _TERMINAL_CLOSED = "SIGHUP"
 
 
 async def run_demo(language: Language, *, http_port: int | None, mqtt_port: int | None) -> int:
-    """Run the demo until a signal stops it or its terminal is closed; the exit status."""
+    """Run the demo until a signal stops it or its terminal is closed; the exit status.
+
+    Args:
+        language: of the demo's texts, device names and replies.
+        http_port: instead of 9001, or of a free port when that is taken.
+        mqtt_port: likewise, instead of 1883.
+    """
     starting = asyncio.current_task()
     assert starting is not None
     for name in (*STOP_SIGNALS, _TERMINAL_CLOSED):

@@ -42,7 +42,7 @@ def embedded_broker() -> Iterator[int]:
     """A broker for this machine alone, as long as the context lasts; its port, for MQTT 5.
 
     Starting blocks for a fifth of a second, so that no cancellation comes between the child's start
-    and its owner's knowing of it. Raises BrokerError.
+    and its owner's knowing of it. Raises BrokerError if it does not start.
     """
     # Two demos that start at one time would both find a usual port free, and share one broker.
     port = any_port()

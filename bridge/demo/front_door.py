@@ -39,7 +39,8 @@ _Translate = Callable[[int, bytes], bytes]
 async def front_door(broker_port: int, wanted: int | None = None) -> AsyncIterator[int]:
     """Listen for clients of both versions, as long as the context lasts; the port.
 
-    Without a `wanted` port it is the usual one or a free one. Raises NoFreePortError.
+    `broker_port` is the broker's own, `wanted` the one to listen on instead of the usual or a free
+    one. Raises NoFreePortError if `wanted` is taken, or no port is left.
     """
     open_now: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 

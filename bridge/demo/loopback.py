@@ -13,7 +13,10 @@ class NoFreePortError(Exception):
 
 
 def free_port(usual: int) -> int:
-    """The usual port, or else the next free one that ends like it: 9001, 19001, 29001 …"""
+    """The usual port, or else the next free one that ends like it: 9001, 19001, 29001 …
+
+    Raises NoFreePortError if there is none.
+    """
     for port in range(usual, 65536, _STEP):
         if _is_free(port):
             return port
@@ -29,7 +32,7 @@ def any_port() -> int:
 
 
 def wanted_port(port: int) -> int:
-    """The port that was asked for, or NoFreePortError."""
+    """The port that was asked for; raises NoFreePortError if it is taken, or not ours to use."""
     if not _is_free(port):
         raise NoFreePortError(f"port {port} can't be used: it is taken, or needs more rights")
     return port

@@ -37,6 +37,7 @@ class Platform:
         self.heard_all = asyncio.Event()
 
     async def run(self, port: int) -> None:
+        """Store what boards report on the broker at that port, until cancelled."""
         filters = ["devices/+/data", "devices/+/heartbeat"]
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(

@@ -74,7 +74,10 @@ class Ports:
         self.state: dict[str, list[int]] = {kind: [0] * count for kind, count in counts.items()}
 
     def take(self, command: object) -> str:
-        """Execute a command, or raise NotUnderstoodError; one line that tells what happened."""
+        """Execute a command; one line that tells what happened.
+
+        Raises NotUnderstoodError if nothing happened.
+        """
         match command:
             case {
                 "cmd": "led" | "relay" as kind,

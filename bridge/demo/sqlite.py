@@ -111,11 +111,13 @@ class SqliteBackend:
         )
 
     async def mark_seen(self, device_uuid: str, now: datetime) -> None:
+        """Record a device as online; `now` is naive, in `DB_TIMEZONE`."""
         await self._connection.execute(_MARK_SEEN, (now.isoformat(" "), device_uuid))
 
     async def store_readings(
         self, device_uuid: str, sensor_type: str, values: Mapping[str, str], now: datetime
     ) -> None:
+        """Store the latest values of a device's sensors, by name; `now` as in `mark_seen`."""
         await self._connection.executemany(
             _STORE_READING,
             [
@@ -129,7 +131,10 @@ class SqliteBackend:
 async def open_database(
     devices: Sequence[Device], last_seen: datetime
 ) -> AsyncIterator[SqliteBackend]:
-    """A database in memory that knows these devices; `last_seen` is when the offline ones were."""
+    """A database in memory that knows these devices, none of them online yet.
+
+    `last_seen` is when those whose board is not there were seen last; naive, in `DB_TIMEZONE`.
+    """
     async with aiosqlite.connect(":memory:", isolation_level=None) as connection:
         await connection.executescript(_TABLES)
         for number, device in enumerate(devices, start=1):

@@ -33,7 +33,12 @@ _WHICH_PORT = Text(
 
 
 def check_control(fields: ControlFields) -> None:
-    """Refuse what no device could do, before the database is asked."""
+    """Refuse what no device could do, before the database is asked.
+
+    Raises:
+        ValidationFailed: fields are missing or out of range.
+        InvalidControl: unknown port type or action, or a missing value.
+    """
     if fields.port is not None:
         return
     missing = [
@@ -48,7 +53,12 @@ def check_control(fields: ControlFields) -> None:
 
 
 def control_command(fields: ControlFields, device: DeviceProfile) -> JsonObject:
-    """The command that a control request means on this device."""
+    """The command that a control request means on this device.
+
+    Raises:
+        InvalidControl: unknown, disabled or ambiguous port, unknown type or action, missing value.
+        ValidationFailed: the value is out of the port's range.
+    """
     table = port_table(device)
     if table.unreadable:
         raise UnreadablePorts()

@@ -175,6 +175,7 @@ def _named(place: Place, entry: Entry) -> NamedPort:
 
 
 def listed(ports: Iterable[NamedPort]) -> str:
+    """The ports as an error's sentence lists them: type, number and names; `-` if none."""
     shown = []
     for named in ports:
         port = named.port

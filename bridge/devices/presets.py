@@ -70,7 +70,9 @@ def preset_plan(
     """What running the device's preset means; `limit` in seconds.
 
     Raises:
-        PresetNotFound, InvalidPreset: it can't be run; the error says why.
+        PresetNotFound: no preset has that key or name; it lists the presets there are.
+        InvalidPreset: it is ambiguous, malformed, too long, has no such parameter, or would command
+            a disabled port.
         ValidationFailed: a parameter is of another type than the stored one.
     """
     presets = _stored_presets(device.settings_json)
@@ -115,6 +117,7 @@ def preset_summaries(device: DeviceProfile) -> list[PresetSummary]:
 
 
 def presets_of(device: DeviceProfile) -> list[Mapping[str, Any]]:
+    """The device's presets, as stored; none if they can't be read."""
     return _stored_presets(device.settings_json) or []
 
 

@@ -58,7 +58,11 @@ def find(device: DeviceReadings, sensor: str) -> SensorRow:
     """The row that `sensor` means, of a device with all its rows.
 
     A stored name goes first; then the names that people gave, the product's display names, its
-    keys, and the common names. Raises SensorNotFound or AmbiguousSensor.
+    keys, and the common names.
+
+    Raises:
+        SensorNotFound: none has that name; it lists the sensors there are.
+        AmbiguousSensor: several have that name; it lists them.
     """
     row = _meant(device, plain_name(sensor), None)
     if row is None:
@@ -116,6 +120,7 @@ def reading(device: DeviceReadings, row: SensorRow, now: datetime) -> Reading:
 
 
 def all_readings(device: DeviceReadings, now: datetime) -> list[Reading]:
+    """Every sensor of a device that has a value; `now` is what ages count from."""
     return [reading(device, row, now) for row in device.rows if row.sensor_value is not None]
 
 

@@ -75,10 +75,12 @@ def text_of(value: object) -> str | None:
 
 
 def first_text(entry: Mapping[str, Any], *labels: str) -> str | None:
+    """The first of the values under `labels` that is a usable text."""
     return next((text for label in labels if (text := text_of(entry.get(label)))), None)
 
 
 def texts_of(entry: Mapping[str, Any], *labels: str) -> tuple[str, ...]:
+    """All values under `labels` that are usable texts, in the order of `labels`."""
     return tuple(text for label in labels if (text := text_of(entry.get(label))))
 
 

@@ -42,6 +42,7 @@ def _table(name: str) -> Text:
 
 
 def checks() -> tuple[Check, ...]:
+    """All checks, in the order in which they are made."""
     logged_in, connected = (_DATABASE_LOGIN,), (_BROKER_LOGIN,)
     unreachable = Text("设备是否接收", "unreachable devices")
     return (
@@ -81,7 +82,10 @@ def checks() -> tuple[Check, ...]:
 
 
 async def examine(settings: Settings) -> int:
-    """Make all checks and print what each found; 0 when the bridge can work, else 1."""
+    """Make all checks and print what each found.
+
+    The exit status: 0 when the bridge can work with these settings, 1 when it can't.
+    """
     page = Page(settings)
     # One connection, and no longer waits than a check may take.
     patient = settings.model_copy(

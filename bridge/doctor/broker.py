@@ -157,7 +157,10 @@ async def connected(
     hear: Callable[[packets.Message], None] | None = None,
     will: aiomqtt.Will | None = None,
 ) -> AsyncIterator[Link]:
-    """A connection of the doctor's own, under a client id of its own; raises LinkError."""
+    """A connection of the doctor's own, each under another client id.
+
+    Raises LinkError if the broker can't be reached or refuses us.
+    """
 
     def on_message(link: Link, message: packets.Message) -> None:
         if message.qos:

@@ -12,6 +12,7 @@ from .findings import ANSWER_SECONDS, Finding, failed, ok
 
 
 async def server_reached(host: str, port: int, names: str, unit: str) -> Finding:
+    """Whether something takes TCP connections there; `names` are the settings to check if not."""
     where = f"{host}:{port}"
     look = Text(f"核对 {names}", f"check {names}")
     try:
@@ -62,10 +63,11 @@ async def _try_address(family: int, address: Any) -> OSError | None:
 
 
 async def resolve(host: str, port: int) -> list[tuple[int, Any]]:
-    """The addresses of a host, as (family, address); raises socket.gaierror.
+    """The addresses of a host, as (family, address).
 
     Looked up in a thread that is left behind if need be: the loop's own threads, with a resolver
-    that hangs, would keep the program from ending.
+    that hangs, would keep the program from ending. Raises socket.gaierror if there are none, or
+    the name server does not answer.
     """
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[list[tuple[int, Any]] | OSError] = loop.create_future()

@@ -56,6 +56,7 @@ def failed(zh: str, en: str, *advice: Advice) -> Finding:
 
 
 def skipped(zh: str, en: str) -> Finding:
+    """A check that was not made, and why."""
     return Finding("skipped", Text(f"已跳过：{zh}", f"skipped: {en}"))
 
 

@@ -2,7 +2,10 @@
 
 from collections.abc import Iterator
 
+import aiomqtt
+
 from ..errors import Text
+from ..link import LinkError
 from ..link.limits import BrokerLimits
 from ..settings import Settings
 from .broker import connected
@@ -16,14 +19,18 @@ _OVERHEAD = 1024
 
 
 async def limits(examination: Examination) -> Finding:
+    """Whether the broker's limits leave the bridge what it needs."""
     settings = examination.settings
     if settings.mqtt_protocol == "3.1.1":
+        broker = BrokerLimits(retain=await _takes_retained_will(examination))
+    else:
+        async with connected(examination) as link:
+            broker = link.limits
+    findings = list(_shortcomings(broker, settings))
+    if not findings and settings.mqtt_protocol == "3.1.1":
         return ok(
             "MQTT 3.1.1 不说明服务器的限制", "MQTT 3.1.1 tells nothing of the broker's limits"
         )
-    async with connected(examination) as link:
-        broker = link.limits
-    findings = list(_shortcomings(broker, settings))
     if not findings:
         return ok("足够", "they suffice")
     level: Level = "failed" if any(one.level == "failed" for one in findings) else "note"
@@ -31,6 +38,19 @@ async def limits(examination: Examination) -> Finding:
         "；".join(one.says.zh for one in findings), "; ".join(one.says.en for one in findings)
     )
     return Finding(level, says, tuple(line for one in findings for line in one.advice))
+
+
+async def _takes_retained_will(examination: Examination) -> bool:
+    """Whether the broker takes a login with a retained will, as it takes one without.
+
+    One of MQTT 3.1.1 can't say that it retains nothing; Mosquitto closes the connection.
+    """
+    will = aiomqtt.Will(f"{examination.settings.mqtt_topic_prefix}/status/doctor", b"", 1, True)
+    try:
+        async with connected(examination, will=will):
+            return True
+    except LinkError:
+        return False
 
 
 def _shortcomings(broker: BrokerLimits, settings: Settings) -> Iterator[Finding]:

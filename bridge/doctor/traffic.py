@@ -27,7 +27,10 @@ _RETAINED_SECONDS = 0.3
 
 
 async def publish(link: Link, topic: str, payload: bytes = b"{}") -> int:
-    """Publish what expires at once; the PUBACK's reason code."""
+    """Publish what expires after a second; the PUBACK's reason code.
+
+    Raises LinkError if the broker closes the connection, as some do instead of refusing.
+    """
     acknowledged = link.publish(topic, payload, qos=1, properties=packets.properties(expiry=1))
     assert acknowledged is not None
     return await acknowledged

@@ -20,7 +20,7 @@ JSON_UTF8 = "application/json; charset=utf-8"
 # A response larger than this may have to wait for its client to read.
 _UNSENT_BYTES = 64 * 1024
 # How long a response counts as under way whose client does not read it.
-_READ_SECONDS = 1.0
+_READ_SECONDS = 0.2
 _CLOSE = "Connection: close\r\n"
 _BODILESS = frozenset({204, 304})
 
@@ -30,10 +30,13 @@ class Connection(Protocol):
 
     is_surplus: bool
 
-    def watch_reader(self) -> None: ...
+    def watch_reader(self) -> None:
+        """Count what the client has not read yet towards the bound on unsent bytes."""
 
 
 class Answer(web.StreamResponse):
+    """A whole response, written together with its head."""
+
     def __init__(
         self,
         status: int,
@@ -53,6 +56,7 @@ class Answer(web.StreamResponse):
         self._is_read = False
 
     def add_headers(self, headers: Sequence[tuple[str, str]]) -> None:
+        """Add headers; without effect once it was written."""
         self._lines += "".join(f"{name}: {value}\r\n" for name, value in headers)
 
     @property
@@ -60,7 +64,7 @@ class Answer(web.StreamResponse):
         return self._keep_alive
 
     async def send(self, request: web.BaseRequest) -> None:
-        """Write it, and wait a second at most until its client has read it.
+        """Write it, and wait a moment at most until its client has read it.
 
         A client that has gone is left to `prepare`, whose caller expects it.
         """
@@ -70,7 +74,10 @@ class Answer(web.StreamResponse):
                     await request.writer.drain()
 
     async def prepare(self, request: web.BaseRequest) -> None:
-        """Write it unless it was sent, and wait until its client has read it."""
+        """Write it unless it was sent, and wait until its client has read it.
+
+        Raises ConnectionResetError if the client has gone.
+        """
         if not self._is_read and self._write(request):
             await request.writer.drain()
 

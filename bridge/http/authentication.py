@@ -35,10 +35,14 @@ class Keys:
 
     @property
     def required(self) -> bool:
+        """Whether there are any keys."""
         return bool(self._by_digest)
 
     def load(self) -> None:
-        """Read the keys again; on SettingsError those that were known stay in force."""
+        """Read the keys again.
+
+        Raises SettingsError if the file can't be used; the keys that were known stay in force.
+        """
         self._by_digest = read_keys(self._settings)
         path = self._settings.api_keys_file
         # The file may have been removed meanwhile.
@@ -52,7 +56,11 @@ class Keys:
         """What the bearer of a secret, or the caller from an address, may do; None: everything.
 
         A trusted address needs no key, so that a wrong one does not shut it out; the limits of a
-        key that it shows do hold. Raises Unauthorized, or WrongKey if a key was shown.
+        key that it shows do hold.
+
+        Raises:
+            Unauthorized: there are keys, and none was shown.
+            WrongKey: what was shown is none of them.
         """
         if not self._by_digest:
             return None

@@ -22,7 +22,11 @@ class EncodedBody(UnsupportedMediaType):
 
 
 async def json_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
-    """A body that is declared to be plain JSON, not yet parsed; raises as `read_body` does."""
+    """A body that is declared to be plain JSON; not yet parsed.
+
+    Raises UnsupportedMediaType if it is declared as something else or as encoded, and what
+    `read_body` raises.
+    """
     _check_media_type(request.headers)
     return await read_body(request, limit, in_time)
 

@@ -62,7 +62,10 @@ class Browsers:
         }
 
     def check(self, host: str | None, origin: str | None) -> None:
-        """Raise Forbidden if a web page may have sent a request that shows no key."""
+        """Raise Forbidden if a web page may have sent a request that shows no key.
+
+        `host` and `origin` are the headers of these names, None where missing.
+        """
         if host is not None and not self._is_ours(host):
             raise Forbidden(reason=_HOST)
         if origin is None or origin in self._origins or _is_same(origin, host):
@@ -72,7 +75,8 @@ class Browsers:
     def preflight(self, host: str | None, origin: str | None, announced: str) -> Headers:
         """The headers that answer a preflight; `announced` is its Access-Control-Request-Headers.
 
-        Under `CORS_ORIGINS=*` any page may announce a key: the request itself must show it.
+        Under `CORS_ORIGINS=*` any page may announce a key: the request itself must show it. Raises
+        Forbidden as `check` does.
         """
         names = {name.strip().casefold() for name in announced.split(",")}
         if not (self._any_origin and names & _KEY_HEADERS):
@@ -80,6 +84,7 @@ class Browsers:
         return _PREFLIGHT
 
     def cors(self, origin: str | None) -> Headers:
+        """The headers that say which page may read an answer; none for other origins."""
         if self._any_origin:
             return (("Access-Control-Allow-Origin", "*"),)
         if origin is not None and origin in self._origins:

@@ -96,7 +96,7 @@ class HttpTransport:
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 
     async def start(self) -> None:
-        """Listen, or raise PortTakenError."""
+        """Listen; raises PortTakenError if the address can't be bound."""
         app = web.Application(client_max_size=self._settings.max_payload)
         self._add_routes(app)
         self._server = Server(
@@ -116,6 +116,7 @@ class HttpTransport:
             raise PortTakenError(settings, error) from None
 
     async def stop(self) -> None:
+        """Stop listening, and close the connections; those busy after 0.25 s are aborted."""
         if self._server is not None:
             await self._server.close(within=0.25)
 

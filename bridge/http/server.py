@@ -51,7 +51,13 @@ _CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 
 
 async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
-    """A request's body; PayloadTooLarge, RequestTimeout, or MalformedRequest if it broke off."""
+    """A request's body.
+
+    Raises:
+        PayloadTooLarge: it is longer than the application takes; the error says `limit` (bytes).
+        RequestTimeout: it did not arrive in time.
+        MalformedRequest: it broke off, or its encoding is wrong.
+    """
     try:
         with in_time:
             return await request.read()
@@ -64,6 +70,7 @@ async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
 
 
 def is_surplus(request: web.BaseRequest) -> bool:
+    """Whether the request came by a connection above the cap."""
     return isinstance(request.protocol, Protocol) and request.protocol.is_surplus
 
 

@@ -30,6 +30,7 @@ class UnsentReplies:
         self._timer: asyncio.TimerHandle | None = None
 
     def watch(self, transport: asyncio.Transport) -> None:
+        """Watch a client that has not read all of its response, until it has; may abort others."""
         if transport not in self._readers:
             unsent = transport.get_write_buffer_size()
             self._readers[transport] = _Progress(unsent, self._loop.time())

@@ -5,6 +5,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network, ip_address
 
 logger = logging.getLogger(__name__)
 
@@ -40,9 +41,10 @@ class WrongKeys:
         self._lines = 0
 
     async def shown(self, address: str | None) -> None:
+        """Count and log a wrong key; returns after a delay if its address showed many."""
         self._count()
         now = asyncio.get_running_loop().time()
-        known = self._address(address or "unknown", now)
+        known = self._address(_network_of(address or "unknown"), now)
         known.count += 1
         known.unlogged += 1
         self._log(address or "unknown", known, now)
@@ -69,3 +71,14 @@ class WrongKeys:
             known.logged_at = now
             logger.warning("wrong API key", extra={"address": address, "count": known.unlogged})
             known.unlogged = 0
+
+
+def _network_of(address: str) -> str:
+    """Whose address it is: of IPv6, one host has all of a /64."""
+    try:
+        parsed = ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is None:
+        return str(IPv6Network((parsed, 64), strict=False))
+    return address

@@ -24,6 +24,7 @@ class BrokerAddress:
 
     @classmethod
     def of(cls, settings: "Settings") -> Self:
+        """The broker of the `MQTT_` settings; raises OSError as `tls_context` does."""
         return cls(
             settings.mqtt_broker,
             settings.mqtt_port,
@@ -41,7 +42,7 @@ def tls_context(settings: "Settings") -> ssl.SSLContext | None:
     The files are read for each connection, so that renewed certificates are used.
 
     Raises:
-        UnusableFile: a file holds something else; its words name the setting.
+        UnusableFile: a file can't be used (an OSError too); its message names the setting.
     """
     if not (settings.mqtt_tls or settings.mqtt_tls_ca or settings.mqtt_tls_cert):
         return None

@@ -26,7 +26,13 @@ _CONNECT_SECONDS = 5.0
 
 
 class Link:
-    """One connection, from CONNECT until it is lost or closed; never used twice."""
+    """One connection, from CONNECT until it is lost or closed; never used twice.
+
+    Raises RuntimeError if the event loop can't watch a socket.
+    """
+
+    # Whether the broker closed the connection instead of answering our CONNECT.
+    hung_up = False
 
     def __init__(
         self,
@@ -80,7 +86,10 @@ class Link:
         )
 
     async def open(self) -> None:
-        """Connect and log in, or raise LinkError."""
+        """Connect and log in.
+
+        Raises LinkError if the broker can't be reached, or (with its reason code) refuses us.
+        """
         entering = self._loop.create_task(self._client.__aenter__(), name="mqtt connect")
         entering.add_done_callback(_look_at)
         try:
@@ -102,6 +111,7 @@ class Link:
         finally:
             entering.cancel()
             if not (entering.done() and not entering.cancelled() and not entering.exception()):
+                self.hung_up = self.reached_broker and self.lost.done()
                 self._lose(LinkError("not connected"))
         self._client._disconnected.add_done_callback(self._on_disconnected)
         heartbeat = Heartbeat(
@@ -115,9 +125,9 @@ class Link:
         self._watching = self._loop.create_task(heartbeat.run(), name="mqtt heartbeat")
 
     async def subscribe(self, filters: Sequence[str], *, retained: bool = False) -> None:
-        """Subscribe at QoS 1, with the retain flag kept; raises LinkError.
+        """Subscribe at QoS 1, with the retain flag kept; `retained`: stored messages are wanted.
 
-        `retained`: stored retained messages are wanted.
+        Raises LinkError if the broker refuses a filter (with its code), or the connection is lost.
         """
         options: Any = 1
         if self.version5:
@@ -131,6 +141,7 @@ class Link:
                 raise LinkError(f"the broker refused the subscription to {topic}", reason)
 
     async def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Unsubscribe; raises LinkError if no UNSUBACK comes."""
         await self._unless_lost(self._client.unsubscribe(list(filters)))
 
     async def _unless_lost(self, call: Coroutine[Any, Any, Any]) -> Any:

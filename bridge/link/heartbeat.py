@@ -24,6 +24,8 @@ _BETWEEN_PINGS = 1.0
 
 @dataclass(slots=True)
 class Heartbeat:
+    """Watches one connection, and calls `lose` when it is dead; times in seconds."""
+
     stream: Stream
     inbox: Inbox
     outbox: Outbox

@@ -50,6 +50,7 @@ class Inbox:
 
     @property
     def is_full(self) -> bool:
+        """Whether the socket should not be read for now."""
         return self._waiting_bytes >= _MOST_BYTES
 
     def nothing_came(self) -> None:

@@ -16,6 +16,10 @@ class BrokerLimits(NamedTuple):
 
     @classmethod
     def of(cls, properties: Any) -> Self:
+        """The limits in a CONNACK's properties, as paho has them (MQTT 5.0, section 3.2.2.3).
+
+        None, as on 3.1.1, means the defaults.
+        """
         default = cls()
         return cls(
             getattr(properties, "ReceiveMaximum", default.receive_maximum),

@@ -47,10 +47,12 @@ class Outgoing:
     acknowledged: asyncio.Future[int]
 
     def settle(self, reason: int) -> None:
+        """Its PUBACK has come, with this reason code."""
         if not self.acknowledged.done():
             self.acknowledged.set_result(reason)
 
     def fail(self, error: LinkError) -> None:
+        """No PUBACK will come."""
         if not self.acknowledged.done():
             self.acknowledged.set_exception(error)
             # Marked as retrieved: nobody may await it any more.
@@ -100,6 +102,7 @@ class Outbox:
         self._wake()
 
     def acknowledged(self, packet_id: int, reason: int) -> None:
+        """Take a PUBACK, which makes room for what waits; an unknown packet id is ignored."""
         outgoing = self._pending.pop(packet_id, None)
         if outgoing is not None:
             outgoing.settle(reason)
@@ -116,6 +119,7 @@ class Outbox:
             self._send_unless_expired(waiting.popleft())
 
     def fail(self) -> None:
+        """The connection was lost: fail all that wait, with NotSentError what has not left."""
         pending, waiting = list(self._pending.values()), [*self._urgent, *self._waiting]
         self._pending.clear()
         self._urgent.clear()

@@ -61,7 +61,10 @@ class Message:
 
 
 def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
-    """Read a PUBLISH from its first byte and what follows the remaining length."""
+    """Read a PUBLISH from its first byte and what follows the remaining length.
+
+    Raises MalformedPacketError if the lengths in it do not add up.
+    """
     try:
         topic, at = _text(body, 0)
         qos = header >> 1 & 3
@@ -87,7 +90,10 @@ def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
 
 
 def read_puback(body: bytes) -> tuple[int, int]:
-    """The packet id and reason code of a PUBACK; 3.1.1 has no reason, which is success."""
+    """The packet id and reason code of a PUBACK; 3.1.1 has no reason, which is success.
+
+    Raises MalformedPacketError if it is too short.
+    """
     if len(body) < 2:
         raise MalformedPacketError("a PUBACK without packet id")
     return int.from_bytes(body[:2], "big"), body[2] if len(body) > 2 else 0
@@ -237,7 +243,10 @@ class Frames:
         self._skipped: tuple[int, Truncated, int] | None = None
 
     def feed(self, data: bytes) -> list[tuple[int, bytes]]:
-        """The packets that are complete now."""
+        """The packets that are complete now, each as its first byte and its content.
+
+        Raises MalformedPacketError if a length has more than four bytes.
+        """
         packets: list[tuple[int, bytes]] = []
         if self._skipped is not None:
             data = self._skip(data, packets)

@@ -33,6 +33,10 @@ def client(
     timeout: float,
     keepalive: int,
 ) -> aiomqtt.Client:
+    """A client that has not connected yet.
+
+    `session_expiry`, `timeout` (of a connection attempt) and `keepalive` are in seconds.
+    """
     if broker.tls is not None:
         broker.tls.sslsocket_class = _ClosingSocket
     username = broker.username or None
@@ -154,11 +158,13 @@ class PahoSocket:
         self._real: Any = None
 
     def wrap(self, real: Any) -> "PahoSocket":
+        """Stand in for the socket that paho has connected; called in the thread that connects."""
         self._real = real
         self._attach(real)
         return self
 
     def give(self, first: int, body: bytes) -> None:
+        """Let paho read a packet: its first byte, and what follows the remaining length."""
         self._given += bytes((first,)) + packets.varint(len(body)) + body
 
     def pending(self) -> int:

@@ -54,7 +54,10 @@ class Stream:
         self.last_heard = self.last_sent = self._loop.time()
 
     def attach(self, connected: socket.socket) -> None:
-        """Take a socket, from any thread; ConnectionAbortedError if the stream is closed."""
+        """Take a connected socket, from any thread.
+
+        Raises ConnectionAbortedError, and closes the socket, if the stream was closed meanwhile.
+        """
         connected.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with self._attaching:
             if not self._closed:
@@ -92,6 +95,7 @@ class Stream:
             self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
+        """Write now, as much as the socket takes; a broken connection is told to `on_lost`."""
         self._flush_due = False
         if self._socket is not None:
             self._before_write()
@@ -151,7 +155,10 @@ class Stream:
 
 
 def received(connected: socket.socket) -> bytes:
-    """What the socket holds, up to `READ_MOST`; nothing at the end of the stream."""
+    """What the socket holds, up to `READ_MOST`; nothing at the end of the stream.
+
+    Raises OSError if the connection is broken, one of `WOULD_BLOCK` if there is nothing yet.
+    """
     piece = data = connected.recv(_READ_BYTES)
     full = _TLS_RECORD if isinstance(connected, ssl.SSLSocket) else _READ_BYTES
     while len(piece) >= full and len(data) < READ_MOST:

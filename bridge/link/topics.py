@@ -44,6 +44,7 @@ class Topics:
         self.filters = [f"{shared}{self._request}+", f"{shared}{self._request}+/+"]
 
     def asked(self, topic: str) -> Asked:
+        """What a topic that matched one of `filters` asks for; it is not checked again."""
         operation, slash, client = topic.removeprefix(self._request).partition("/")
         return Asked(operation, client if slash else None)
 
@@ -55,12 +56,19 @@ class Topics:
         return self._reply + "/".join(levels)
 
     def check_client(self, asked: Asked, operations: Sequence[str]) -> None:
-        """Raise Forbidden for a client level that would make default reply topics ambiguous."""
+        """Raise Forbidden if the client level is an operation's name.
+
+        Default reply topics would be ambiguous.
+        """
         if asked.client in operations:
             raise Forbidden(reason=_CLIENT_NAMED_LIKE_OPERATION)
 
     def check_reply(self, topic: object, asked: Asked, named_by: str) -> str:
-        """A reply topic that the requester named, by this property; ReplyTopicForbidden."""
+        """The reply topic that the requester named in the property `named_by`.
+
+        Raises ReplyTopicForbidden unless it is a plain topic of 1-256 bytes, below the
+        requester's own reply topics or in `MQTT_REPLY_TOPICS`.
+        """
         below = self._reply if asked.client is None else f"{self._reply}{asked.client}/"
         if isinstance(topic, str) and is_plain(topic) and len(topic.encode()) <= _LONGEST:
             if topic.startswith(below) and len(topic) > len(below):

@@ -24,7 +24,7 @@ class NotInstalled(OperationNotFound):
 
 
 def check_installed() -> None:
-    """Raise NotInstalled unless the SDK is there, in a version of ours; does not load it."""
+    """Raise NotInstalled unless the SDK is there, in a version of ours; the SDK is not loaded."""
     try:
         major, minor, *_ = metadata.version("mcp").split(".")
     except metadata.PackageNotFoundError:

@@ -77,7 +77,10 @@ class Endpoint:
             yield Place(f"/.well-known/{{document:{name}.*}}", _no_document, open=True)
 
     async def handle(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
-        """Answer one message."""
+        """Answer one message.
+
+        Raises a BridgeError if it is no JSON object, is too large or late, or the SDK is missing.
+        """
         received = time.monotonic()
         headers = request.headers
         limit = self._settings.max_payload

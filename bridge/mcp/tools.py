@@ -35,6 +35,8 @@ INSTRUCTIONS = Text(
 
 @dataclass(frozen=True, slots=True)
 class Tool:
+    """One tool, which is one operation."""
+
     name: str
     operation: str
     title: Text
@@ -42,6 +44,7 @@ class Tool:
     reads: bool = True
 
     def input_schema(self, known: Schemas, *, has_default: bool) -> JsonObject:
+        """What it takes, as JSON Schema; with a default device, none need be named."""
         return _arguments(self.operation, known, has_default=has_default)
 
     def output_schema(self) -> JsonObject:
@@ -49,11 +52,13 @@ class Tool:
         return {"type": "object", **schemas.data_of(OPERATIONS[self.operation])}
 
     def fields(self, arguments: JsonObject, default_device: str) -> JsonObject:
+        """The operation's fields of a call's arguments, which are not validated yet."""
         if _DEVICE not in OPERATIONS[self.operation].fields.model_fields:
             return arguments
         return _with_device(arguments, default_device)
 
     def result(self, _: JsonObject, data: Any) -> JsonObject:
+        """What the tool returns, of the operation's fields and the data of its reply."""
         return dict(data)
 
 

@@ -36,7 +36,10 @@ class Addressing:
         self._max_payload = max_payload
 
     def read(self, message: packets.Message) -> tuple[Request, ReplyAddress]:
-        """The request that a message is, and the address of its reply; raises Dropped."""
+        """The request that a message is, with a refusal if it is at fault; and its reply's address.
+
+        Raises Dropped if a rule says that it gets no reply.
+        """
         asked = self._topics.asked(message.topic)
         envelope = self._open(message, asked)
         topic, refusal = self._reply_topic(message, asked, envelope)

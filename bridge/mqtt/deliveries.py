@@ -28,6 +28,7 @@ class Delivery:
             self.message = None
 
     def is_repeated_by(self, message: packets.Message) -> bool:
+        """Whether the broker sends it again with this message; only a digest is kept now."""
         self.forget_message()
         return message.duplicate and self.digest == _digest_of(message)
 

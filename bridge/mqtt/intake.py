@@ -56,6 +56,7 @@ class Intake:
         self._is_open = False
 
     async def close(self) -> None:
+        """Cancel the requests that are still being answered."""
         self.stop()
         tasks = list(self._tasks)
         for task in tasks:

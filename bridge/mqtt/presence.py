@@ -1,12 +1,13 @@
 """Our presence: a retained message that says whether we serve, and what we subscribed to."""
 
 import logging
+from collections.abc import Callable
 
 import aiomqtt
 import orjson
 
 from .. import __version__
-from ..link import REFUSED_FROM, Link
+from ..link import REFUSED_FROM, Link, LinkError
 from ..link.packets import Message
 from ..link.topics import Topics
 
@@ -47,15 +48,56 @@ class Presence:
         """Announce it no more: the broker keeps no retained messages. Said once."""
         if self._retains:
             self._retains = False
-            logger.warning("the broker keeps no retained messages: presence is not announced")
+            logger.warning(
+                "the broker keeps no retained messages: presence is not announced; in Mosquitto, "
+                "retain_available true lets it keep them"
+            )
 
     def will(self) -> aiomqtt.Will | None:
+        """What the broker publishes when we are gone; None if it keeps no retained messages."""
         if not self._retains:
             return None
         return aiomqtt.Will(self._topics.presence, self._payload("offline"), qos=1, retain=True)
 
+    async def open_again(
+        self, error: LinkError, link: Callable[[], Link], elsewhere: Callable[[], Link]
+    ) -> Link:
+        """Connect to a broker of MQTT 3.1.1 that hung up, without a will if that is the reason.
+
+        It can't say that it retains nothing. One that is only starting, or a proxy without a
+        broker, hangs up as well: so it must take us without a will, and again not with it.
+
+        Args:
+            elsewhere: without a will, and with a client id that leaves our session alone.
+
+        Raises:
+            LinkError: that was not the reason.
+        """
+        if not self._retains:
+            raise error
+        bare = elsewhere()
+        try:
+            await bare.open()
+        except LinkError:
+            raise error from None
+        await bare.close()
+        second = link()
+        try:
+            await second.open()
+            return second
+        except LinkError:
+            if not second.hung_up:
+                raise
+        self.give_up()
+        third = link()
+        await third.open()
+        return third
+
     async def announce(self, link: Link, status: str) -> None:
-        """Say that we are `online` or `offline`; raises LinkError."""
+        """Publish `online` or `offline`, retained; a broker's refusal is only logged.
+
+        Raises LinkError if the connection is lost.
+        """
         if not self._retains:
             return
         # Before the replies that wait for a slow broker: there may be no time for all of these.

@@ -59,6 +59,7 @@ class Replier:
         return {*self._unacknowledged, *self._again}
 
     async def close(self) -> None:
+        """Cancel the replies that wait for another try."""
         self._closed = True
         again = list(self._again)
         for task in again:

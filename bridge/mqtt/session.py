@@ -143,6 +143,7 @@ class Session:
             await self._presence.announce(link, "online")
 
     async def close(self) -> None:
+        """Announce `offline`, for half a second at most, and disconnect; see `keeps_session`."""
         self._stopping = True
         link, self.link = self.link, None
         self.ready = False
@@ -156,7 +157,7 @@ class Session:
         await link.close(keep_session=self.keeps_session)
 
     async def next_link(self, give_up: float) -> Link:
-        """The connection, waited for until `give_up` on the loop's clock; then TimeoutError."""
+        """The connection; raises TimeoutError if there is none by `give_up` (the loop's clock)."""
         if self.link is None:
             async with asyncio.timeout_at(give_up):
                 while self.link is None:
@@ -199,22 +200,31 @@ class Session:
         def receive(link: Link, message: Message) -> None:
             self._receive(link, message, on_message)
 
-        link = Link(
-            address,
-            identifier=self._instance,
-            on_message=receive,
-            will=self._presence.will(),
-            session_expiry=self._settings.mqtt_session_expiry,
-            clean=clean,
-        )
+        def link() -> Link:
+            return Link(
+                address,
+                identifier=self._instance,
+                on_message=receive,
+                will=self._presence.will(),
+                session_expiry=self._settings.mqtt_session_expiry,
+                clean=clean,
+            )
+
+        def elsewhere() -> Link:
+            name = f"{self._instance}-will"
+            return Link(address, identifier=name, on_message=lambda _link, _message: None)
+
+        first = link()
         try:
-            await link.open()
+            await first.open()
+            return first
         except LinkError as error:
-            needs_other = link.reached_broker and error.reason in (None, _UNSUPPORTED_VERSION)
-            if link.version5 and needs_other and not self._is_ours:
+            needs_other = first.reached_broker and error.reason in (None, _UNSUPPORTED_VERSION)
+            if first.version5 and needs_other and not self._is_ours:
                 raise LinkError(f"{error}{_NO_MQTT_5}", error.reason) from None
-            raise
-        return link
+            if first.version5 or not first.hung_up:
+                raise
+            return await self._presence.open_again(error, link, elsewhere)
 
     async def _begin_anew(self, link: Link, on_message: OnMessage) -> Link:
         logger.warning(

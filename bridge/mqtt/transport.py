@@ -15,7 +15,10 @@ from .session import Session
 
 
 class MqttTransport:
-    """Serves requests over MQTT by the dispatcher; `deliveries` are those of the session."""
+    """Serves requests over MQTT by the dispatcher; `deliveries` are those of the session.
+
+    The session is made first, since the dispatcher publishes commands by it.
+    """
 
     def __init__(
         self,
@@ -54,6 +57,7 @@ class MqttTransport:
             await asyncio.wait(owed)
 
     async def close(self) -> None:
+        """Cancel what is still in flight, announce `offline`, and disconnect."""
         self._stopping = self._closed = True
         await self._intake.close()
         await self._replier.close()

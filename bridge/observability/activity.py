@@ -132,6 +132,7 @@ class Activity:
         self._recent.append(_Noted(self._noted, now, seen))
 
     def snapshot(self) -> Snapshot:
+        """The window's seconds and requests, both with the oldest first."""
         now = self._clock()
         last = int(now) - 1
         first = last - WINDOW_SECONDS + 1

@@ -86,6 +86,7 @@ class LineWriter(QueueHandler):
         return f"{line}\n".encode(errors="backslashreplace")
 
     def enqueue(self, record: Any) -> None:
+        """Have a line written; it is dropped and counted if too many wait."""
         with self._counting:
             if self._dropped or self._is_full():
                 self._dropped += 1

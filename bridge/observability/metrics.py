@@ -150,6 +150,7 @@ class Metrics:
             self._duplicates.inc()
 
     def dropped(self, reason: str) -> None:
+        """One request was dropped; `reason` is one of our own words, never what a caller sent."""
         self._dropped.labels(reason).inc()
 
     def wrong_key(self) -> None:
@@ -161,9 +162,11 @@ class Metrics:
         self._count_pool_in_use = in_use
 
     def connected(self, to: str, connected: bool) -> None:
+        """Whether we are connected; `to` is `database` or `mqtt`."""
         self._connected.labels(to).set(1 if connected else 0)
 
     def reconnected(self, to: str) -> None:
+        """A lost connection was made anew; `to` is `database` or `mqtt`."""
         self._reconnects.labels(to).inc()
 
     @property

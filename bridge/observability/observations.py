@@ -8,6 +8,8 @@ UNKNOWN = "unknown"
 
 
 class RequestAnswered(NamedTuple):
+    """One request answered; `seconds` count from its arrival to its reply being ready."""
+
     transport: str
     operation: str
     device_uuid: str | None
@@ -36,6 +38,8 @@ class CommandExecuted(NamedTuple):
 
 
 class Observers:
+    """Tells all observers at once, in their order; what one raises is not caught."""
+
     def __init__(
         self,
         requests: Sequence[Callable[[RequestAnswered], None]] = (),

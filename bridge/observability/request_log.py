@@ -28,6 +28,7 @@ def request_answered(request: RequestAnswered) -> None:
 
 
 def command_executed(command: CommandExecuted) -> None:
+    """Log a command at INFO, unless it was a duplicate."""
     if command.duplicate or not audit.isEnabledFor(logging.INFO):
         return
     asked = {

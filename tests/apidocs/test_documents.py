@@ -442,7 +442,7 @@ async def test_docs_page_opens_as_a_list_that_fits_the_screen(
     assert await browser_page.evaluate("document.documentElement.scrollWidth") <= width
     await browser_page.fill("#key", "open-sesame")
     await browser_page.click("#ask button")
-    await expect(browser_page.locator(".opblock")).not_to_have_count(0)
+    await expect(browser_page.locator(".opblock")).not_to_have_count(0, timeout=20_000)
 
     height, wide = await browser_page.evaluate(
         "[document.documentElement.scrollHeight, document.documentElement.scrollWidth]"

@@ -694,7 +694,7 @@ async def test_call_takes_prefix_user_and_client_level(pinned, call):
         (["health", "--timeout", "1"], {"MQTT_PORT": str(free_port())}, "not connected"),
         (["a/b"], {}, "level of a topic"),
         (["health", "nonsense"], {"LANGUAGE": "en"}, "is not name=value"),
-        (["health", "--timeout", "0"], {"LANGUAGE": "en"}, "not a number of seconds"),
+        (["health", "--timeout", "0"], {"LANGUAGE": "en"}, "must be a number of seconds above 0"),
         (["health"], {"MQTT_PORT": "many"}, "MQTT_PORT"),
     ],
 )

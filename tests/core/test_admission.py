@@ -151,3 +151,23 @@ async def test_request_that_has_waited_before_does_not_wait_again():
         await admission.enter(long_ago)
     place.release()
     await admission.enter(long_ago)
+
+
+async def test_batches_take_a_part_of_the_places_and_give_all_of_theirs_back():
+    batches = Admission(1, wait_seconds=0.01)
+    admission = Admission(3, wait_seconds=0.01, batches=batches)
+    batch = await admission.enter_batch()
+    with pytest.raises(Busy):
+        await admission.enter_batch()
+    others = [await admission.enter(), await admission.enter()]
+    batch.release()
+    batch.release()
+    assert (admission.in_flight, batches.in_flight) == (2, 0)
+    others.append(await admission.enter())
+    with pytest.raises(Busy):
+        # There is room among the batches, but none in all.
+        await admission.enter_batch()
+    assert batches.in_flight == 0
+    for place in others:
+        place.release()
+    assert admission.in_flight == 0

@@ -311,5 +311,5 @@ def test_statements_are_fitted_to_what_is_there():
 async def test_init_db_without_the_right_to_create_says_so(mariadb, capsys):
     assert await make_table(settings_for(mariadb, language="en"), print_only=False) == 1
     told = capsys.readouterr().err
-    assert "no right to create" in told
+    assert "may not create tables" in told
     assert "unavailable" not in told

@@ -702,6 +702,16 @@ def test_limit_of_the_broker_is_told_with_the_line_to_change(
     assert advice in found.advice.splitlines()
 
 
+def test_broker_of_3_1_1_that_retains_nothing_is_told_though_it_can_not_say_so(
+    doctor, private_mosquitto
+):
+    broker = private_mosquitto("retain_available false")
+    found = doctor(broker, MQTT_PROTOCOL="3.1.1").found["broker limits"]
+    assert found.mark == NOTE
+    assert "retains no messages" in found.says
+    assert "retain_available true" in found.advice.splitlines()
+
+
 def test_limits_that_suffice(doctor, private_mosquitto):
     broker = private_mosquitto("max_inflight_messages 1000")
     assert doctor(broker).found["broker limits"].mark == OK

@@ -279,7 +279,10 @@ async def test_page_under_a_rebound_name_reads_nothing(bridge):
         browser = await playwright.chromium.launch(
             executable_path=chromium(),
             chromium_sandbox=False,
-            args=[f"--host-resolver-rules=MAP evil.example {LOOPBACK}", "--disable-gpu"],
+            args=[
+                f"--host-resolver-rules=MAP evil.example {LOOPBACK},MAP classroom {LOOPBACK}",
+                "--disable-gpu",
+            ],
         )
         page = await browser.new_page()
         answer = await page.goto(f"http://evil.example:{bridge.port}/livez")
@@ -287,8 +290,10 @@ async def test_page_under_a_rebound_name_reads_nothing(bridge):
         assert answer.status == 200
         assert "forbidden" in await page.evaluate(READ, f"/api/devices/{BOARD_A}")
         assert set(await page.evaluate(COMMAND, ["/api/control", json.dumps(LIGHT)])) == {403}
-        for name in ("127.0.0.1", "localhost"):
-            answer = await page.goto(f"http://{name}:{bridge.port}/console")
-            assert answer is not None
-            assert answer.status == 200
+        for name in ("127.0.0.1", "localhost", "classroom"):
+            for path in ("/console", "/docs"):
+                answer = await page.goto(f"http://{name}:{bridge.port}{path}")
+                assert answer is not None
+                assert answer.status == 200
+            assert BOARD_A in await page.evaluate(READ, f"/api/devices/{BOARD_A}")
         await browser.close()

@@ -28,6 +28,14 @@ async def test_a_few_wrong_keys_are_refused_at_once_and_many_slowly():
     assert await show(keys, "10.0.0.2", 1) < 0.1
 
 
+async def test_addresses_of_one_ipv6_network_count_as_one():
+    keys = WrongKeys(lambda: None)
+    started = asyncio.get_running_loop().time()
+    await asyncio.gather(*(keys.shown(f"2001:db8::{number:x}") for number in range(15)))
+    assert asyncio.get_running_loop().time() - started >= 0.9
+    assert await show(keys, "2001:db8:0:1::1", 1) < 0.1
+
+
 async def test_no_answer_waits_longer_than_the_limit(monkeypatch):
     monkeypatch.setattr(wrong_keys, "_LONGEST", 0.3)
     assert await show(WrongKeys(lambda: None), "10.0.0.1", 200) < 1.0

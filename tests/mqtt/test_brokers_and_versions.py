@@ -39,19 +39,49 @@ async def test_invoker_of_another_version_is_told_and_nothing_is_executed(
     assert not device.commands
 
 
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 async def test_broker_that_retains_nothing_is_served_without_presence(
     private_mosquitto,
     private_bridge: StartBridge,
     connect_requester: ConnectRequester,
+    protocol: str,
 ):
     broker: Mosquitto = private_mosquitto("retain_available false")
-    bridge = private_bridge(broker=broker)
-    requester = await connect_requester(broker)
-    topic = requester.reply_topic()
-    await requester.subscribe(topic)
-    reply = await requester.ask("sensor-data", {**READING, "reply_to": topic})
-    assert reply.code == 200
+    bridge = private_bridge(broker=broker, MQTT_PROTOCOL=protocol)
+    requester = await connect_requester(broker, version=protocol)
+    assert (await requester.ask("sensor-data", READING)).code == 200
     assert bridge.output.count("presence is not announced") == 1
+
+    await asyncio.to_thread(broker.restart)
+    await asyncio.to_thread(bridge.wait_until_it_is, "ready")
+    assert bridge.output.count("presence is not announced") == 1
+
+
+async def test_broker_of_3_1_1_that_only_starts_late_gets_our_presence(
+    private_mosquitto, private_bridge: StartBridge, connect_requester: ConnectRequester
+):
+    """What stands in its place meanwhile hangs up as well, as a proxy without a broker does."""
+    broker: Mosquitto = private_mosquitto()
+    await asyncio.to_thread(broker.stop)
+    hung_up = asyncio.Event()
+
+    async def hang_up(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+        hung_up.set()
+
+    proxy = await asyncio.start_server(hang_up, broker.host, broker.port)
+    bridge = private_bridge(broker=broker, wait="live", MQTT_PROTOCOL="3.1.1")
+    await asyncio.wait_for(hung_up.wait(), 10)
+    proxy.close()
+    await proxy.wait_closed()
+    await asyncio.to_thread(broker.start)
+    await asyncio.to_thread(bridge.wait_until_it_is, "ready")
+
+    watcher = await connect_requester(broker)
+    await watcher.subscribe("plugin/status/+")
+    presence = await watcher.next_message(topic="plugin/status/+")
+    assert (presence.retain, presence.json["status"]) == (True, "online")
+    assert "presence is not announced" not in bridge.output
 
 
 async def test_broker_without_qos_1_is_named_and_the_bridge_is_not_ready(

@@ -55,7 +55,7 @@ Readings = Callable[[str], Awaitable[DeviceReadings | None]]
 
 @dataclass(frozen=True, slots=True)
 class Console:
-    """The page, and the snapshots that it shows."""
+    """The page, and the snapshots that it shows; `health` must not wait."""
 
     settings: Settings
     activity: Activity

@@ -1,0 +1,146 @@
+"""Clients that ask for much and read nothing of it take neither memory nor places from others."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+
+import aiohttp
+import pytest
+
+from tests.http.test_server import post
+from tests.lab.bridge import Bridge
+from tests.lab.mariadb import MariaDb
+from tests.lab.memory import watched
+from tests.lab.mosquitto import Mosquitto
+from tests.lab.platform import BOARD_A, Platform
+from tests.lab.servers import LOOPBACK
+
+HEAVY_BOARD = "a5a5a5a5-0000-4000-8000-00000000000a"
+PRESETS = [
+    {"preset_key": f"preset_{number}", "name": "很长的预设名称" * 10, "preset_type": "blink"}
+    for number in range(200)
+]
+
+
+def batch(items: int) -> bytes:
+    requests = [{"operation": "device", "device_uuid": HEAVY_BOARD}] * items
+    body = json.dumps({"requests": requests}).encode()
+    return post("/api/batch", body, "Content-Type: application/json")
+
+
+LARGEST, MEDIUM = batch(100), batch(16)
+
+
+@pytest.fixture(scope="module")
+def attacked(mosquitto: Mosquitto, mariadb: MariaDb) -> Iterator[Bridge]:
+    """A bridge whose database holds a device with much to tell."""
+    platform = Platform(mariadb)
+    platform.add_device(HEAVY_BOARD, "heavy", settings={"preset_commands": PRESETS})
+    with Bridge(mosquitto, mariadb, MQTT_SHARE="attacked") as process:
+        yield process
+    platform.remove_device(HEAVY_BOARD)
+
+
+class Unread:
+    """Clients with small buffers that read nothing."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._sockets: list[socket.socket] = []
+
+    async def add(self, request: bytes) -> None:
+        client = socket.socket()
+        self._sockets.append(client)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(client, (LOOPBACK, self._port))
+        with contextlib.suppress(ConnectionError):
+            await loop.sock_sendall(client, request)
+
+    def close(self) -> None:
+        for client in self._sockets:
+            client.close()
+
+
+@dataclass
+class Others:
+    """What somebody else was answered meanwhile."""
+
+    statuses: Counter[int] = field(default_factory=Counter)
+    longest: float = 0.0
+
+    async def answers(self, count: int) -> None:
+        """Wait for so many answers."""
+        async with asyncio.timeout(20):
+            while self.statuses.total() < count:
+                await asyncio.sleep(0.05)
+
+
+@contextlib.asynccontextmanager
+async def others(bridge: Bridge) -> AsyncIterator[Others]:
+    """Somebody who asks for a reading all the time, at most every 10 ms."""
+    seen = Others()
+    async with aiohttp.ClientSession(base_url=bridge.url) as session:
+        parameters = {"device_uuid": BOARD_A, "sensor": "temperature"}
+
+        async def ask() -> None:
+            while True:
+                asked = time.monotonic()
+                async with session.get("/api/sensor-data", params=parameters) as response:
+                    await response.read()
+                    seen.statuses[response.status] += 1
+                seen.longest = max(seen.longest, time.monotonic() - asked)
+                await asyncio.sleep(0.01)
+
+        asking = asyncio.create_task(ask())
+        yield seen
+        await asyncio.sleep(0.1)
+        assert not asking.done()
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+
+
+@pytest.fixture
+async def unread(attacked: Bridge) -> AsyncIterator[Unread]:
+    clients = Unread(attacked.port)
+    yield clients
+    clients.close()
+
+
+async def test_200_large_batches_that_nobody_reads_take_a_bounded_memory(
+    attacked: Bridge, unread: Unread
+):
+    async with watched(attacked) as memory, others(attacked) as seen:
+        await asyncio.gather(*(unread.add(LARGEST) for _ in range(200)))
+        await seen.answers(40)
+    # It was 824 MiB in version 1.0.
+    assert memory.growth < 200
+    assert set(seen.statuses) == {200}
+    assert seen.longest < 2
+
+
+async def test_256_clients_that_read_nothing_lock_nobody_out(attacked: Bridge, unread: Unread):
+    async with watched(attacked) as memory, others(attacked) as seen:
+        await asyncio.gather(*(unread.add(MEDIUM) for _ in range(256)))
+        await seen.answers(40)
+    assert memory.growth < 150
+    assert set(seen.statuses) == {200}
+    assert seen.longest < 2
+
+
+async def test_clients_that_come_without_end_and_read_nothing_lock_nobody_out(attacked, unread):
+    async with watched(attacked) as memory, others(attacked) as seen:
+        for _ in range(16):
+            await asyncio.gather(*(unread.add(MEDIUM) for _ in range(64)))
+            await asyncio.sleep(0.25)
+    assert memory.growth < 150
+    assert set(seen.statuses) == {200}
+    assert seen.longest < 2
