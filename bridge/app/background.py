@@ -22,6 +22,7 @@ class Background:
         self.tasks.append(task)
 
     async def cancel(self) -> None:
+        """Cancel all tasks, and wait until they have ended."""
         # More than once: on Python 3.11 a library's `asyncio.wait_for` may swallow a cancellation.
         while running := [task for task in self.tasks if not task.done()]:
             for task in running:

@@ -43,7 +43,11 @@ _ONE_WORKER = Text(
 
 
 async def serve(settings: Settings) -> int:
-    """Serve until told to stop; the exit status."""
+    """Serve until told to stop.
+
+    The exit status: 0 stopped, 1 (71 in a worker) the port is taken, 2 unusable settings, 3 a task
+    failed. With several workers that of `Parent.run`.
+    """
     raise_descriptor_limit()
     stop = stop_signal()
     # By default SIGHUP ends the process, and the keys are not loaded yet.

@@ -67,9 +67,11 @@ class Exchange:
         self._replies = replies
 
     async def ask(self, question: Question) -> JsonObject:
-        """The reply's whole body, whatever its code; for what it raises see `BridgeClient.call`.
+        """The reply's whole body, whatever its code.
 
         An answer that is worth another try at once (`RETRIES`) is returned when time has run out.
+        Raises NotConnected, Unheard, NoReply or CallError, see `BridgeClient.call`, and Refused
+        if the broker takes no packet of that size.
         """
         loop = asyncio.get_running_loop()
         for pause in pauses(0.1, 1.0):

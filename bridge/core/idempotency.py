@@ -183,6 +183,7 @@ class MemoryIdempotency:
         self._total = _Share()
 
     async def execute(self, command: CommandId, attempt: Attempt) -> Outcome:
+        """See `Idempotency.execute`."""
         known = await self.recall(command, attempt)
         if known is not None:
             return Outcome(known, duplicate=True)
@@ -192,6 +193,7 @@ class MemoryIdempotency:
         return Outcome(await self._first(command, attempt), duplicate=False)
 
     async def recall(self, command: CommandId, attempt: Attempt) -> Reply | None:
+        """See `Idempotency.recall`; an entry that has expired is forgotten."""
         entry = self._entry(command.key)
         if entry is None:
             return None

@@ -110,6 +110,7 @@ class Session:
         self._level = _LEVEL_5
 
     def to_broker(self, first: int, body: bytes) -> bytes:
+        """A client's packet in MQTT 5: `first` byte, and `body` after the remaining length."""
         kind = first >> 4
         if kind == _CONNECT:
             self._level = _level_of(body)
@@ -118,6 +119,7 @@ class Session:
         return _packet(first, _at_qos_0(body) if kind == _SUBSCRIBE else body)
 
     def to_client(self, first: int, body: bytes) -> bytes:
+        """The broker's packet in the client's version; arguments as in `to_broker`."""
         kind = first >> 4
         if self._level == _LEVEL_5:
             return _packet(first, body)

@@ -35,6 +35,8 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class NamedPort:
+    """A port, and all its names in comparable form."""
+
     port: Port
     names: frozenset[str]
 

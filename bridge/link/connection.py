@@ -239,6 +239,7 @@ class Link:
         return acknowledged
 
     def acknowledge(self, packet_id: int) -> None:
+        """Acknowledge a message of QoS 1; does nothing once the connection is lost."""
         if not self.lost.done():
             self._stream.write(packets.puback(packet_id))
 

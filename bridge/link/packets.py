@@ -197,6 +197,10 @@ def _text(body: bytes, at: int) -> tuple[str, int]:
 
 
 def read_varint(body: bytes, at: int) -> tuple[int, int]:
+    """A variable byte integer (MQTT 5.0, section 1.5.5), and where what follows it begins.
+
+    Raises MalformedPacketError if it has more than four bytes, IndexError if it breaks off.
+    """
     value = shift = 0
     while True:
         byte = body[at]

@@ -18,6 +18,7 @@ class CommandPublisher:
     def publish_command(
         self, topic: str, payload: bytes, expires: float, on_left: Callable[[], None]
     ) -> "_Acknowledgement":
+        """See `Publisher.publish_command`."""
         link = self._session.link
         if link is None:
             raise MqttUnavailable()
