@@ -34,6 +34,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
 MOST_CONNECTIONS = 4096
+# Of a request's head, in bytes: aiohttp alone keeps a megabyte of one that never ends.
+_LONGEST_HEAD = 32 * 1024
 
 # What database, broker and files need.
 _OTHER_DESCRIPTORS = 128
@@ -58,6 +60,8 @@ async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
         RequestTimeout: it did not arrive in time.
         MalformedRequest: it broke off, or its encoding is wrong.
     """
+    if (request.content_length or 0) > limit:
+        raise PayloadTooLarge(limit=limit)
     try:
         with in_time:
             return await request.read()
@@ -77,7 +81,7 @@ def is_surplus(request: web.BaseRequest) -> bool:
 class Protocol(web.RequestHandler):
     """aiohttp's protocol of one connection, with the mends listed above."""
 
-    __slots__ = ("_body", "_in_head", "_server", "is_surplus")
+    __slots__ = ("_body", "_head_bytes", "_in_head", "_server", "is_surplus")
 
     def __init__(self, server: "Server", *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -86,6 +90,7 @@ class Protocol(web.RequestHandler):
         self._body: StreamReader | None = None
         # Whether only part of a request's head has arrived.
         self._in_head = False
+        self._head_bytes = 0
         self.is_surplus = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -127,6 +132,14 @@ class Protocol(web.RequestHandler):
         elif begins:
             # Blank lines may stand before a request (RFC 9112, section 2.2).
             self._in_head = b"\n" in data.lstrip(b"\r\n")
+        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
+        if self._head_bytes > _LONGEST_HEAD:
+            self._reject_head()
+
+    def _reject_head(self) -> None:
+        if self.transport is not None:
+            self.transport.write(self._server.on_error(None).encoded())
+        self.force_close()
 
     def _is_between_requests(self) -> bool:
         if self._in_head or self._upgraded or self._buffer_paused:

@@ -22,6 +22,14 @@ _CLIENT_NAMED_LIKE_OPERATION = Text(
 )
 
 
+# What is kept of a requester, and each of its reply topics, has this name in it.
+_LONGEST_CLIENT = 128
+_LONG_CLIENT = Text(
+    f"请求主题中的客户端名最长 {_LONGEST_CLIENT} 个字符",
+    f"a client level has at most {_LONGEST_CLIENT} characters",
+)
+
+
 class Asked(NamedTuple):
     """What a request topic says: `<prefix>/request/<operation>[/<client>]`."""
 
@@ -45,8 +53,8 @@ class Topics:
 
     def asked(self, topic: str) -> Asked:
         """What a topic that matched one of `filters` asks for; it is not checked again."""
-        operation, slash, client = topic.removeprefix(self._request).partition("/")
-        return Asked(operation, client if slash else None)
+        operation, _, client = topic.removeprefix(self._request).partition("/")
+        return Asked(operation, client or None)
 
     def default_reply(self, asked: Asked, request_id: str | None) -> str:
         """Where a reply goes that was given no topic, or a forbidden one."""
@@ -56,12 +64,14 @@ class Topics:
         return self._reply + "/".join(levels)
 
     def check_client(self, asked: Asked, operations: Sequence[str]) -> None:
-        """Raise Forbidden if the client level is an operation's name.
+        """Raise Forbidden if the client level is too long, or an operation's name.
 
-        Default reply topics would be ambiguous.
+        With that, default reply topics would be ambiguous.
         """
         if asked.client in operations:
             raise Forbidden(reason=_CLIENT_NAMED_LIKE_OPERATION)
+        if asked.client is not None and len(asked.client) > _LONGEST_CLIENT:
+            raise Forbidden(reason=_LONG_CLIENT)
 
     def check_reply(self, topic: object, asked: Asked, named_by: str) -> str:
         """The reply topic that the requester named in the property `named_by`.

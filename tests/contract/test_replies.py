@@ -91,6 +91,18 @@ async def test_client_may_be_answered_below_its_own_level(requester):
     assert (reply.topic, reply.code) == (topic, 200)
 
 
+async def test_empty_client_level_counts_as_none(requester):
+    reply = await requester.ask_raw("plugin/request/health/", b"{}")
+    assert (reply.code, reply.topic) == (200, requester.reply_topic())
+
+
+async def test_long_client_level_is_refused(requester):
+    client = "k" * 129
+    reply = await requester.ask("health", client_level=client, response_topic=ABSENT)
+    check_refusal(reply.body, 403, "forbidden")
+    assert reply.topic == f"plugin/reply/{client}/health"
+
+
 async def test_client_level_named_like_an_operation_is_refused(requester, board):
     device = await board(BOARD_A)
     reply = await requester.ask(

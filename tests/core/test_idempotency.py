@@ -356,6 +356,19 @@ async def test_small_share_grows_though_all_is_used_up():
     assert await ask("another", share="quiet").sent(said("well")) == said("well")
 
 
+async def test_clients_without_end_are_bounded_and_lock_no_key_out():
+    once = memory(300, most_entries=600)
+    ask = asking(once)
+    for number in range(600):
+        await ask(f"id {number}", share=f"mqtt:client {number}").sent(said("kept"))
+    for share in ("mqtt:client 1", "mqtt:another"):
+        with pytest.raises(Busy):
+            await ask(f"more of {share}", share=share).answered()
+    for number in range(2):
+        asked = ask(f"of the key {number}", share="http:school")
+        assert await asked.sent(said("well")) == said("well")
+
+
 async def test_what_has_expired_makes_room():
     once = memory(0.0, most_entries=400)
     ask = asking(once)

@@ -421,9 +421,14 @@ def test_it_goes_on_when_nobody_reads_its_output_any_more():
         assert process.stdout is not None
         assert process.stderr is not None
         try:
-            lines = list(iter(process.stdout.readline, f"{LAST_WORD['zh']}，不会留下任何东西。\n"))
+            lines = []
+            for line in process.stdout:
+                lines.append(line)
+                if line.startswith(LAST_WORD["zh"]):
+                    break
             process.stdout.close()
-            control = next(line for line in lines if "/api/control" in line)
+            control = next((line for line in lines if "/api/control" in line), None)
+            assert control is not None, (lines, process.stderr.read())
             for _ in range(3):
                 assert json.loads(paste(control))["code"] == 200
             process.send_signal(signal.SIGINT)

@@ -147,6 +147,24 @@ async def test_identity_is_no_encoding(bridge):
         assert (await client.response())[0] == 422
 
 
+async def test_head_without_end_is_rejected(bridge):
+    async with Connection(bridge.port) as client:
+        await client.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\n")
+        await client.send(*[b"X: %s\r\n" % (b"x" * 8000)] * 5)
+        assert await refusal(client) == MALFORMED
+        assert await client.closed()
+    assert await is_well(bridge)
+
+
+async def test_body_declared_too_long_is_rejected_before_it_comes(bridge):
+    async with Connection(bridge.port) as client:
+        await client.send(
+            b"POST /api/control HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 100000000\r\n\r\n"
+        )
+        assert await refusal(client) == (413, "payload_too_large")
+
+
 async def test_body_is_never_inflated():
     """Not for a handler that reads it, and not when what nobody read is read away."""
     bomb = zlib.compress(bytes(50_000_000), level=9, wbits=31)
