@@ -123,28 +123,39 @@ class HttpTransport:
     def _add_routes(self, app: web.Application) -> None:
         for row in OPERATIONS.values():
             handler = self._health if row.name == "health" else partial(self._answer, row)
-            self._add(app, row.method, row.path, self._guarded(handler, open_=row.name == "health"))
+            self._add(app, row.method, row.path, handler, open_=row.name == "health")
         for place in self._places:
-            guarded = self._guarded(place.handler, open_=place.open, cors=place.cors)
-            self._add(app, place.method, place.path, guarded)
+            self._add(
+                app, place.method, place.path, place.handler, open_=place.open, cors=place.cors
+            )
         app.router.add_route(
             "*", "/{path:.*}", self._guarded(self._not_found), expect_handler=meet_expectation
         )
 
-    def _add(self, app: web.Application, method: str, path: str, handler: Handler) -> None:
+    def _add(
+        self,
+        app: web.Application,
+        method: str,
+        path: str,
+        handler: Guarded,
+        *,
+        open_: bool,
+        cors: bool = False,
+    ) -> None:
         resource = app.router.add_resource(path)
         add_route = partial(resource.add_route, expect_handler=meet_expectation)
-        add_route(method, handler)
-        self._handlers[method, path] = handler
+        guarded = self._guarded(handler, open_=open_, cors=cors)
+        add_route(method, guarded)
+        self._handlers[method, path] = guarded
         if method == "GET":
-            add_route("HEAD", handler)
+            add_route("HEAD", guarded)
         add_route("OPTIONS", self._preflight)
 
-        async def not_allowed(request: web.Request) -> web.StreamResponse:
+        async def not_allowed(request: web.Request, _: Grant | None) -> web.StreamResponse:
             reply = self._refused(MethodNotAllowed(allowed=method))
             return self._respond(request, reply, headers=(("Allow", f"{method}, OPTIONS"),))
 
-        add_route("*", not_allowed)
+        add_route("*", self._guarded(not_allowed, open_=open_))
 
     def _guarded(self, handler: Guarded, *, open_: bool = False, cors: bool = False) -> Handler:
         """Admit the caller, unless the place is open to all; whatever is raised is answered."""

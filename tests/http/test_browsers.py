@@ -103,10 +103,13 @@ def asking(method: str, path: str, header: str, *more: str) -> bytes:
 
 
 @pytest.mark.parametrize(("header", "setting"), STRANGE)
-@pytest.mark.parametrize("path", PATHS)
-async def test_strange_page_reads_nothing_of_an_open_bridge(bridge, path, header, setting):
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [*(("GET", path) for path in PATHS), ("PUT", "/api/control"), ("DELETE", "/metrics")],
+)
+async def test_strange_page_reads_nothing_of_an_open_bridge(bridge, method, path, header, setting):
     async with Connection(bridge.port) as client:
-        await client.send(asking("GET", path, header))
+        await client.send(asking(method, path, header))
         status, headers, body = await client.answer()
     assert (status, body["error"]) == (403, "forbidden")
     assert setting in body["detail"]
