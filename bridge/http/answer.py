@@ -102,6 +102,8 @@ class Answer(web.StreamResponse):
                 transport.write(head + body)
             else:
                 transport.writelines((head, body))
+            # aiohttp keeps a connection's last answer until its next request.
+            self._content = b""
         self._is_read = transport.get_write_buffer_size() <= _UNSENT_BYTES
         if self._is_read:
             return False
