@@ -609,6 +609,7 @@ async def test_a_device_is_opened_and_switched_by_keyboard_alone(
     await tab_to(page, ".switch button[data-action=on]")
     await page.keyboard.press("Space")
     assert (await listening.next_command()).json["action"] == "on"
+    await expect(page.locator(".outcome summary").first).to_be_visible()
     await tab_to(page, ".outcome summary")
     await page.keyboard.press("Enter")
     await expect(page.locator(".outcome pre").first).to_be_visible()
