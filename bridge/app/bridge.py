@@ -170,6 +170,7 @@ class Bridge:
             async with asyncio.timeout_at(until):
                 await self._mqtt.drain()
                 await self._dispatcher.idle()
+                await self._http.drain()
         except TimeoutError:
             logger.warning(
                 "drain timed out; what was in flight is given up",

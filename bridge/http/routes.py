@@ -28,6 +28,7 @@ from ..core.request import Request
 from ..devices.models import Health, JsonObject
 from ..errors import (
     Busy,
+    Draining,
     Forbidden,
     MalformedRequest,
     MethodNotAllowed,
@@ -114,6 +115,11 @@ class HttpTransport:
             )
         except OSError as error:
             raise PortTakenError(settings, error) from None
+
+    async def drain(self) -> None:
+        """Wait a moment for requests that are on their way on open connections; they get 503."""
+        if self._server is not None:
+            await self._server.emptied(within=0.25)
 
     async def stop(self) -> None:
         """Stop listening, and close the connections; those busy after 0.25 s are aborted."""
@@ -288,7 +294,10 @@ class HttpTransport:
             more.append(_RETRY_AFTER)
         elif reply.code == 401:
             more.append(("WWW-Authenticate", "Bearer"))
-        return self._send(request, reply.encode(request_id), reply.code, (*more, *headers))
+        # What comes on this connection next would be lost with it.
+        keep_alive = reply.error != Draining.error
+        headers = (*more, *headers)
+        return self._send(request, reply.encode(request_id), reply.code, headers, keep_alive)
 
     def _send(
         self,
@@ -296,9 +305,10 @@ class HttpTransport:
         body: bytes,
         status: int = 200,
         headers: Headers = (),
+        keep_alive: bool = True,
     ) -> Answer:
         cors = self._browsers.cors(_origin(request))
-        return Answer(status, JSON_UTF8, body, (*cors, *headers))
+        return Answer(status, JSON_UTF8, body, (*cors, *headers), keep_alive=keep_alive)
 
 
 def _origin(request: web.Request) -> str | None:

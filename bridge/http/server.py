@@ -226,6 +226,7 @@ class Server:
         self._direct = direct or {}
         self._most = most_connections
         self._open = 0
+        self._emptied: asyncio.Event | None = None
         self._listening: asyncio.Server | None = None
         self.on_error = on_error
         self.unsent = unsent or UnsentReplies()
@@ -240,6 +241,14 @@ class Server:
         self._listening = await loop.create_server(
             self._protocol, host or None, port, backlog=_BACKLOG, reuse_port=reuse_port or None
         )
+
+    async def emptied(self, within: float) -> None:
+        """Wait until no connection is open, but for no more than `within` seconds."""
+        if self._open:
+            self._emptied = asyncio.Event()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(within):
+                    await self._emptied.wait()
 
     async def close(self, within: float) -> None:
         """End the connections; those still busy after `within` seconds are aborted."""
@@ -261,6 +270,8 @@ class Server:
 
     def closed(self) -> None:
         self._open -= 1
+        if not self._open and self._emptied is not None:
+            self._emptied.set()
 
     def _handle(self, request: Any) -> Awaitable[web.StreamResponse]:
         """Past aiohttp's router, whose work for a plain path is a tenth of a sensor query's."""
