@@ -22,7 +22,7 @@ _LOOK_SECONDS = 0.5
 
 
 class Turns:
-    """Looks after them.
+    """Leaves our turns in the share, and takes them again.
 
     Args:
         is_able: whether the database is there.
