@@ -19,7 +19,7 @@ FOLDER = PROJECT / "tests" / "clusters"
 COOKIE = "clusters"
 # Where Debian puts them.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")
-ERLANG_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
+ERLANG_LIBRARIES = next(Path("/usr/lib").glob("*/ejabberd-*"), Path("/usr/lib/ejabberd")).parent
 ACTIVEMQ = Path("/usr/share/activemq")
 ACTIVEMQ_NEEDS = [
     Path("/usr/share/java") / name
@@ -191,8 +191,6 @@ class RabbitMq(ErlangNode):
             "mqtt.allow_anonymous = false",
             "log.console.level = warning",
             "cluster_formation.peer_discovery_backend = classic_config",
-            "cluster_formation.randomized_startup_delay_range.min = 0",
-            "cluster_formation.randomized_startup_delay_range.max = 1",
         ]
         lines += [
             f"cluster_formation.classic_config.nodes.{number} = {member}@localhost"
@@ -219,7 +217,7 @@ class RabbitMq(ErlangNode):
             RABBITMQ_CONFIG_FILE=str(self.folder / "rabbitmq.conf"),
             RABBITMQ_ENABLED_PLUGINS_FILE=str(self.folder / "plugins"),
             RABBITMQ_PID_FILE=str(self.folder / "pid"),
-            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +S 1:1",
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
         )
 
 
