@@ -74,10 +74,8 @@ class Nats(Node):
             f"server_name: {name}",
             f"listen: {LOOPBACK}:{free_port()}",
             f'jetstream {{ store_dir: "{self.folder}" }}',
+            f"mqtt {{ listen: {LOOPBACK}:{self.port} }}",
         ]
-        # By default one node holds each subscription, and who subscribed is deaf without that node.
-        replicas = ", consumer_replicas: 3" if routes else ""
-        lines.append(f"mqtt {{ listen: {LOOPBACK}:{self.port}{replicas} }}")
         if routes:
             peers = ", ".join(f"nats://{LOOPBACK}:{port}" for port in routes)
             lines.append(
