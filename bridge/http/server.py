@@ -33,9 +33,25 @@ OnError = Callable[[BaseException | None], Answer]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
+_TOO_MANY_CHUNKS = Text(
+    "请求体被分成了过多的小块；请用更大的块或 Content-Length 发送",
+    "the body has too many small chunks; send larger ones, or a Content-Length",
+)
 MOST_CONNECTIONS = 4096
 # Of a request's head, in bytes: aiohttp alone keeps a megabyte of one that never ends.
 _LONGEST_HEAD = 32 * 1024
+
+# Each chunk of a body costs time, however small: one of 64 KiB may have so many, a longer one as many
+# as if they were of so many bytes.
+_MOST_CHUNKS = 1024
+_SMALL_CHUNK = 64
+_CHUNKS_AT_ONCE = 64
+# aiohttp stops parsing a body, and reading from its client, when more than twice so many bytes, or
+# a sixteenth as many chunks, wait to be read.
+_UNREAD_BYTES = 2048
+# A connection is read from for so long after its last response: closed at once, it could be reset
+# before the client has read the response.
+_LINGERING_SECONDS = 1.0
 
 # What database, broker and files need.
 _OTHER_DESCRIPTORS = 128
@@ -58,19 +74,28 @@ async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
     Raises:
         PayloadTooLarge: it is longer than the application takes; the error says `limit` (bytes).
         RequestTimeout: it did not arrive in time.
-        MalformedRequest: it broke off, or its encoding is wrong.
+        MalformedRequest: it broke off, its encoding is wrong, or it has too many chunks.
     """
     if (request.content_length or 0) > limit:
         raise PayloadTooLarge(limit=limit)
+    body = bytearray()
+    chunks = 0
     try:
         with in_time:
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise PayloadTooLarge(limit=limit) from None
+            async for part, ends_chunk in request.content.iter_chunks():
+                body += part
+                chunks += ends_chunk
+                if len(body) > limit:
+                    raise PayloadTooLarge(limit=limit)
+                if chunks > max(_MOST_CHUNKS, limit // _SMALL_CHUNK):
+                    raise MalformedRequest(reason=_TOO_MANY_CHUNKS)
+                if ends_chunk and chunks % _CHUNKS_AT_ONCE == 0:
+                    await asyncio.sleep(0)
     except TimeoutError:
         raise RequestTimeout() from None
     except _CLIENT_FAULTS:
         raise MalformedRequest(reason=NOT_HTTP) from None
+    return bytes(body)
 
 
 def is_surplus(request: web.BaseRequest) -> bool:
@@ -81,7 +106,7 @@ def is_surplus(request: web.BaseRequest) -> bool:
 class Protocol(web.RequestHandler):
     """aiohttp's protocol of one connection, with the mends listed above."""
 
-    __slots__ = ("_body", "_head_bytes", "_in_head", "_server", "is_surplus")
+    __slots__ = ("_body", "_head_bytes", "_ignores", "_in_head", "_server", "is_surplus")
 
     def __init__(self, server: "Server", *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,6 +116,8 @@ class Protocol(web.RequestHandler):
         # Whether only part of a request's head has arrived.
         self._in_head = False
         self._head_bytes = 0
+        # Whether the last response was written.
+        self._ignores = False
         self.is_surplus = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -108,6 +135,9 @@ class Protocol(web.RequestHandler):
         if self.transport is not None:
             self._server.unsent.watch(self.transport)
 
+    def ignore_rest(self) -> None:
+        self._ignores = True
+
     async def start(self) -> None:
         try:
             await super().start()
@@ -119,6 +149,8 @@ class Protocol(web.RequestHandler):
             self.force_close()
 
     def data_received(self, data: bytes) -> None:
+        if self._ignores:
+            return
         begins = self._is_between_requests()
         if begins and not data.isascii():
             line, newline, rest = data.partition(b"\n")
@@ -220,8 +252,13 @@ class Server:
         unsent: UnsentReplies | None = None,
         **options: Any,
     ) -> None:
-        # Compressed bodies are rejected: 64 KiB may inflate to 64 MiB.
-        self._options = {"auto_decompress": False, **options}
+        self._options = {
+            # Compressed bodies are rejected: 64 KiB may inflate to 64 MiB.
+            "auto_decompress": False,
+            "read_bufsize": _UNREAD_BYTES,
+            "lingering_time": _LINGERING_SECONDS,
+            **options,
+        }
         self._runner = web.AppRunner(app, handle_signals=False, **self._options)
         self._direct = direct or {}
         self._most = most_connections

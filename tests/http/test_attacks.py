@@ -165,6 +165,70 @@ async def test_body_declared_too_long_is_rejected_before_it_comes(bridge):
         assert await refusal(client) == (413, "payload_too_large")
 
 
+# ---- bodies of very many chunks -----------------------------------------------------------------
+
+SMALL_CHUNK = b"1\r\n \r\n"
+
+
+def chunked(path: str, chunks: bytes, content_type: str = "application/json") -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: {content_type}\r\n"
+    return head.encode() + b"Transfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("path", "content_type", "expected"),
+    [
+        ("/api/control", "application/json", MALFORMED),
+        ("/api/control", "text/plain", UNSUPPORTED),
+        ("/mcp/", "application/json", MALFORMED),
+        ("/livez", "application/json", (405, "method_not_allowed")),
+    ],
+)
+async def test_bodies_of_very_many_chunks_delay_nobody(bridge, path, content_type, expected):
+    """50 of them took all turns of the loop for some seconds."""
+    flood = chunked(path, SMALL_CHUNK * 60_000, content_type)
+    loop = asyncio.get_running_loop()
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(Connection(bridge.port)) for _ in range(50)]
+        for client in clients:
+            client.writer.write(flood)
+        answers = asyncio.gather(*(refusal(client) for client in clients))
+        while not answers.done():
+            asked = loop.time()
+            assert await is_well(bridge)
+            assert loop.time() - asked < 1
+            async with Connection(bridge.port) as good:
+                await good.send(declared("/api/control", "Content-Type: application/json"))
+                assert (await good.response())[0] in (200, 409)
+        assert set(await answers) == {expected}
+
+
+async def test_body_may_come_in_a_thousand_chunks(bridge):
+    body = json.dumps({**LIGHT, "device_uuid": "nobody"}).ljust(1000).encode()
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body)
+    async with Connection(bridge.port) as client:
+        for _ in range(2):
+            await client.send(chunked("/api/control", chunks))
+            assert await refusal(client) == (404, "device_not_found")
+
+
+async def test_chunks_are_parsed_a_few_at_a_time_and_none_after_the_answer():
+    requests = []
+
+    async def note(request: web.Request) -> web.StreamResponse:
+        requests.append((request, request.content.total_bytes))
+        return await hello(request)
+
+    async with serving(note, lingering_time=0.1) as port, Connection(port) as client:
+        await client.send(chunked("/1", SMALL_CHUNK * 30_000))
+        status, headers, _ = await client.answer()
+        assert (status, headers["connection"]) == (200, "close")
+        assert await client.closed()
+    ((request, parsed),) = requests
+    assert parsed <= 256
+    assert request.content.total_bytes <= 2 * parsed
+
+
 async def test_body_is_never_inflated():
     """Not for a handler that reads it, and not when what nobody read is read away."""
     bomb = zlib.compress(bytes(50_000_000), level=9, wbits=31)
