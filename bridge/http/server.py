@@ -41,8 +41,8 @@ MOST_CONNECTIONS = 4096
 # Of a request's head, in bytes: aiohttp alone keeps a megabyte of one that never ends.
 _LONGEST_HEAD = 32 * 1024
 
-# Each chunk of a body costs time, however small: one of 64 KiB may have so many, a longer one as many
-# as if they were of so many bytes.
+# Each chunk costs time, however small. A body may have so many, or where more than 64 KiB are taken
+# as many as if each had so many bytes.
 _MOST_CHUNKS = 1024
 _SMALL_CHUNK = 64
 _CHUNKS_AT_ONCE = 64
