@@ -11,7 +11,7 @@ import re
 import socket
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -136,13 +136,16 @@ def _parsed(host: str) -> _Host | None:
 @lru_cache(maxsize=256)
 def _is_private(name: str) -> bool:
     """Whether it is an IP address, or a name that no stranger can have registered."""
-    if name.startswith("[") or _NUMBER.fullmatch(name.rpartition(".")[2]):
-        try:
-            ip_address(name.strip("[]"))
-        except ValueError:
-            return False
-        return True
-    return "." not in name or name.endswith(_PRIVATE)
+    try:
+        if name.startswith("["):
+            IPv6Address(name[1:-1])
+        elif _NUMBER.fullmatch(name.rpartition(".")[2]):
+            IPv4Address(name)
+        else:
+            return "." not in name or name.endswith(_PRIVATE)
+    except ValueError:
+        return False
+    return True
 
 
 def _is_same(origin: str, host: str | None) -> bool:
