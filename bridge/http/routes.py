@@ -125,6 +125,7 @@ class HttpTransport:
         """Stop listening, and close the connections; those busy after 0.25 s are aborted."""
         if self._server is not None:
             await self._server.close(within=0.25)
+        self._wrong_keys.close()
 
     def _add_routes(self, app: web.Application) -> None:
         for row in OPERATIONS.values():
@@ -178,7 +179,8 @@ class HttpTransport:
                 return response
             except Exception as error:
                 if isinstance(error, WrongKey):
-                    await self._wrong_keys.shown(request.remote)
+                    connected = partial(_is_connected, request)
+                    await self._wrong_keys.shown(request.remote, connected)
                 return self._respond(request, self._refused(error))
 
         return handle
@@ -311,6 +313,10 @@ class HttpTransport:
     ) -> Answer:
         cors = self._browsers.cors(origin_of(request))
         return Answer(status, JSON_UTF8, body, (*cors, *headers), keep_alive=keep_alive)
+
+
+def _is_connected(request: web.Request) -> bool:
+    return request.transport is not None
 
 
 def _unquoted(key: str) -> str:
