@@ -6,6 +6,7 @@
   a body that breaks off its encoding fails at once (aiohttp leaves its reader waiting).
 - A response that leaves before its request's body was read closes the connection. Else what follows
   on it, which behind a pooling proxy are other people's requests, would be read as that body.
+- A body of many small chunks is parsed a few at a time, and pipelined requests only while few wait.
 - Connections are capped, and so is what clients have not read of their responses.
 
 `tests/http/test_server.py` guards what is relied on here.
@@ -23,8 +24,7 @@ from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import _ErrInfo
 
-from ..core.deadlines import Limit
-from ..errors import MalformedRequest, PayloadTooLarge, RequestTimeout, Text
+from ..errors import Text
 from .answer import Answer
 from .unsent import UnsentReplies
 
@@ -33,19 +33,10 @@ OnError = Callable[[BaseException | None], Answer]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
-_TOO_MANY_CHUNKS = Text(
-    "请求体被分成了过多的小块；请用更大的块或 Content-Length 发送",
-    "the body has too many small chunks; send larger ones, or a Content-Length",
-)
 MOST_CONNECTIONS = 4096
 # Of a request's head, in bytes: aiohttp alone keeps a megabyte of one that never ends.
 _LONGEST_HEAD = 32 * 1024
 
-# Each chunk costs time, however small. A body may have so many, or where more than 64 KiB are taken
-# as many as if each had so many bytes.
-_MOST_CHUNKS = 1024
-_SMALL_CHUNK = 64
-_CHUNKS_AT_ONCE = 64
 # aiohttp stops parsing a body, and reading from its client, when more than twice so many bytes, or
 # a sixteenth as many chunks, wait to be read.
 _UNREAD_BYTES = 2048
@@ -65,37 +56,7 @@ _SURPLUS_SHARE = 8
 _UNACKNOWLEDGED_SECONDS = 60
 _ASCII = bytes(range(128))
 # What a client did to its own request.
-_CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
-
-
-async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
-    """A request's body.
-
-    Raises:
-        PayloadTooLarge: it is longer than the application takes; the error says `limit` (bytes).
-        RequestTimeout: it did not arrive in time.
-        MalformedRequest: it broke off, its encoding is wrong, or it has too many chunks.
-    """
-    if (request.content_length or 0) > limit:
-        raise PayloadTooLarge(limit=limit)
-    body = bytearray()
-    chunks = 0
-    try:
-        with in_time:
-            async for part, ends_chunk in request.content.iter_chunks():
-                body += part
-                chunks += ends_chunk
-                if len(body) > limit:
-                    raise PayloadTooLarge(limit=limit)
-                if chunks > max(_MOST_CHUNKS, limit // _SMALL_CHUNK):
-                    raise MalformedRequest(reason=_TOO_MANY_CHUNKS)
-                if ends_chunk and chunks % _CHUNKS_AT_ONCE == 0:
-                    await asyncio.sleep(0)
-    except TimeoutError:
-        raise RequestTimeout() from None
-    except _CLIENT_FAULTS:
-        raise MalformedRequest(reason=NOT_HTTP) from None
-    return bytes(body)
+CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 
 
 def is_surplus(request: web.BaseRequest) -> bool:
@@ -168,6 +129,11 @@ class Protocol(web.RequestHandler):
         if self._head_bytes > _LONGEST_HEAD:
             self._reject_head()
 
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Called for each chunk that is read. aiohttp would parse one more request each time, though
+        # as many wait as may; it goes on by itself once fewer do.
+        super().resume_reading(resume_parser and not self._buffer_paused)
+
     def _reject_head(self) -> None:
         if self.transport is not None:
             self.transport.write(self._server.on_error(None).encoded())
@@ -206,7 +172,7 @@ class Protocol(web.RequestHandler):
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         error = kw.get("exc_info")
-        if not isinstance(error, _CLIENT_FAULTS):
+        if not isinstance(error, CLIENT_FAULTS):
             # Without its traceback, with which a client could fill the log.
             self.logger.error("a connection was given up: %r", error or args)
 

@@ -171,6 +171,7 @@ def test_we_take_no_name_that_aiohttp_has():
         "finish_response",
         "handle_error",
         "log_exception",
+        "resume_reading",
         "start",
     ],
 )
