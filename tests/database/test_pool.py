@@ -721,10 +721,14 @@ async def test_hostile_uuids_find_nothing_and_disturb_nobody(private_mariadb, st
     server = private_mariadb(f"--sql-mode={sql_mode}")
     store, _ = store_on(server)
     found = await asyncio.gather(
-        *(read(uuid) for read in (store.readings, store.profile) for uuid in [*HOSTILE, BOARD_A])
+        *(
+            read(uuid)
+            for read in (store.readings, store.profile, store.controls)
+            for uuid in [*HOSTILE, BOARD_A]
+        )
     )
     names = [device and device.name for device in found]
-    assert names == ([None] * len(HOSTILE) + [NAMES[BOARD_A]]) * 2
+    assert names == ([None] * len(HOSTILE) + [NAMES[BOARD_A]]) * 3
     by_sensor = await store.sensors(
         [(uuid, (name,)) for uuid in [*HOSTILE, BOARD_A] for name in [*HOSTILE, "temperature"]]
     )
