@@ -165,7 +165,7 @@ def hosts_of(request: web.BaseRequest) -> Iterator[str | None]:
     """
     yield request.headers.get(hdrs.HOST)
     if not request.raw_path.startswith("/"):
-        yield request.url.authority
+        yield request.url.raw_authority
 
 
 def origin_of(request: web.BaseRequest) -> str | None:

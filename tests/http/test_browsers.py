@@ -218,6 +218,7 @@ async def test_host_that_no_browser_sends_is_answered_403_or_400(bridge, host):
     [
         ("http://localhost/api/operations", "localhost", 200),
         ("http://localhost:9001/api/operations", "127.0.0.1", 200),
+        ("http://[::1]:9001/api/operations", "[::1]:9001", 200),
         ("http://evil.example/api/operations", "localhost", 403),
         ("http://localhost/api/operations", "evil.example", 403),
         ("http://localhost@evil.example/api/operations", "localhost", 403),
