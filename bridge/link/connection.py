@@ -86,9 +86,9 @@ class Link:
             self._client,
             self._for_paho,
             on_connack=self._on_connack,
-            on_unsuback=self._on_unsuback,
             socket_opened=self._stream.watch,
         )
+        paho_adapter.hear_unsubacks(self._client, self._on_unsuback)
 
     async def open(self) -> None:
         """Connect and log in.
@@ -280,7 +280,7 @@ class Link:
             self.limits = BrokerLimits.of(props)
             self._outbox.quota = min(paho_adapter.OUR_PACKET_IDS, self.limits.receive_maximum)
 
-    def _on_unsuback(self, reasons: list[int]) -> None:
+    def _on_unsuback(self, reasons: Sequence[int]) -> None:
         self._unsuback = reasons
 
     def _on_disconnected(self, disconnected: "asyncio.Future[None]") -> None:

@@ -6,7 +6,7 @@ of it moves.
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiomqtt
@@ -75,34 +75,27 @@ def take_over(
     stand_in: "PahoSocket",
     *,
     on_connack: Callable[[Any, Any], None],
-    on_unsuback: Callable[[list[int]], None],
     socket_opened: Callable[[], None],
 ) -> None:
-    """Put ourselves between paho and its socket, and before aiomqtt in what it hears.
+    """Put ourselves between paho and its socket, and before aiomqtt where a CONNACK is heard.
 
     Args:
         on_connack: hears of its flags and properties, before aiomqtt does.
-        on_unsuback: hears of the reason codes, before aiomqtt hears that it came.
         socket_opened: called in the loop once the socket is connected.
     """
     loop = asyncio.get_running_loop()
     paho = aiomqtt_client._client
     paho.connect_timeout = aiomqtt_client.timeout
     paho._last_mid = OUR_PACKET_IDS
-    create_socket = paho._create_socket
-    connacks, unsubacks = paho.on_connect, paho.on_unsubscribe
-    assert connacks is not None and unsubacks is not None
+    create_socket, aiomqtts_own = paho._create_socket, paho.on_connect
+    assert aiomqtts_own is not None
 
     def create_wrapped() -> PahoSocket:
         return stand_in.wrap(create_socket())
 
-    def connected(client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
+    def heard(client: Any, userdata: Any, flags: Any, reason: Any, properties: Any) -> None:
         on_connack(flags, properties)
-        connacks(client, userdata, flags, reason, properties)  # type: ignore[call-arg]
-
-    def unsubscribed(client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
-        on_unsuback([reason.value for reason in reasons])
-        unsubacks(client, userdata, mid, reasons, properties)  # type: ignore[call-arg]
+        aiomqtts_own(client, userdata, flags, reason, properties)  # type: ignore[call-arg]
 
     # These may be called from the thread in which paho connects.
     def watch_socket(*_: object) -> None:
@@ -115,12 +108,26 @@ def take_over(
         """The link itself looks after its socket."""
 
     paho._create_socket = create_wrapped  # type: ignore[method-assign]
-    paho.on_connect = connected
-    paho.on_unsubscribe = unsubscribed
+    paho.on_connect = heard
     paho.on_socket_open = watch_socket
     paho.on_socket_close = ignore
     paho.on_socket_register_write = write
     paho.on_socket_unregister_write = ignore
+
+
+def hear_unsubacks(
+    aiomqtt_client: aiomqtt.Client, on_unsuback: Callable[[Sequence[int]], None]
+) -> None:
+    """Hear of an UNSUBACK's reason codes, before aiomqtt hears that it came."""
+    paho = aiomqtt_client._client
+    aiomqtts_own = paho.on_unsubscribe
+    assert aiomqtts_own is not None
+
+    def heard(client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        on_unsuback([reason.value for reason in reasons])
+        aiomqtts_own(client, userdata, mid, reasons, properties)  # type: ignore[call-arg]
+
+    paho.on_unsubscribe = heard
 
 
 def subscribe_options(*, retained: bool) -> SubscribeOptions:
