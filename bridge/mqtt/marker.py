@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 # Reason codes of an UNSUBACK.
 _SUCCESS, _NO_SUBSCRIPTION_EXISTED = 0x00, 0x11
 # A message of QoS 0 may be dropped where the broker has much to send: so it is sent again.
-_TRIES, _TRY_SECONDS = 4, 0.5
+_TRIES, _TRY_SECONDS = 4, 0.25
 # Some brokers close the connection instead of refusing a subscription or a publish.
 _MOST_LOSSES = 2
 

@@ -261,7 +261,9 @@ class Session:
             return
         self._check_limits(link)
         await self._delivery_check.subscribe(link, self._topics.filters)
-        await self._delivery_check.run(link)
+        # What came by them before we looked has arrived.
+        if not self._held:
+            await self._delivery_check.run(link)
         await self._presence.announce(link, "online")
         if self._stopping:
             await self.stop_receiving()
