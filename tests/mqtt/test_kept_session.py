@@ -15,7 +15,7 @@ from tests.lab.bridge import Bridge, Readiness
 from tests.lab.line import PUBLISH, SUBSCRIBE, UNSUBSCRIBE, Cut, Line, Watch
 from tests.lab.mqtt import NO_MATCHING_SUBSCRIBERS
 from tests.lab.platform import BOARD_A
-from tests.lab.requester import Requester
+from tests.lab.requester import ABSENT, Requester
 
 COMMAND = {"device_uuid": BOARD_A, "port_type": "led", "port_id": 1, "action": "on"}
 READING = {"device_uuid": BOARD_A, "sensor": "temperature"}
@@ -39,7 +39,14 @@ async def executes_once(
     already = len(device.commands)
     for _ in range(5):
         # Without an id: nothing but the session keeps it from being executed twice.
-        assert (await requester.ask("control", COMMAND, prefix=prefix)).code == 200
+        topic = requester.reply_topic(prefix)
+        reply = await requester.ask_raw(
+            f"{prefix}/request/control",
+            json.dumps({**COMMAND, "reply_to": topic}),
+            response_topic=topic,
+            correlation=ABSENT,
+        )
+        assert reply.code == 200
     # What a second execution had sent came before the answer to this.
     assert (await requester.ask("health", prefix=prefix)).code == 200
     await device.next_commands(5)
