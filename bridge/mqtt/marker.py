@@ -61,13 +61,16 @@ class SessionMarker:
         try:
             await link.subscribe([self._topic])
         except LinkError as error:
-            if link.lost.done():
-                self._losses += 1
+            is_lost = link.lost.done()
+            self._losses += is_lost
+            if not is_lost or self._losses == _MOST_LOSSES:
+                logger.warning(
+                    "the session can't be marked (%s): requests that wait in it while the bridge "
+                    "restarts will be lost",
+                    error,
+                )
+            if is_lost:
                 raise
-            logger.warning(
-                "%s; requests that wait at the broker while the bridge restarts will be lost",
-                error,
-            )
             return
         self._losses = 0
         self._is_placed = True

@@ -161,17 +161,27 @@ async def test_session_of_3_1_1_that_hears_every_status_is_not_taken_for_ours(
 
 
 @pytest.mark.parametrize(
-    ("protocol", "refused"), [("5", SUBSCRIBE), ("3.1.1", SUBSCRIBE), ("3.1.1", PUBLISH)]
+    ("protocol", "refused", "answer"),
+    [
+        ("5", SUBSCRIBE, b"\x90\x04%b\x00\x87"),
+        ("5", SUBSCRIBE, None),
+        # Success, even for what was never subscribed.
+        ("5", UNSUBSCRIBE, b"\xb0\x05%b\x00\x00\x00"),
+        ("3.1.1", SUBSCRIBE, b"\x90\x03%b\x80"),
+        ("3.1.1", PUBLISH, b""),
+        ("3.1.1", PUBLISH, None),
+    ],
+    ids=["refused", "fatal", "untrue", "refused", "in silence", "fatal"],
 )
-async def test_broker_that_forbids_the_marker_executes_once(
+async def test_broker_that_lets_us_have_no_marker_executes_once(
     private_bridge: StartBridge,
     private_mosquitto,
     board: ConnectBoard,
     connect_requester: ConnectRequester,
     protocol: Protocol,
     refused: int,
+    answer: bytes | None,
 ):
-    """A subscription is refused by its SUBACK, a publish of 3.1.1 in silence."""
     broker = private_mosquitto()
     device = await board(BOARD_A, broker)
     requester = await connect_requester(broker, version=protocol)
@@ -182,18 +192,16 @@ async def test_broker_that_forbids_the_marker_executes_once(
         def forbid(packet: bytes) -> bytes | None:
             if packet[0] >> 4 != refused or marker not in packet:
                 return None
-            if refused == PUBLISH:
-                return b""
-            code = b"\x00\x87" if protocol == "5" else b"\x80"
-            return bytes((0x90, 2 + len(code))) + packet[2:4] + code
+            if answer is None:
+                raise Cut
+            return answer % packet[2:4] if answer else answer
 
         line.watch = forbid
-        await restarted(bridge, {})
-        for settings in ({}, {"MQTT_SHARE": "another"}):
-            await restarted(bridge, settings)
-            await executes_once(bridge, requester, device)
-        if refused == SUBSCRIBE:
-            assert "while the bridge restarts will be lost" in bridge.output
+        await asyncio.to_thread(bridge.wait_until_it_is, "ready")
+        await restarted(bridge, {"MQTT_SHARE": "another"})
+        await executes_once(bridge, requester, device)
+        assert "it is ended" in bridge.output
+        assert ("the session can't be marked" in bridge.output) == (refused == SUBSCRIBE)
 
 
 @both_protocols
