@@ -275,6 +275,7 @@ async def test_statements_use_their_indexes_though_statistics_call_the_tables_em
         (statements.sensors, (names, uuids)),
         (statements.readings, (uuids, uuids)),
         (statements.profiles, (uuids,)),
+        (statements.controls, (uuids,)),
     ):
         assert "FORCE INDEX" in sql
         for row in server.query(f"EXPLAIN {sql}", *args):

@@ -690,6 +690,10 @@ async def test_each_command_is_told_with_who_device_what_and_outcome(logged, boa
         await requester.ask("preset", {**PRESET, "request_id": "a-preset"}, client_level="kim")
         await requester.ask("sensor-data", {**READING, "request_id": "a-reading"})
 
+        # The log is written behind the replies: a later line says that all before it are there.
+        await requester.ask("health", {"request_id": "the-last"})
+    await asyncio.to_thread(logged.wait_for_line, "the-last")
+
     def told(line: dict[str, Any]) -> tuple[Any, ...]:
         return tuple(line[key] for key in ("who", "device", "operation", "code", "outcome"))
 
