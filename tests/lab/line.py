@@ -10,8 +10,6 @@ from typing import Self
 from tests.lab.mqtt import Broker
 from tests.lab.servers import LOOPBACK
 
-PUBLISH, SUBSCRIBE, UNSUBSCRIBE = 3, 8, 10
-
 
 class Cut(Exception):
     """The line is cut before this packet."""

@@ -12,10 +12,11 @@ import pytest
 from tests.conftest import ConnectBoard, ConnectRequester, StartBridge
 from tests.lab.board import Board
 from tests.lab.bridge import Bridge, Readiness
-from tests.lab.line import PUBLISH, SUBSCRIBE, UNSUBSCRIBE, Cut, Line, Watch
+from tests.lab.line import Cut, Line, Watch
 from tests.lab.mqtt import NO_MATCHING_SUBSCRIBERS
 from tests.lab.platform import BOARD_A
 from tests.lab.requester import ABSENT, Requester
+from tests.lab.scripted import PUBLISH, SUBSCRIBE, UNSUBSCRIBE
 
 COMMAND = {"device_uuid": BOARD_A, "port_type": "led", "port_id": 1, "action": "on"}
 READING = {"device_uuid": BOARD_A, "sensor": "temperature"}
