@@ -560,6 +560,10 @@ class BrokenStore:
         await self.sensors(device_uuid)
         raise NotImplementedError
 
+    async def controls(self, device_uuid: str) -> NoReturn:
+        await self.sensors(device_uuid)
+        raise NotImplementedError
+
     async def watch(self) -> None:
         await asyncio.Event().wait()
 
