@@ -91,8 +91,10 @@ class SessionMarker:
         self._is_placed = False
         # The second one was never subscribed: the codes of some brokers say `success` of all.
         never = f"{self._topic}/{os.urandom(8).hex()}"
-        marker, other = await link.unsubscribe([self._topic, never])
-        return marker == _SUCCESS if other == _NO_SUBSCRIPTION_EXISTED else known
+        codes = await link.unsubscribe([self._topic, never])
+        if list(codes[1:]) != [_NO_SUBSCRIPTION_EXISTED]:
+            return known
+        return codes[0] == _SUCCESS
 
     async def _returns(self, link: Link) -> bool:
         """Whether what we publish there comes back: an UNSUBACK of 3.1.1 has no reason codes.

@@ -168,11 +168,12 @@ async def test_session_of_3_1_1_that_hears_every_status_is_not_taken_for_ours(
         ("5", SUBSCRIBE, None),
         # Success, even for what was never subscribed.
         ("5", UNSUBSCRIBE, b"\xb0\x05%b\x00\x00\x00"),
+        ("5", UNSUBSCRIBE, b"\xb0\x04%b\x00\x00"),
         ("3.1.1", SUBSCRIBE, b"\x90\x03%b\x80"),
         ("3.1.1", PUBLISH, b""),
         ("3.1.1", PUBLISH, None),
     ],
-    ids=["refused", "fatal", "untrue", "refused", "in silence", "fatal"],
+    ids=["refused", "fatal", "untrue", "too few", "refused", "in silence", "fatal"],
 )
 async def test_broker_that_lets_us_have_no_marker_executes_once(
     private_bridge: StartBridge,
