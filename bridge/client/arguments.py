@@ -2,6 +2,8 @@
 
 import re
 import ssl
+from numbers import Real
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from ..link import BrokerAddress
@@ -13,13 +15,15 @@ _LONGEST_TIMEOUT = 86400
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-def broker_at(url: str, tls: ssl.SSLContext | None) -> BrokerAddress:
+def broker_at(url: object, tls: ssl.SSLContext | None) -> BrokerAddress:
     """The broker of a `mqtt://` or `mqtts://` URL; `tls` is the context of the second, if any.
 
-    Raises ValueError for any other URL; the message repeats nothing of it.
+    Raises ValueError for anything else; the message repeats nothing of it.
     """
     # The message repeats no part of the URL, nor does the parser's: it may hold a password.
     malformed = ValueError("write the broker as mqtt://host:1883 or mqtts://host:8883")
+    if not isinstance(url, str):
+        raise malformed
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
@@ -37,18 +41,20 @@ def broker_at(url: str, tls: ssl.SSLContext | None) -> BrokerAddress:
     )
 
 
-def check_level(level: str) -> None:
-    """Raise ValueError unless a text can be one level of a topic."""
-    if "/" in level or not is_plain(level):
+def check_level(level: object) -> None:
+    """Raise ValueError unless it is a text that can be one level of a topic."""
+    if not isinstance(level, str) or "/" in level or not is_plain(level):
         raise ValueError(f"{level!r} can't be a level of a topic")
 
 
-def check_timeout(seconds: float) -> None:
-    """Raise ValueError unless it is a number of seconds above 0 and up to a day."""
-    if not 0 < seconds <= _LONGEST_TIMEOUT:
+def check_timeout(seconds: object) -> float:
+    """The timeout; raises ValueError unless it is a number of seconds above 0 and up to a day."""
+    number: Any = seconds if isinstance(seconds, Real) and not isinstance(seconds, bool) else 0
+    if not 0 < number <= _LONGEST_TIMEOUT:
         raise ValueError(
             f"timeout={seconds!r} must be a number of seconds above 0 and up to {_LONGEST_TIMEOUT}"
         )
+    return float(number)
 
 
 def check_request_id(request_id: object) -> str:

@@ -68,18 +68,16 @@ class BridgeClient:
         tls: ssl.SSLContext | None = None,
         protocol: Literal["5", "3.1.1"] | None = None,
     ) -> None:
-        address = broker_at(broker, tls) if isinstance(broker, str) else broker
+        address = broker if isinstance(broker, BrokerAddress) else broker_at(broker, tls)
         if protocol is not None:
             address = replace(address, version5=is_version5(protocol))
         for level in (client_level, name):
             if level is not None:
                 check_level(level)
-        if timeout is not None:
-            check_timeout(timeout)
         unique = f"client-{secrets.token_hex(6)}"
         self._requests = f"{prefix}/request/"
         self._level = f"/{client_level}" if client_level else ""
-        self._timeout = timeout
+        self._timeout = None if timeout is None else check_timeout(timeout)
         replies = Replies()
         self._connection = Connection(
             address,
@@ -279,8 +277,7 @@ class BridgeClient:
 
     def _timeout_of(self, operation: str, timeout: float | None) -> float:
         if timeout is not None:
-            check_timeout(timeout)
-            return timeout
+            return check_timeout(timeout)
         if self._timeout is not None:
             return self._timeout
         return _PRESET_TIMEOUT if operation == "preset" else _TIMEOUT

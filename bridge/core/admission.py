@@ -105,7 +105,14 @@ class Admission:
         """How many places are taken."""
         return self._taken
 
-    async def enter(self, received: float | None = None, *, asks_again: bool = False) -> Place:
+    def take(self) -> Place | None:
+        """A place if one is free and nobody waits for it; see `enter`."""
+        if self._taken >= self.places or self._waiters:
+            return None
+        self._taken += 1
+        return Place(self)
+
+    async def enter(self, received: float | None = None, asks_again: bool = False) -> Place:
         """A place, waited for if need be.
 
         Args:
@@ -117,9 +124,9 @@ class Admission:
         Raises:
             Busy: none came free in time.
         """
-        if self._taken < self.places and not self._waiters:
-            self._taken += 1
-            return Place(self)
+        place = self.take()
+        if place is not None:
+            return place
         now = self._loop.time()
         until = (now if received is None else received) + self._wait_seconds
         if until <= now or len(self._waiters) + len(self._overdue) >= _MOST_WAITERS:
@@ -137,15 +144,13 @@ class Admission:
             raise Busy()
         return Place(self)
 
-    async def enter_batch(
-        self, received: float | None = None, *, asks_again: bool = False
-    ) -> Place:
+    async def enter_batch(self, received: float | None = None, asks_again: bool = False) -> Place:
         """A place for a batch; see `enter`."""
         if self._batches is None:
-            return await self.enter(received, asks_again=asks_again)
-        among_batches = await self._batches.enter(received, asks_again=asks_again)
+            return await self.enter(received, asks_again)
+        among_batches = await self._batches.enter(received, asks_again)
         try:
-            place = await self.enter(received, asks_again=asks_again)
+            place = await self.enter(received, asks_again)
         except BaseException:
             among_batches.release()
             raise
@@ -155,6 +160,8 @@ class Admission:
     def release(self) -> None:
         """Give one place back, to the first that has not waited too long, if there is one."""
         self._taken -= 1
+        if not self._waiters:
+            return
         self._note_overdue()
         while self._waiters:
             waiter = self._waiters.popleft()

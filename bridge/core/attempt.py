@@ -9,7 +9,7 @@ from typing import NamedTuple
 import orjson
 
 from ..devices.errors import DeviceUnreachable, PublishRefused, UncontrollableDevice
-from ..devices.models import DeviceProfile, JsonObject
+from ..devices.models import DeviceControls, JsonObject
 from ..devices.names import device_key
 from ..errors import OutcomeUnknown, RequestTimeout
 from .admission import Place
@@ -88,7 +88,7 @@ class CommandAttempt:
         """Say that several commands follow: the request is begun with the first one."""
         self._is_sequence = True
 
-    async def send(self, device: DeviceProfile, command: JsonObject) -> int:
+    async def send(self, device: DeviceControls, command: JsonObject) -> int:
         """Send a command in its device's order; its PUBACK's reason code.
 
         Raises:
@@ -101,7 +101,7 @@ class CommandAttempt:
         with self._services.queues.place(device_key(device.uuid)) as later:
             return await self._send(device, command, later)
 
-    def check(self, reason: int, device: DeviceProfile) -> None:
+    def check(self, reason: int, device: DeviceControls) -> None:
         """Raise DeviceUnreachable or PublishRefused if the first command's PUBACK says so.
 
         `reason` is the PUBACK's reason code; the outcome of such a command is not kept.
@@ -114,7 +114,7 @@ class CommandAttempt:
             self.has_left = False
             raise PublishRefused(reason=reason, topic=control_topic(device))
 
-    async def _send(self, device: DeviceProfile, command: JsonObject, ticket: Ticket) -> int:
+    async def _send(self, device: DeviceControls, command: JsonObject, ticket: Ticket) -> int:
         handed: list[Acknowledgement] = []
         try:
             acknowledgement = await ticket.leave(lambda: self._hand_over(device, command, handed))
@@ -126,7 +126,7 @@ class CommandAttempt:
         return await acknowledgement
 
     def _hand_over(
-        self, device: DeviceProfile, command: JsonObject, handed: list[Acknowledgement]
+        self, device: DeviceControls, command: JsonObject, handed: list[Acknowledgement]
     ) -> Acknowledgement:
         left = self.seconds_left()
         if left <= 0:
@@ -166,7 +166,7 @@ class Context(NamedTuple):
             raise (OutcomeUnknown() if self.commands.has_left else RequestTimeout()) from None
 
 
-def control_topic(device: DeviceProfile) -> str:
+def control_topic(device: DeviceControls) -> str:
     """Where a device listens for commands; UncontrollableDevice if its UUID can't be in a topic."""
     if (
         not device.uuid

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..devices.listing import DevicesFields, ListedDevice
-from ..devices.models import DeviceProfile, DeviceReadings, Health
+from ..devices.models import DeviceControls, DeviceProfile, DeviceReadings, Health
 from ..errors import BridgeError
 from ..settings import Settings
 from .deadlines import Deadlines
@@ -33,6 +33,9 @@ class Store(Protocol):
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
         """A device with its ports and presets; None when there is no such device."""
+
+    async def controls(self, device_uuid: str) -> DeviceControls | None:
+        """A device with its ports; None when there is no such device."""
 
     async def devices(
         self, fields: DevicesFields, only: Collection[str] | None

@@ -53,11 +53,8 @@ class Dispatcher:
         self._admission = admission
         self._reading_batches = asyncio.Semaphore(READING_BATCHES)
         self._reading_items = asyncio.Semaphore(READING_ITEMS)
-
-    @property
-    def deadlines(self) -> Deadlines:
-        """For what a transport waits for before it has a request."""
-        return self._services.deadlines
+        # For what a transport waits for before it has a request, too.
+        self.deadlines: Deadlines = services.deadlines
 
     def serve(self, request: Request, on_begun: OnBegun | None = None) -> "Serving":
         """`async with dispatcher.serve(request) as reply:` send the reply in the body.
@@ -96,7 +93,7 @@ class Dispatcher:
         self._answering += 1
         self._idle.clear()
         try:
-            reply = await self._answer(row, request, place, on_begun)
+            reply = await self._begin(row, request, place, on_begun)
         except Exception as error:
             reply = reply_to_error(error, self._language)
         finally:
@@ -108,13 +105,14 @@ class Dispatcher:
         self._observe(row, request, reply)
         return reply
 
-    async def _answer(
+    def _begin(
         self,
         row: Operation | None,
         request: Request,
         place: Place | None,
         on_begun: OnBegun | None,
-    ) -> Reply:
+    ) -> Awaitable[Reply]:
+        """The work on a request that may begin; raises a BridgeError if it may not."""
         if request.refusal is not None:
             raise request.refusal
         if row is None:
@@ -122,8 +120,7 @@ class Dispatcher:
         if self._is_draining(request) and not row.always:
             raise Draining()
         attempt = self._attempt(row, request, place, on_begun)
-        fields = self._checked(row, request, attempt)
-        return await self._perform(row, fields, request, attempt)
+        return self._perform(row, self._checked(row, request, attempt), request, attempt)
 
     def _attempt(
         self,
@@ -328,9 +325,12 @@ class Serving:
         dispatcher, request = self._dispatcher, self._request
         try:
             if dispatcher.takes_place(request):
-                admission = dispatcher._admission
-                enter = admission.enter_batch if request.operation == "batch" else admission.enter
-                self._place = await enter(request.received, asks_again=request.transport == "http")
+                admission, came = dispatcher._admission, request.received
+                again = request.transport == "http"
+                if request.operation == "batch":
+                    self._place = await admission.enter_batch(came, again)
+                else:
+                    self._place = admission.take() or await admission.enter(came, again)
         except Busy as error:
             return dispatcher.reject(request, error)
         try:

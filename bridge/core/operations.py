@@ -20,6 +20,7 @@ from ..devices.models import (
     ControlFields,
     ControlResult,
     DeviceConfig,
+    DeviceControls,
     DeviceDescription,
     DeviceFields,
     DeviceProfile,
@@ -117,7 +118,9 @@ async def sensor_data_of_many(
 
 async def control(fields: ControlFields, context: Context) -> ControlResult:
     """Send one command, and wait for its PUBACK; raises as `control_command` and `send` do."""
-    device = await _profile(fields.device_uuid, context)
+    device = await context.services.store.controls(fields.device_uuid)
+    if device is None:
+        raise DeviceNotFound()
     command = commands.control_command(fields, device)
     await _send(device, command, context)
     return ControlResult("success", control_topic(device), command, device.name, device.online)
@@ -230,7 +233,7 @@ async def _profile(device_uuid: str, context: Context) -> DeviceProfile:
     return found
 
 
-async def _send(device: DeviceProfile, command: JsonObject, context: Context) -> None:
+async def _send(device: DeviceControls, command: JsonObject, context: Context) -> None:
     context.commands.check(await context.commands.send(device, command), device)
 
 

@@ -30,7 +30,7 @@ class Ticket:
 
         A ticket that was given up gets the last place.
         """
-        left: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        left: asyncio.Future[T] = self._queue.loop.create_future()
 
         def leave() -> None:
             if left.done():
@@ -65,9 +65,10 @@ class Ticket:
 
 
 class _Queue:
-    __slots__ = ("_advancing", "_tickets", "users")
+    __slots__ = ("_advancing", "_tickets", "loop", "users")
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
         self._tickets: deque[Ticket] = deque()
         self._advancing = False
         # How many hold a ticket, be it in queue or not.
@@ -94,13 +95,16 @@ class DeviceQueues:
     """The queues of all devices of this process, by device key, and the sequences that run."""
 
     def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._queues: dict[str, _Queue] = {}
         self._in_sequence: set[str] = set()
 
     @contextmanager
     def place(self, device: str) -> Iterator[Ticket]:
         """Take the next place in a device's queue; the ticket is given up on the way out."""
-        queue = self._queues.setdefault(device, _Queue())
+        queue = self._queues.get(device)
+        if queue is None:
+            queue = self._queues[device] = _Queue(self._loop)
         ticket = Ticket(queue)
         queue.users += 1
         queue.join(ticket)

@@ -36,8 +36,14 @@ class Request(NamedTuple):
 
     @property
     def who(self) -> str:
-        """Who asked, for the log: requesters of two transports are never the same."""
-        return f"{self.transport}:{self.requester}" if self.requester else self.transport
+        """Who asked, for the log and for ids: never the same for two requesters.
+
+        A name and a reply topic of the same text are two.
+        """
+        if not self.requester:
+            return self.transport
+        kind = self.transport if self.is_named else f"{self.transport}-topic"
+        return f"{kind}:{self.requester}"
 
     @property
     def is_expired(self) -> bool:

@@ -41,6 +41,9 @@ SELECT d.uuid, d.name, d.is_online, p.control_ports, d.device_control_config, d.
  WHERE d.uuid IN %s
 """
 
+# All that a single command needs: presets, in `device_settings`, may be long.
+CONTROLS = PROFILES.replace(", d.device_settings", "")
+
 _TABLES = "('device_main', 'device_products', 'device_sensors')"
 COLUMNS_THERE = f"""
 SELECT table_name, column_name, collation_name FROM information_schema.columns
@@ -65,12 +68,13 @@ class Statements(NamedTuple):
     sensors: str
     readings: str
     profiles: str
+    controls: str
     # Whether `sensors` wants the uuids twice and the names last.
     apart: bool
 
 
 def unfitted() -> Statements:
-    return Statements(_alike(_SENSORS_APART), _alike(READINGS), PROFILES, apart=True)
+    return Statements(_alike(_SENSORS_APART), _alike(READINGS), PROFILES, CONTROLS, apart=True)
 
 
 def fitted(columns: Iterable[tuple[Any, ...]], indexes: Iterable[tuple[Any, ...]]) -> Statements:
@@ -98,9 +102,10 @@ def fitted(columns: Iterable[tuple[Any, ...]], indexes: Iterable[tuple[Any, ...]
     sensors, readings = (_SENSORS_APART, READINGS) if apart else (SENSORS, READINGS)
     if apart:
         sensors, readings = _alike(sensors), _alike(readings)
-    return Statements(
-        _changed(sensors, changes), _changed(readings, changes), _changed(PROFILES, changes), apart
+    sensors, readings, profiles, controls = (
+        _changed(sql, changes) for sql in (sensors, readings, PROFILES, CONTROLS)
     )
+    return Statements(sensors, readings, profiles, controls, apart)
 
 
 def _index_on(table: str, wanted: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str | None:

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Collection, Iterable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from ..devices.listing import DevicesFields, ListedDevice
-from ..devices.models import DeviceProfile, DeviceReadings, SensorRow
+from ..devices.models import DeviceControls, DeviceProfile, DeviceReadings, SensorRow
 from ..devices.names import device_key
 from ..errors import BridgeError
 from ..observability.metrics import Metrics
@@ -16,6 +16,7 @@ from .device_list import DeviceListReader
 from .pool import Database, Row, StatementRefused
 from .statements import COLUMNS_THERE, INDEXES_THERE, Statements, fitted, unfitted
 
+_Device = TypeVar("_Device", bound=DeviceControls)
 # A device's key, and sensors' stored names.
 SensorKey = tuple[str, tuple[str, ...]]
 
@@ -27,6 +28,7 @@ class _Loaders(NamedTuple):
     sensors: BatchLoader[SensorKey, DeviceReadings]
     readings: BatchLoader[str, DeviceReadings]
     profiles: BatchLoader[str, DeviceProfile]
+    controls: BatchLoader[str, DeviceControls]
 
 
 class MysqlStore:
@@ -49,6 +51,7 @@ class MysqlStore:
             BatchLoader(self._load_sensors, self._timeout, deadlines),
             BatchLoader(self._load_readings, self._timeout, deadlines),
             BatchLoader(self._load_profiles, self._timeout, deadlines),
+            BatchLoader(self._load_controls, self._timeout, deadlines),
         )
 
     async def sensors(
@@ -68,6 +71,11 @@ class MysqlStore:
         """See `Store.profile`; raises DatabaseTimeout or DatabaseUnavailable."""
         key = device_key(device_uuid)
         return await (self._loaders if key.isascii() else self._odd_loaders).profiles.get(key)
+
+    async def controls(self, device_uuid: str) -> DeviceControls | None:
+        """See `Store.controls`; raises DatabaseTimeout or DatabaseUnavailable."""
+        key = device_key(device_uuid)
+        return await (self._loaders if key.isascii() else self._odd_loaders).controls.get(key)
 
     async def devices(
         self, fields: DevicesFields, only: Collection[str] | None
@@ -104,6 +112,13 @@ class MysqlStore:
     ) -> dict[str, DeviceProfile]:
         return profiles_of(
             await self._rows(lambda these: (these.profiles, (uuids,)), uuids, 0, deadline)
+        )
+
+    async def _load_controls(
+        self, uuids: Sequence[str], deadline: float
+    ) -> dict[str, DeviceControls]:
+        return controls_of(
+            await self._rows(lambda these: (these.controls, (uuids,)), uuids, 0, deadline)
         )
 
     async def _rows(
@@ -179,10 +194,19 @@ def readings_of(rows: Iterable[Row]) -> dict[str, DeviceReadings]:
 
 def profiles_of(rows: Iterable[Row]) -> dict[str, DeviceProfile]:
     """The rows of `PROFILES` by `device_key` of their device."""
-    profiles = {}
+    return _devices_of(DeviceProfile, rows)
+
+
+def controls_of(rows: Iterable[Row]) -> dict[str, DeviceControls]:
+    """The rows of `CONTROLS` by `device_key` of their device."""
+    return _devices_of(DeviceControls, rows)
+
+
+def _devices_of(model: type[_Device], rows: Iterable[Row]) -> dict[str, _Device]:
+    devices = {}
     for uuid, name, online, *columns in rows:
         stored = text(uuid) or ""
-        profiles[device_key(stored)] = DeviceProfile(
+        devices[device_key(stored)] = model(
             stored, text(name) or "", flag(online), *map(text, columns)
         )
-    return profiles
+    return devices

@@ -12,7 +12,7 @@ from ..database import device_list
 from ..database.statements import PROFILES, READINGS
 from ..database.store import profiles_of, readings_of
 from ..devices.listing import DevicesFields, ListedDevice
-from ..devices.models import DeviceProfile, DeviceReadings
+from ..devices.models import DeviceControls, DeviceProfile, DeviceReadings
 from ..devices.names import device_key
 from .devices import Device
 
@@ -94,6 +94,9 @@ class SqliteBackend:
         keys = _json([key])
         rows = await self._connection.execute_fetchall(_READINGS, (keys, keys))
         return readings_of(tuple(row) for row in rows).get(key)
+
+    async def controls(self, device_uuid: str) -> DeviceControls | None:
+        return await self.profile(device_uuid)
 
     async def profile(self, device_uuid: str) -> DeviceProfile | None:
         key = device_key(device_uuid)

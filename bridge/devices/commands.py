@@ -18,7 +18,7 @@ from .errors import (
     UnreadablePorts,
     ValueMissing,
 )
-from .models import ControlFields, DeviceProfile, JsonObject, Port
+from .models import ControlFields, DeviceControls, JsonObject, Port
 from .names import plain_name
 from .ports import PORT_TYPES, SWITCHES, NamedPort, PortTable, listed, port_table
 from .stored import is_blank, number_of, text_of, whole_of
@@ -52,7 +52,7 @@ def check_control(fields: ControlFields) -> None:
     _check_action(_known_type(fields.port_type), fields)
 
 
-def control_command(fields: ControlFields, device: DeviceProfile) -> JsonObject:
+def control_command(fields: ControlFields, device: DeviceControls) -> JsonObject:
     """The command that a control request means on this device.
 
     Raises:

@@ -175,14 +175,20 @@ class DeviceReadings:
 
 
 @dataclass(slots=True)
-class DeviceProfile:
-    """A device and what can be done with it; the JSON columns as stored."""
+class DeviceControls:
+    """A device and what tells of its ports; the JSON columns as stored."""
 
     uuid: str
     name: str
     online: bool
     product_ports_json: str | None
     control_config_json: str | None
+
+
+@dataclass(slots=True)
+class DeviceProfile(DeviceControls):
+    """A device and all that can be done with it: its ports, and in its settings its presets."""
+
     settings_json: str | None
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from .models import DeviceProfile, Port
+from .models import DeviceControls, Port
 from .names import plain_name
 from .stored import (
     first_text,
@@ -67,12 +67,12 @@ class _Found:
     understood: bool = False
 
 
-def port_table(device: DeviceProfile) -> PortTable:
+def port_table(device: DeviceControls) -> PortTable:
     """The device's ports: the product's, overlaid by its own configuration."""
     return _table(device.product_ports_json, device.control_config_json)
 
 
-def ports_of(device: DeviceProfile) -> list[Port]:
+def ports_of(device: DeviceControls) -> list[Port]:
     """The ports that can be controlled, sorted by type and number."""
     return [named.port for named in port_table(device).ports]
 

@@ -184,6 +184,7 @@ async def statements(examination: Examination) -> Finding:
         await store.sensors([(uuid, ("temperature", "温度"))])
         await store.readings(uuid)
         await store.profile(uuid)
+        await store.controls(uuid)
     except BridgeError:
         error = _told_by_driver(examination.database.last_error)
         return failed(

@@ -33,6 +33,9 @@ class Connection(Protocol):
     def watch_reader(self) -> None:
         """Count what the client has not read yet towards the bound on unsent bytes."""
 
+    def ignore_rest(self) -> None:
+        """Parse nothing more of what the client sends: this was the last answer."""
+
 
 class Answer(web.StreamResponse):
     """A whole response, written together with its head."""
@@ -121,6 +124,7 @@ class Answer(web.StreamResponse):
     def _persistence(self, request: web.BaseRequest) -> str:
         self._keep_alive = self._keep_alive and request.keep_alive and _may_go_on(request)
         if not self._keep_alive:
+            cast(Connection, request.protocol).ignore_rest()
             return _CLOSE
         return "" if request.version >= (1, 1) else "Connection: keep-alive\r\n"
 

@@ -1,14 +1,31 @@
 """Bodies of HTTP requests: JSON, and declared as such (RFC 6839 for `+json`)."""
 
+import asyncio
+
 from aiohttp import hdrs, web
 from multidict import CIMultiDictProxy
 
 from ..core.deadlines import Limit
-from ..errors import Text, UnsupportedMediaType
-from .server import read_body
+from ..errors import (
+    MalformedRequest,
+    PayloadTooLarge,
+    RequestTimeout,
+    Text,
+    UnsupportedMediaType,
+)
+from .server import CLIENT_FAULTS, NOT_HTTP
 
 _JSON = "application/json"
 _IDENTITY = "identity"
+# Each chunk costs time, however small. A body may have so many, or where more than 64 KiB are taken
+# as many as if each had so many bytes.
+_MOST_CHUNKS = 1024
+_SMALL_CHUNK = 64
+_CHUNKS_AT_ONCE = 64
+_TOO_MANY_CHUNKS = Text(
+    "请求体被分成了过多的小块；请用更大的块或 Content-Length 发送",
+    "the body has too many small chunks; send larger ones, or a Content-Length",
+)
 
 
 class EncodedBody(UnsupportedMediaType):
@@ -24,11 +41,39 @@ class EncodedBody(UnsupportedMediaType):
 async def json_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
     """A body that is declared to be plain JSON; not yet parsed.
 
-    Raises UnsupportedMediaType if it is declared as something else or as encoded, and what
-    `read_body` raises.
+    Raises:
+        UnsupportedMediaType: it is declared as something else, or as encoded.
+        PayloadTooLarge: it has more than `limit` bytes.
+        RequestTimeout: it did not arrive in time.
+        MalformedRequest: it broke off, its encoding is wrong, or it has too many chunks.
     """
     _check_media_type(request.headers)
-    return await read_body(request, limit, in_time)
+    if (request.content_length or 0) > limit:
+        raise PayloadTooLarge(limit=limit)
+    try:
+        with in_time:
+            return await _read(request, limit)
+    except TimeoutError:
+        raise RequestTimeout() from None
+    except CLIENT_FAULTS:
+        raise MalformedRequest(reason=NOT_HTTP) from None
+
+
+async def _read(request: web.Request, limit: int) -> bytes:
+    body = bytearray()
+    chunks = 0
+    # Not `iter_chunks`: where there is no body, it never ends.
+    while not request.content.at_eof():
+        part, ends_chunk = await request.content.readchunk()
+        body += part
+        chunks += ends_chunk
+        if len(body) > limit:
+            raise PayloadTooLarge(limit=limit)
+        if chunks > max(_MOST_CHUNKS, limit // _SMALL_CHUNK):
+            raise MalformedRequest(reason=_TOO_MANY_CHUNKS)
+        if ends_chunk and chunks % _CHUNKS_AT_ONCE == 0:
+            await asyncio.sleep(0)
+    return bytes(body)
 
 
 def _check_media_type(headers: CIMultiDictProxy[str]) -> None:

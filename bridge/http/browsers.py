@@ -6,11 +6,16 @@ resolve to our address (DNS rebinding) is recognised by its `Host` header, a nam
 register; IP addresses, names without a dot and names below private domains can't be registered.
 """
 
+import contextlib
+import re
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from ipaddress import ip_address
-from urllib.parse import SplitResult, urlsplit
+from ipaddress import IPv4Address, IPv6Address
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+from aiohttp import hdrs, web
 
 from ..errors import Forbidden, Text
 from ..settings import Settings
@@ -20,6 +25,15 @@ Headers = Sequence[tuple[str, str]]
 # RFC 6761, RFC 6762, RFC 8375, ICANN's resolution 2024.07.29.06 (.internal), and what routers use.
 _PRIVATE = (".local", ".localhost", ".internal", ".home.arpa", ".lan")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+# What a browser sends as a host: labels of letters, digits, "-" and "_", or an IPv6 address, which
+# may have a zone (RFC 6874); and a port.
+_HOST_AND_PORT = re.compile(
+    r"(?P<name>(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}\.?|\[[0-9a-f:.]+(?:%[a-z0-9%._~-]+)?\])"
+    r"(?::(?P<port>[0-9]{0,5}))?",
+    re.ASCII | re.IGNORECASE,
+)
+# A last label that makes browsers take a name for an IPv4 address.
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _KEY_HEADERS = frozenset({"x-api-key", "authorization"})
 
 _HOST = Text(
@@ -34,7 +48,8 @@ _ORIGIN = Text(
     "key",
 )
 _VARY = ("Vary", "Origin")
-_PREFLIGHT = (
+# The headers that answer a preflight.
+PREFLIGHT: Headers = (
     ("Access-Control-Allow-Methods", "GET, POST, OPTIONS"),
     (
         "Access-Control-Allow-Headers",
@@ -49,14 +64,14 @@ class Browsers:
     """Judges by `Host` and `Origin` what shows no key, and says which pages may read answers."""
 
     def __init__(self, settings: Settings) -> None:
-        public = _split(settings.public_url)
+        public = urlsplit(settings.public_url)
         self._origins = frozenset(settings.cors_origins) - {"*"}
         if public.hostname:
             self._origins |= {f"{public.scheme}://{public.netloc}"}
         self._any_origin = "*" in settings.cors_origins
         self._any_host = "*" in settings.allowed_hosts
         self._hosts = {
-            name.casefold()
+            _as_sent(name)
             for name in (*settings.allowed_hosts, public.hostname or "", socket.gethostname())
             if name
         }
@@ -72,16 +87,14 @@ class Browsers:
             return
         raise Forbidden(reason=_ORIGIN)
 
-    def preflight(self, host: str | None, origin: str | None, announced: str) -> Headers:
-        """The headers that answer a preflight; `announced` is its Access-Control-Request-Headers.
+    def check_preflight(self, host: str | None, origin: str | None, announced: str) -> None:
+        """Raise Forbidden as `check` does; `announced` is the Access-Control-Request-Headers.
 
-        Under `CORS_ORIGINS=*` any page may announce a key: the request itself must show it. Raises
-        Forbidden as `check` does.
+        Under `CORS_ORIGINS=*` any page may announce a key: the request itself must show it.
         """
         names = {name.strip().casefold() for name in announced.split(",")}
         if not (self._any_origin and names & _KEY_HEADERS):
             self.check(host, origin)
-        return _PREFLIGHT
 
     def cors(self, origin: str | None) -> Headers:
         """The headers that say which page may read an answer; none for other origins."""
@@ -94,41 +107,70 @@ class Browsers:
     def _is_ours(self, host: str) -> bool:
         if self._any_host:
             return True
-        name, is_private = _judged(host)
-        return is_private or name in self._hosts
+        asked = _parsed(host)
+        if asked is None:
+            return False
+        name = asked.name.removesuffix(".")
+        return name in self._hosts or _is_private(name)
+
+
+def _as_sent(name: str) -> str:
+    """A name of the settings as browsers send it: in lower case, and in ASCII (RFC 5890)."""
+    with contextlib.suppress(UnicodeError):
+        name = name.encode("idna").decode()
+    return name.lower()
+
+
+class _Host(NamedTuple):
+    name: str
+    port: int | None
 
 
 @lru_cache(maxsize=256)
-def _judged(host: str) -> tuple[str, bool]:
-    """The name in a Host header, and whether it is one that no stranger can have registered."""
-    name = (_split(f"//{host}").hostname or "").removesuffix(".")
-    if not name:
-        return name, False
-    if "." not in name or name.endswith(_PRIVATE):
-        return name, True
+def _parsed(host: str) -> _Host | None:
+    """A Host header in lower case; None if it is no host that a browser sends."""
+    match = _HOST_AND_PORT.fullmatch(host)
+    return match and _Host(match["name"].lower(), int(match["port"]) if match["port"] else None)
+
+
+@lru_cache(maxsize=256)
+def _is_private(name: str) -> bool:
+    """Whether it is an IP address, or a name that no stranger can have registered."""
     try:
-        ip_address(name)
+        if name.startswith("["):
+            IPv6Address(name[1:-1])
+        elif _NUMBER.fullmatch(name.rpartition(".")[2]):
+            IPv4Address(name)
+        else:
+            return "." not in name or name.endswith(_PRIVATE)
     except ValueError:
-        return name, False
-    return name, True
+        return False
+    return True
 
 
 def _is_same(origin: str, host: str | None) -> bool:
     """Whether an origin is the very host and port that were asked."""
-    theirs = _split(origin)
-    if theirs.scheme not in _DEFAULT_PORTS or host is None:
+    scheme, _, theirs = origin.partition("://")
+    default = _DEFAULT_PORTS.get(scheme)
+    page, asked = _parsed(theirs), _parsed(host or "")
+    if default is None or page is None or asked is None:
         return False
-    ours = _split(f"//{host}")
-    default = _DEFAULT_PORTS[theirs.scheme]
-    try:
-        ports = (theirs.port or default, ours.port or default)
-    except ValueError:
-        return False
-    return theirs.hostname == ours.hostname and ports[0] == ports[1]
+    return page.name == asked.name and (page.port or default) == (asked.port or default)
 
 
-def _split(url: str) -> SplitResult:
-    try:
-        return urlsplit(url)
-    except ValueError:
-        return SplitResult("", "", "", "", "")
+def hosts_of(request: web.BaseRequest) -> Iterator[str | None]:
+    """The names by which we were asked: the `Host` header, and what an absolute target names.
+
+    The target counts (RFC 9112, section 3.2.2), but what stands before us may go by the header.
+    """
+    yield request.headers.get(hdrs.HOST)
+    if not request.raw_path.startswith("/"):
+        yield request.url.raw_authority
+
+
+def origin_of(request: web.BaseRequest) -> str | None:
+    """Whose page asks; several origins are nobody's."""
+    if hdrs.ORIGIN not in request.headers:
+        return None
+    origins = request.headers.getall(hdrs.ORIGIN)
+    return origins[0] if len(origins) == 1 else "null"

@@ -19,7 +19,7 @@ Handler = Callable[[web.Request, Grant | None], Awaitable[web.StreamResponse]]
 
 
 class Place(NamedTuple):
-    """A path that is served; to all if it is `open`."""
+    """A path that is served, with or without a trailing slash; to all if it is `open`."""
 
     path: str
     handler: Handler
@@ -27,6 +27,8 @@ class Place(NamedTuple):
     method: str = "GET"
     # Whether pages of other origins may read the answer, as `CORS_ORIGINS` says.
     cors: bool = False
+    # Whether it is a page whose links are relative to its path.
+    is_page: bool = False
 
 
 class Fixed(NamedTuple):
@@ -62,6 +64,18 @@ def fixed(read: Callable[[], Fixed]) -> Handler:
     return serve
 
 
+def redirect(path: str) -> Handler:
+    """A handler for a page's path with a trailing slash.
+
+    The redirect is relative, so that it holds behind a proxy's prefix too.
+    """
+
+    async def to_page(_: web.Request, __: Grant | None) -> web.StreamResponse:
+        return Answer(308, "text/plain", b"", ((hdrs.LOCATION, f"..{path}"),))
+
+    return to_page
+
+
 def swagger_ui(admit: Callable[[web.Request], Grant | None]) -> Iterator[Place]:
     """The page that shows the API documents, and its files."""
 
@@ -78,7 +92,7 @@ def swagger_ui(admit: Callable[[web.Request], Grant | None]) -> Iterator[Place]:
             return _swagger_page().answer(request, 401)
         return _swagger_page().answer(request)
 
-    yield Place("/docs", page_for, open=True)
+    yield Place("/docs", page_for, open=True, is_page=True)
     for name, content_type in page.FILES.items():
         yield Place(f"/docs/{name}", fixed(partial(_swagger_file, name, content_type)))
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import orjson
-from aiohttp import hdrs, web
+from aiohttp import web
 
 from ..core.dispatcher import Dispatcher
 from ..core.envelope import (
@@ -42,11 +42,11 @@ from ..settings import Settings
 from .answer import JSON_UTF8, Answer
 from .authentication import Keys, WrongKey
 from .bodies import json_body
-from .browsers import Browsers, Headers
+from .browsers import PREFLIGHT, Browsers, Headers, hosts_of, origin_of
 from .console import Console, Readings
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
-from .pages import Place, swagger_ui
+from .pages import Place, redirect, swagger_ui
 from .port import PortTakenError
 from .server import NOT_HTTP, Handler, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
@@ -125,64 +125,67 @@ class HttpTransport:
         """Stop listening, and close the connections; those busy after 0.25 s are aborted."""
         if self._server is not None:
             await self._server.close(within=0.25)
+        self._wrong_keys.close()
 
     def _add_routes(self, app: web.Application) -> None:
         for row in OPERATIONS.values():
-            handler = self._health if row.name == "health" else partial(self._answer, row)
-            self._add(app, row.method, row.path, handler, open_=row.name == "health")
+            is_health = row.name == "health"
+            handler = self._health if is_health else partial(self._answer, row)
+            self._add(app, Place(row.path, handler, open=is_health, method=row.method))
         for place in self._places:
-            self._add(
-                app, place.method, place.path, place.handler, open_=place.open, cors=place.cors
-            )
+            self._add(app, place)
         app.router.add_route(
             "*", "/{path:.*}", self._guarded(self._not_found), expect_handler=meet_expectation
         )
 
-    def _add(
-        self,
-        app: web.Application,
-        method: str,
-        path: str,
-        handler: Guarded,
-        *,
-        open_: bool,
-        cors: bool = False,
-    ) -> None:
-        resource = app.router.add_resource(path)
+    def _add(self, app: web.Application, place: Place) -> None:
+        path = place.path.rstrip("/")
+        slashed = place._replace(handler=redirect(path)) if place.is_page else place
+        for form, shown in {path or "/": place, f"{path}/": slashed}.items():
+            self._add_form(app, form, shown)
+
+    def _add_form(self, app: web.Application, form: str, place: Place) -> None:
+        """Serve a place at its path, or at its path with a trailing slash."""
+        resource = app.router.add_resource(form)
         add_route = partial(resource.add_route, expect_handler=meet_expectation)
-        guarded = self._guarded(handler, open_=open_, cors=cors)
-        add_route(method, guarded)
-        self._handlers[method, path] = guarded
+        method, is_health = place.method, place.path in _HEALTH_PATHS
+        guarded = partial(self._guarded, open_=place.open, is_health=is_health)
+        handler = guarded(place.handler, cors=place.cors)
+        add_route(method, handler)
+        self._handlers[method, form] = handler
         if method == "GET":
-            add_route("HEAD", guarded)
-        add_route("OPTIONS", self._preflight)
+            add_route("HEAD", handler)
+        add_route("OPTIONS", self._preflight(is_health))
 
         async def not_allowed(request: web.Request, _: Grant | None) -> web.StreamResponse:
             reply = self._refused(MethodNotAllowed(allowed=method))
             return self._respond(request, reply, headers=(("Allow", f"{method}, OPTIONS"),))
 
-        add_route("*", self._guarded(not_allowed, open_=open_))
+        add_route("*", guarded(not_allowed))
 
-    def _guarded(self, handler: Guarded, *, open_: bool = False, cors: bool = False) -> Handler:
+    def _guarded(
+        self, handler: Guarded, *, open_: bool = False, is_health: bool = False, cors: bool = False
+    ) -> Handler:
         """Admit the caller, unless the place is open to all; whatever is raised is answered."""
 
         async def handle(request: web.Request) -> web.StreamResponse:
             try:
-                grant = self._admitted(request, open_=open_)
-                if is_surplus(request) and request.path not in _HEALTH_PATHS:
+                grant = self._admitted(request, open_=open_, is_health=is_health)
+                if is_surplus(request) and not is_health:
                     raise Busy()
                 response = await handler(request, grant)
                 if cors and isinstance(response, Answer):
-                    response.add_headers(self._browsers.cors(_origin(request)))
+                    response.add_headers(self._browsers.cors(origin_of(request)))
                 return response
             except Exception as error:
                 if isinstance(error, WrongKey):
-                    await self._wrong_keys.shown(request.remote)
+                    connected = partial(_is_connected, request)
+                    await self._wrong_keys.shown(request.remote, connected)
                 return self._respond(request, self._refused(error))
 
         return handle
 
-    def _admitted(self, request: web.Request, *, open_: bool) -> Grant | None:
+    def _admitted(self, request: web.Request, *, open_: bool, is_health: bool) -> Grant | None:
         """What the caller may do, None for everything; raises Unauthorized or Forbidden."""
         try:
             grant = self._admit(request)
@@ -190,8 +193,9 @@ class HttpTransport:
             if not open_:
                 raise
             return None
-        if grant is None and request.path not in _HEALTH_PATHS:
-            self._browsers.check(request.headers.get(hdrs.HOST), _origin(request))
+        if grant is None and not is_health:
+            for host in hosts_of(request):
+                self._browsers.check(host, origin_of(request))
         return grant
 
     def _admit(self, request: web.Request) -> Grant | None:
@@ -199,17 +203,17 @@ class HttpTransport:
             return None
         return self._keys.admit(_secret(request), request.remote)
 
-    async def _preflight(self, request: web.Request) -> web.StreamResponse:
-        headers = request.headers
-        try:
-            allowed = self._browsers.preflight(
-                headers.get("Host"),
-                _origin(request),
-                headers.get("Access-Control-Request-Headers", ""),
-            )
-        except Forbidden as error:
-            return self._respond(request, self._refused(error))
-        return self._send(request, b"", 204, allowed)
+    def _preflight(self, is_health: bool) -> Handler:
+        async def handle(request: web.Request) -> web.StreamResponse:
+            announced = request.headers.get("Access-Control-Request-Headers", "")
+            try:
+                for host in () if is_health else hosts_of(request):
+                    self._browsers.check_preflight(host, origin_of(request), announced)
+            except Forbidden as error:
+                return self._respond(request, self._refused(error))
+            return self._send(request, b"", 204, PREFLIGHT)
+
+        return handle
 
     async def _answer(
         self, row: Operation, request: web.Request, grant: Grant | None
@@ -307,16 +311,12 @@ class HttpTransport:
         headers: Headers = (),
         keep_alive: bool = True,
     ) -> Answer:
-        cors = self._browsers.cors(_origin(request))
+        cors = self._browsers.cors(origin_of(request))
         return Answer(status, JSON_UTF8, body, (*cors, *headers), keep_alive=keep_alive)
 
 
-def _origin(request: web.Request) -> str | None:
-    """Whose page asks; several origins are nobody's."""
-    if hdrs.ORIGIN not in request.headers:
-        return None
-    origins = request.headers.getall(hdrs.ORIGIN)
-    return origins[0] if len(origins) == 1 else "null"
+def _is_connected(request: web.Request) -> bool:
+    return request.transport is not None
 
 
 def _unquoted(key: str) -> str:

@@ -6,6 +6,7 @@
   a body that breaks off its encoding fails at once (aiohttp leaves its reader waiting).
 - A response that leaves before its request's body was read closes the connection. Else what follows
   on it, which behind a pooling proxy are other people's requests, would be read as that body.
+- A body of many small chunks is parsed a few at a time, and pipelined requests only while few wait.
 - Connections are capped, and so is what clients have not read of their responses.
 
 `tests/http/test_server.py` guards what is relied on here.
@@ -23,8 +24,7 @@ from aiohttp import StreamReader, hdrs, web
 from aiohttp.http_exceptions import HttpProcessingError
 from aiohttp.web_protocol import _ErrInfo
 
-from ..core.deadlines import Limit
-from ..errors import MalformedRequest, PayloadTooLarge, RequestTimeout, Text
+from ..errors import Text
 from .answer import Answer
 from .unsent import UnsentReplies
 
@@ -36,6 +36,13 @@ NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
 MOST_CONNECTIONS = 4096
 # Of a request's head, in bytes: aiohttp alone keeps a megabyte of one that never ends.
 _LONGEST_HEAD = 32 * 1024
+
+# aiohttp stops parsing a body, and reading from its client, when more than twice so many bytes, or
+# a sixteenth as many chunks, wait to be read.
+_UNREAD_BYTES = 2048
+# A connection is read from for so long after its last response: closed at once, it could be reset
+# before the client has read the response.
+_LINGERING_SECONDS = 1.0
 
 # What database, broker and files need.
 _OTHER_DESCRIPTORS = 128
@@ -49,28 +56,7 @@ _SURPLUS_SHARE = 8
 _UNACKNOWLEDGED_SECONDS = 60
 _ASCII = bytes(range(128))
 # What a client did to its own request.
-_CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
-
-
-async def read_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
-    """A request's body.
-
-    Raises:
-        PayloadTooLarge: it is longer than the application takes; the error says `limit` (bytes).
-        RequestTimeout: it did not arrive in time.
-        MalformedRequest: it broke off, or its encoding is wrong.
-    """
-    if (request.content_length or 0) > limit:
-        raise PayloadTooLarge(limit=limit)
-    try:
-        with in_time:
-            return await request.read()
-    except web.HTTPRequestEntityTooLarge:
-        raise PayloadTooLarge(limit=limit) from None
-    except TimeoutError:
-        raise RequestTimeout() from None
-    except _CLIENT_FAULTS:
-        raise MalformedRequest(reason=NOT_HTTP) from None
+CLIENT_FAULTS = (web.RequestPayloadError, HttpProcessingError, ConnectionError)
 
 
 def is_surplus(request: web.BaseRequest) -> bool:
@@ -81,7 +67,7 @@ def is_surplus(request: web.BaseRequest) -> bool:
 class Protocol(web.RequestHandler):
     """aiohttp's protocol of one connection, with the mends listed above."""
 
-    __slots__ = ("_body", "_head_bytes", "_in_head", "_server", "is_surplus")
+    __slots__ = ("_body", "_head_bytes", "_ignores", "_in_head", "_server", "is_surplus")
 
     def __init__(self, server: "Server", *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -91,6 +77,8 @@ class Protocol(web.RequestHandler):
         # Whether only part of a request's head has arrived.
         self._in_head = False
         self._head_bytes = 0
+        # Whether the last response was written.
+        self._ignores = False
         self.is_surplus = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -108,6 +96,9 @@ class Protocol(web.RequestHandler):
         if self.transport is not None:
             self._server.unsent.watch(self.transport)
 
+    def ignore_rest(self) -> None:
+        self._ignores = True
+
     async def start(self) -> None:
         try:
             await super().start()
@@ -119,6 +110,8 @@ class Protocol(web.RequestHandler):
             self.force_close()
 
     def data_received(self, data: bytes) -> None:
+        if self._ignores:
+            return
         begins = self._is_between_requests()
         if begins and not data.isascii():
             line, newline, rest = data.partition(b"\n")
@@ -135,6 +128,11 @@ class Protocol(web.RequestHandler):
         self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
         if self._head_bytes > _LONGEST_HEAD:
             self._reject_head()
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        # Called for each chunk that is read. aiohttp would parse one more request each time, though
+        # as many wait as may; it goes on by itself once fewer do.
+        super().resume_reading(resume_parser and not self._buffer_paused)
 
     def _reject_head(self) -> None:
         if self.transport is not None:
@@ -174,7 +172,7 @@ class Protocol(web.RequestHandler):
 
     def log_exception(self, *args: Any, **kw: Any) -> None:
         error = kw.get("exc_info")
-        if not isinstance(error, _CLIENT_FAULTS):
+        if not isinstance(error, CLIENT_FAULTS):
             # Without its traceback, with which a client could fill the log.
             self.logger.error("a connection was given up: %r", error or args)
 
@@ -220,8 +218,13 @@ class Server:
         unsent: UnsentReplies | None = None,
         **options: Any,
     ) -> None:
-        # Compressed bodies are rejected: 64 KiB may inflate to 64 MiB.
-        self._options = {"auto_decompress": False, **options}
+        self._options = {
+            # Compressed bodies are rejected: 64 KiB may inflate to 64 MiB.
+            "auto_decompress": False,
+            "read_bufsize": _UNREAD_BYTES,
+            "lingering_time": _LINGERING_SECONDS,
+            **options,
+        }
         self._runner = web.AppRunner(app, handle_signals=False, **self._options)
         self._direct = direct or {}
         self._most = most_connections

@@ -9,7 +9,8 @@ and makes three system calls a packet. What is relied on below the public face i
 - paho's socket is a wrapper of ours (`_create_socket`): we read the real one, hand paho the packets
   that are not PUBLISH or PUBACK, and join what is written in one turn of the loop.
 - packet ids up to 60000 are ours; paho counts on from there (`_last_mid`).
-- paho's CONNACK callback is kept, for the session's and the broker's limits.
+- paho's callbacks for CONNACK and UNSUBACK are wrapped, for the session, the broker's limits and
+  the reason codes.
 
 aiomqtt 3 (pure asyncio, manual acknowledgements) will replace this file.
 """

@@ -33,6 +33,12 @@ class Link:
 
     # Whether the broker closed the connection instead of answering our CONNECT.
     hung_up = False
+    # Whether TCP (and TLS) was connected, whatever followed.
+    reached_broker = False
+    session_present = False
+    limits = BrokerLimits()
+    # The reason codes of the last UNSUBACK.
+    _unsuback: Sequence[int] = ()
 
     def __init__(
         self,
@@ -48,8 +54,6 @@ class Link:
         loops.check(self._loop)
         self._on_message = on_message
         self.version5 = broker.version5
-        # Whether TCP (and TLS) was connected, whatever followed.
-        self.reached_broker = False
         self._client = paho_adapter.client(
             broker,
             identifier,
@@ -75,15 +79,16 @@ class Link:
             broker.largest_packet,
         )
         self._watching: asyncio.Task[None] | None = None
-        self.limits = BrokerLimits()
-        self.session_present = False
         self.lost: asyncio.Future[LinkError] = self._loop.create_future()
+        # One at a time: aiomqtt does not say whose reason codes came.
+        self._unsubscribing = asyncio.Lock()
         paho_adapter.take_over(
             self._client,
             self._for_paho,
             on_connack=self._on_connack,
             socket_opened=self._stream.watch,
         )
+        paho_adapter.hear_unsubacks(self._client, self._on_unsuback)
 
     async def open(self) -> None:
         """Connect and log in.
@@ -140,9 +145,14 @@ class Link:
             if reason >= REFUSED_FROM:
                 raise LinkError(f"the broker refused the subscription to {topic}", reason)
 
-    async def unsubscribe(self, filters: Sequence[str]) -> None:
-        """Unsubscribe; raises LinkError if no UNSUBACK comes."""
-        await self._unless_lost(self._client.unsubscribe(list(filters)))
+    async def unsubscribe(self, filters: Sequence[str]) -> Sequence[int]:
+        """Unsubscribe; the reason code of each filter, none on 3.1.1.
+
+        Raises LinkError if no UNSUBACK comes.
+        """
+        async with self._unsubscribing:
+            await self._unless_lost(self._client.unsubscribe(list(filters)))
+            return self._unsuback
 
     async def _unless_lost(self, call: Coroutine[Any, Any, Any]) -> Any:
         """What a call of aiomqtt returns, in a task of its own; LinkError if it fails.
@@ -269,6 +279,9 @@ class Link:
         if props is not None:
             self.limits = BrokerLimits.of(props)
             self._outbox.quota = min(paho_adapter.OUR_PACKET_IDS, self.limits.receive_maximum)
+
+    def _on_unsuback(self, reasons: Sequence[int]) -> None:
+        self._unsuback = reasons
 
     def _on_disconnected(self, disconnected: "asyncio.Future[None]") -> None:
         error = None if disconnected.cancelled() else disconnected.exception()

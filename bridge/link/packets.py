@@ -201,16 +201,18 @@ def read_varint(body: bytes, at: int) -> tuple[int, int]:
 
     Raises MalformedPacketError if it has more than four bytes, IndexError if it breaks off.
     """
-    value = shift = 0
-    while True:
+    value = body[at]
+    at += 1
+    if value < 0x80:
+        return value, at
+    value &= 0x7F
+    for shift in (7, 14, 21):
         byte = body[at]
         at += 1
         value |= (byte & 0x7F) << shift
-        if not byte & 0x80:
+        if byte < 0x80:
             return value, at
-        shift += 7
-        if shift > 21:
-            raise MalformedPacketError("a length of more than four bytes")
+    raise MalformedPacketError("a length of more than four bytes")
 
 
 def varint(value: int) -> bytes:

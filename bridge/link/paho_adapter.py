@@ -6,7 +6,7 @@ of it moves.
 
 import asyncio
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import aiomqtt
@@ -113,6 +113,21 @@ def take_over(
     paho.on_socket_close = ignore
     paho.on_socket_register_write = write
     paho.on_socket_unregister_write = ignore
+
+
+def hear_unsubacks(
+    aiomqtt_client: aiomqtt.Client, on_unsuback: Callable[[Sequence[int]], None]
+) -> None:
+    """Hear of an UNSUBACK's reason codes, before aiomqtt hears that it came."""
+    paho = aiomqtt_client._client
+    aiomqtts_own = paho.on_unsubscribe
+    assert aiomqtts_own is not None
+
+    def heard(client: Any, userdata: Any, mid: int, reasons: Any, properties: Any) -> None:
+        on_unsuback([reason.value for reason in reasons])
+        aiomqtts_own(client, userdata, mid, reasons, properties)  # type: ignore[call-arg]
+
+    paho.on_unsubscribe = heard
 
 
 def subscribe_options(*, retained: bool) -> SubscribeOptions:

@@ -69,8 +69,7 @@ class Endpoint:
         self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
 
     def places(self) -> Iterator[Place]:
-        for path in ("/mcp", "/mcp/"):
-            yield Place(path, self.handle, method="POST", cors=True)
+        yield Place("/mcp/", self.handle, method="POST", cors=True)
         # After a 401 clients look here for an authorization server (RFC 9728, RFC 8414).
         # There is none, which only a 404 tells them.
         for name in ("oauth-", "openid-"):

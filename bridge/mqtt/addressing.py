@@ -64,7 +64,7 @@ class Addressing:
             idempotency_key=envelope.request_id or message.correlation or None,
             expires_at=envelope.expires_at,
             expires=expires,
-            traceparent=next((value for name, value in trace if name == "traceparent"), None),
+            traceparent=dict(trace).get("traceparent") if trace else None,
         )
         version = None
         if isinstance(refusal, UnsupportedVersion):
@@ -105,7 +105,7 @@ def _fault_of(message: packets.Message) -> BridgeError | None:
         return UnsupportedMediaType().about("Content Type", declared)
     if message.payload_format not in (None, 0, 1):
         return UnsupportedPayloadFormat().about("Payload Format Indicator", message.payload_format)
-    version = _version_of(message)
+    version = _version_of(message) if message.user_properties else None
     if version is not None:
         parsed = _VERSION.fullmatch(version)
         if parsed is None or parsed[1] != PROTOCOL_MAJOR:

@@ -1,16 +1,13 @@
 """Our session at the broker: connect, subscribe, announce our presence, and connect again.
 
-A session that the broker kept holds what was subscribed before. The retained presence says what
-that was: if it is not what we subscribe to now, or if nothing is known, the session is ended and
-begun anew before any request of it is served.
+A session that the broker kept holds what was subscribed before. Unless a marker in it tells that
+this is what we subscribe to now, it is ended and begun anew before any request of it is served.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Callable
-
-import orjson
 
 from ..link import BrokerAddress, Link, LinkError
 from ..link.backoff import pauses
@@ -21,6 +18,7 @@ from ..observability.metrics import Metrics
 from ..settings import Settings
 from .conflict import NameConflict
 from .delivery_check import NO_SHARES, DeliveryCheck
+from .marker import SessionMarker
 from .presence import OtherBridges, Presence
 
 logger = logging.getLogger(__name__)
@@ -28,8 +26,6 @@ logger = logging.getLogger(__name__)
 OnMessage = Callable[[Link, Message], None]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
-# How long the retained presence may take to arrive.
-_PRESENCE_SECONDS = 1.0
 _RETAIN_NOT_SUPPORTED = 0x9A
 _QOS_NOT_SUPPORTED = 0x9B
 _UNSUPPORTED_VERSION = 0x84
@@ -69,7 +65,7 @@ class Session:
         self._is_ours = False
         # Messages that came before that was known; None once it is.
         self._held: list[tuple[Link, Message]] | None = None
-        self._presence_seen: asyncio.Future[bytes] | None = None
+        self._marker = SessionMarker(settings, topics)
         self._presence = Presence(topics)
         self.others = OtherBridges(topics)
         self._delivery_check = DeliveryCheck(settings)
@@ -173,8 +169,10 @@ class Session:
     async def _connect(self, on_message: OnMessage) -> Link:
         link = await self._open(on_message)
         try:
-            if link.session_present and not await self._holds_our_subscriptions(link):
+            if link.session_present and not await self._marker.is_in(link, known=self._is_ours):
+                self._is_ours = False
                 link = await self._begin_anew(link, on_message)
+            self._is_ours = True
             if not link.session_present:
                 # With the session the duty to acknowledge has gone; the replies still go out.
                 self._on_session_lost()
@@ -228,49 +226,20 @@ class Session:
 
     async def _begin_anew(self, link: Link, on_message: OnMessage) -> Link:
         logger.warning(
-            "the broker kept a session of %r with other subscriptions; it is ended", self._instance
+            "the broker kept a session of %r that is not known to hold our subscriptions and no "
+            "others; it is ended",
+            self._instance,
         )
         await link.close()
-        if self._settings.mqtt_protocol != "5":
-            # Only a connection with a clean session ends one.
+        if not link.version5:
+            # A clean session ends with its connection.
             await (await self._open(on_message, clean=True)).close()
-        return await self._open(on_message)
-
-    async def _holds_our_subscriptions(self, link: Link) -> bool:
-        """Whether a session that the broker kept holds our subscriptions, and no others."""
-        if self._is_ours:
-            return True
-        presence = await self._retained_presence(link)
-        try:
-            return bool(orjson.loads(presence)["subscribed"] == self._topics.filters)
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            return False
-
-    async def _retained_presence(self, link: Link) -> bytes:
-        """The payload of our retained presence; empty if there is none, or we may not read it."""
-        self._presence_seen = asyncio.get_running_loop().create_future()
-        topic = self._topics.presence
-        try:
-            await link.subscribe([topic], retained=True)
-            async with asyncio.timeout(_PRESENCE_SECONDS):
-                return await self._presence_seen
-        except TimeoutError:
-            return b""
-        except LinkError:
-            if link.lost.done():
-                raise
-            return b""
-        finally:
-            self._presence_seen = None
-            if not link.lost.done():
-                await link.unsubscribe([topic])
+        return await self._open(on_message, clean=link.version5)
 
     def _receive(self, link: Link, message: Message, on_message: OnMessage) -> None:
         if message.topic.startswith(self._statuses):
-            self.others.hear(message)
-            seen = self._presence_seen
-            if message.topic == self._topics.presence and seen is not None and not seen.done():
-                seen.set_result(message.payload)
+            if not self._marker.takes(message):
+                self.others.hear(message)
         elif self._delivery_check.takes(message):
             pass
         elif self._held is not None:
@@ -284,17 +253,17 @@ class Session:
 
     async def _take_up(self, link: Link) -> None:
         """Subscribe and say so; while we stop, the reverse."""
+        if self.keeps_session:
+            await self._marker.place(link)
         if self._stopping:
             if not self.keeps_session:
                 await link.unsubscribe(self._topics.filters)
             return
         self._check_limits(link)
-        if self.keeps_session and not link.session_present:
-            # Before there is anything to keep: whoever finds the session learns what is in it.
-            await self._presence.announce(link, "offline")
         await self._delivery_check.subscribe(link, self._topics.filters)
-        self._is_ours = True
-        await self._delivery_check.run(link)
+        # What came by them before we looked has arrived.
+        if not self._held:
+            await self._delivery_check.run(link)
         await self._presence.announce(link, "online")
         if self._stopping:
             await self.stop_receiving()

@@ -114,18 +114,19 @@ class Activity:
             second = self._current = _Second(number)
             self._seconds.append(second)
         second.requests += 1
-        if seen.code >= 500:
-            second.failed += 1
-        elif seen.code >= 400:
-            second.refused += 1
+        if seen.code >= 400:
+            if seen.code >= 500:
+                second.failed += 1
+            else:
+                second.refused += 1
+            detail = seen.detail
+            if detail is not None and len(detail) > _LONGEST_DETAIL:
+                seen = seen._replace(detail=detail[:_LONGEST_DETAIL] + "…")
         bucket = _bucket(seen.seconds)
         second.durations[bucket] = second.durations.get(bucket, 0) + 1
         uuid = seen.device_uuid
         if uuid is not None and len(uuid) > _LONGEST_UUID:
             seen = seen._replace(device_uuid=uuid[:_LONGEST_UUID] + "…")
-        detail = seen.detail
-        if detail is not None and len(detail) > _LONGEST_DETAIL:
-            seen = seen._replace(detail=detail[:_LONGEST_DETAIL] + "…")
         self._noted += 1
         if len(self._recent) == LISTED_REQUESTS and self._recent[0].seen.code >= 400:
             self._errors.append(self._recent[0])

@@ -12,8 +12,8 @@ import json
 import socket
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import ExitStack
 from signal import SIGTERM
 from typing import Any
 
@@ -28,6 +28,7 @@ from tests.lab.mosquitto import Mosquitto
 from tests.lab.platform import BOARD_A, SLOW_SEQUENCE, seed_classroom
 from tests.lab.requester import Reply, Requester
 from tests.lab.scripted import ACCEPTED, PUBACK, PUBLISH, SUBSCRIBE, Scripted
+from tests.lab.timing import at_most
 
 READING = {"device_uuid": BOARD_A, "sensor": "temperature"}
 LED_ON = {"device_uuid": BOARD_A, "port_type": "led", "port_id": 1, "action": "on"}
@@ -98,13 +99,6 @@ async def until(condition: Callable[[], Awaitable[bool]], timeout: float) -> Non
     async with asyncio.timeout(timeout):
         while not await condition():
             await asyncio.sleep(0.02)
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    assert time.monotonic() - started < seconds
 
 
 async def in_thread(work: Callable[[], Any]) -> None:
@@ -492,9 +486,10 @@ async def test_acknowledgements_go_out_in_order_of_receipt_each_after_its_reply(
         starting = asyncio.create_task(
             asyncio.to_thread(lambda: private_bridge(broker=broker, database=database))
         )
-        await acknowledge_next(broker)
-        _, subscribe = await broker.packet(SUBSCRIBE)
-        broker.send(b"\x90\x05" + subscribe[:2] + b"\x00\x01\x01")
+        # The session's marker, and the requests.
+        for granted in (b"\x01", b"\x01\x01"):
+            _, subscribe = await broker.packet(SUBSCRIBE)
+            broker.send(bytes((0x90, 3 + len(granted))) + subscribe[:2] + b"\x00" + granted)
         await acknowledge_next(broker)
         await starting
         database.pause()

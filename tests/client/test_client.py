@@ -9,7 +9,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
-from datetime import datetime
+from datetime import datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -254,6 +255,13 @@ async def test_operation_that_can_be_no_topic_level_is_an_error_of_the_caller(cl
         ("mqtt://localhost", {"name": "a/b"}),
         ("mqtt://localhost", {"client_level": "#"}),
         ("mqtt://localhost", {"timeout": 0}),
+        ("mqtt://localhost", {"timeout": "5"}),
+        ("mqtt://localhost", {"timeout": True}),
+        ("mqtt://localhost", {"name": 5}),
+        ("mqtt://localhost", {"client_level": b"lamps"}),
+        ("mqtt://localhost", {"protocol": 5}),
+        (b"mqtt://user:secret@localhost", {}),
+        (None, {}),
         ("mqtt://localhost", {"protocol": "3.1"}),
     ],
 )
@@ -396,13 +404,26 @@ async def test_bridge_executes_nothing_after_a_deadline_of_less_than_a_second(
     assert (await listening.next_command()).json["device_id"] == 2
 
 
-@pytest.mark.parametrize(
-    "timeout", [0, -1, float("nan"), float("inf"), float("-inf"), 86401, 1e300, 10**400]
-)
+NO_TIMEOUTS = [
+    *(0, -1, float("nan"), float("inf"), float("-inf"), 86401, 1e300, 10**400),
+    *("5", "", b"5", True, False, [5], 5j, Decimal(5), timedelta(seconds=5)),
+]
+
+
+@pytest.mark.parametrize("timeout", NO_TIMEOUTS)
 async def test_timeout_that_is_none_sends_nothing(respond, timeout):
     responder, client = await respond({"code": 200, "data": None})
-    with pytest.raises(ValueError, match="timeout="):
+    with pytest.raises(ValueError, match=r"timeout=.* must be a number of seconds"):
         await client.call("control", timeout=timeout)
+    await client.call("health")
+    assert [request.topic for request in responder.requests] == ["plugin/request/health"]
+
+
+@pytest.mark.parametrize("operation", ["", "a/b", "#", "$x", None, 5, b"control", ["control"]])
+async def test_operation_that_is_none_sends_nothing(respond, operation):
+    responder, client = await respond({"code": 200, "data": None})
+    with pytest.raises(ValueError, match="can't be a level of a topic"):
+        await client.call(operation)
     await client.call("health")
     assert [request.topic for request in responder.requests] == ["plugin/request/health"]
 
@@ -694,7 +715,10 @@ async def test_call_takes_prefix_user_and_client_level(pinned, call):
         (["health", "--timeout", "1"], {"MQTT_PORT": str(free_port())}, "not connected"),
         (["a/b"], {}, "level of a topic"),
         (["health", "nonsense"], {"LANGUAGE": "en"}, "is not name=value"),
-        (["health", "--timeout", "0"], {"LANGUAGE": "en"}, "must be a number of seconds above 0"),
+        *(
+            (["health", f"--timeout={wrong}"], {"LANGUAGE": "en"}, "must be a number of seconds")
+            for wrong in ("0", "nan", "True")
+        ),
         (["health"], {"MQTT_PORT": "many"}, "MQTT_PORT"),
     ],
 )

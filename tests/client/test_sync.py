@@ -104,8 +104,11 @@ def test_refusal_is_raised_in_the_thread_that_asked(client):
     with pytest.raises(Refused) as refused:
         client.device(UNKNOWN_BOARD)
     assert refused.value.error == "device_not_found"
-    with pytest.raises(ValueError, match="timeout="):
-        client.health(timeout=0)
+    for wrong in (0, "5", True):
+        with pytest.raises(ValueError, match="timeout="):
+            client.health(timeout=wrong)
+        with pytest.raises(ValueError, match="timeout="):
+            BridgeClient("mqtt://localhost", timeout=wrong)
 
 
 def test_threads_share_one_connection(client):

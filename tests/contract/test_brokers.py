@@ -193,9 +193,10 @@ async def take_over(reader, writer):
     """
     await _packet(reader)  # CONNECT
     writer.write(b"\x20\x03\x00\x00\x00")
-    await _acknowledge_presence(reader, writer)
-    _, subscribe = await _packet(reader)
-    writer.write(b"\x90\x05" + subscribe[:2] + b"\x00\x01\x01")
+    # The session's marker, and the requests.
+    for granted in (b"\x01", b"\x01\x01"):
+        _, subscribe = await _packet(reader)
+        writer.write(bytes((0x90, 3 + len(granted))) + subscribe[:2] + b"\x00" + granted)
     await _acknowledge_presence(reader, writer)
     writer.write(b"\xe0\x02\x8e\x00")
     await writer.drain()

@@ -118,6 +118,45 @@ async def test_odd_query_string_is_answered_and_not_with_500(bridge, sensor):
     assert status in (400, 404)
 
 
+# ---- trailing slashes ---------------------------------------------------------------------------
+
+DOCUMENTED = [
+    ("GET", "/livez"),
+    ("GET", "/readyz"),
+    ("GET", "/health"),
+    ("GET", "/metrics"),
+    ("GET", "/openapi.json"),
+    ("GET", "/openapi-3.0.json"),
+    ("GET", "/asyncapi.json"),
+    ("GET", "/docs"),
+    ("GET", "/console"),
+    ("GET", "/console/snapshot"),
+    ("GET", "/api/sensor-data"),
+    ("GET", "/api/devices"),
+    ("GET", f"/api/devices/{BOARD_A}"),
+    ("GET", f"/api/devices/{BOARD_A}/config"),
+    ("GET", "/api/operations"),
+    ("POST", "/api/control"),
+    ("POST", "/api/preset"),
+    ("POST", "/api/batch"),
+    ("POST", "/mcp"),
+    ("PUT", "/livez"),
+    ("HEAD", "/metrics"),
+]
+
+
+@pytest.mark.parametrize(("method", "path"), DOCUMENTED)
+async def test_trailing_slash_of_a_documented_path_is_ignored(http, method, path):
+    body = {"json": {}} if method == "POST" else {}
+    seen = []
+    for form in (path, f"{path}/"):
+        async with http.request(method, form, **body) as response:
+            shown = response.status, response.content_type, response.headers.get("Allow")
+            seen.append((*shown, str(response.url.path).rstrip("/")))
+    assert seen[0] == seen[1]
+    assert seen[0][0] != 404
+
+
 # ---- methods, media types, sizes ----------------------------------------------------------------
 
 
@@ -144,7 +183,7 @@ async def test_other_method_is_answered_405(http, method, path, allowed):
     assert allowed in body["detail"]
 
 
-@pytest.mark.parametrize("path", ["/api/nope", "/favicon.ico", "/api", "/api/devices/"])
+@pytest.mark.parametrize("path", ["/api/nope", "/favicon.ico", "/api", "/livez//", "/api//devices"])
 async def test_other_path_is_answered_404(http, path):
     async with http.get(path) as response:
         check_refusal(await response.json(), 404, "operation_not_found")

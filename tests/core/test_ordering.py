@@ -11,7 +11,7 @@ from bridge.core.ordering import DeviceQueues
 
 
 @pytest.fixture
-def lines() -> DeviceQueues:
+async def lines() -> DeviceQueues:
     return DeviceQueues()
 
 

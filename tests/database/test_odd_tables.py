@@ -94,7 +94,7 @@ async def test_odd_tables_are_read_and_hostile_keys_harm_nobody(
     opened = open_store(server)
     store = opened.store
     uuids = [BOARD_A, EMOJI, BOARD_B, "\u6f22", "\xe9", BOARD_E, EMOJI * 36] * 20
-    for read in (store.readings, store.profile):
+    for read in (store.readings, store.profile, store.controls):
         found = await asyncio.gather(*(read(uuid) for uuid in uuids))
         assert [one and one.name for one in found] == [NAMES.get(uuid) for uuid in uuids]
     singles = await asyncio.gather(
@@ -275,6 +275,7 @@ async def test_statements_use_their_indexes_though_statistics_call_the_tables_em
         (statements.sensors, (names, uuids)),
         (statements.readings, (uuids, uuids)),
         (statements.profiles, (uuids,)),
+        (statements.controls, (uuids,)),
     ):
         assert "FORCE INDEX" in sql
         for row in server.query(f"EXPLAIN {sql}", *args):

@@ -46,6 +46,17 @@ LET_IN: list[tuple[str | None, str | None]] = [
     ("allowed.school.example:9001", None),
     ("public.school.example", "https://public.school.example"),
     ("10.0.0.1", "https://public.school.example"),
+    ("bridge_1:9001", "http://bridge_1:9001"),
+    ("School.LOCAL:9001", "http://school.local:9001"),
+    ("school.local.", "http://school.local."),
+    ("localhost:", None),
+    ("localhost:80", "http://localhost"),
+    ("127.0.0.1", "http://127.0.0.1:80"),
+    ("[::1]", "http://[::1]"),
+    ("[::FFFF:1.2.3.4]:9001", "http://[::ffff:1.2.3.4]:9001"),
+    ("[fe80::1%25eth0]:9001", None),
+    ("xn--48s290a.example", None),
+    ("xn--48s290a.local", None),
 ]
 REJECTED: list[tuple[str | None, str | None]] = [
     ("evil.example", None),
@@ -64,6 +75,64 @@ REJECTED: list[tuple[str | None, str | None]] = [
     ("192.168.1.5:9001", "http://localhost:9001"),
     ("192.168.1.5", f"{PANEL}.evil.example"),
     (None, "http://evil.example"),
+    ("192.168.1.5:9001", "http://192.168.1.5:9001/"),
+    ("192.168.1.5:9001", "http://x@192.168.1.5:9001"),
+    ("192.168.1.5:9001", "http://192.168.1.5:9001, http://evil.example"),
+    ("192.168.1.5:9001", "http://192.168.1.5:9001#"),
+    ("192.168.1.5:9001", "http://192.168.1.5:9001:9001"),
+    ("localhost", "http://localhost."),
+]
+NO_HOSTS = [
+    "evil.example\\.local",
+    "evil.example#.local",
+    "evil.example?.local",
+    "evil.example/.local",
+    "evil.example;.local",
+    "evil.example,localhost",
+    "evil.example localhost",
+    "evil.example\t.local",
+    "evil.example@localhost",
+    "localhost@evil.example",
+    "evil.example:80@localhost",
+    "evil.example:80:90",
+    "localhost:80:90",
+    "localhost:x",
+    "localhost:+80",
+    "localhost:123456",
+    ":80",
+    ".",
+    "..",
+    ".local",
+    "evil..local",
+    "localhost..",
+    "evil%2eexample",
+    "evil\u3002example",
+    "\u212aiosk",
+    "évil",
+    "x" * 64,
+    # Browsers send IPv4 addresses in one form only.
+    "2130706433",
+    "0x7f000001",
+    "0x",
+    "0x7f.1",
+    "127.1",
+    "0177.0.0.1",
+    "256.0.0.1",
+    "1.2.3.4.5",
+    "evil.1",
+    "::1",
+    "fe80::1",
+    "[::1",
+    "::1]",
+    "[]",
+    "[evil]",
+    "[::1].local",
+    "[::1]evil.example",
+    "[127.0.0.1]",
+    "[fe80::1%]",
+    "[v1.evil]",
+    "*",
+    "http://localhost",
 ]
 
 
@@ -72,7 +141,7 @@ def browsers() -> Browsers:
     settings = Settings(
         _env_file=None,
         cors_origins=("*", PANEL),
-        allowed_hosts=("allowed.school.example",),
+        allowed_hosts=("allowed.school.example", "学校.example"),
         public_url="https://public.school.example",
     )
     return Browsers(settings)
@@ -87,6 +156,12 @@ def test_request_that_no_foreign_page_can_send_is_let_in(browsers, host, origin)
 def test_request_that_a_foreign_page_can_send_is_rejected(browsers, host, origin):
     with pytest.raises(Forbidden):
         browsers.check(host, origin)
+
+
+@pytest.mark.parametrize("host", NO_HOSTS)
+def test_host_that_no_browser_sends_is_rejected(browsers, host):
+    with pytest.raises(Forbidden):
+        browsers.check(host, None)
 
 
 # ---- by header, on every path -------------------------------------------------------------------
@@ -118,12 +193,60 @@ async def test_strange_page_reads_nothing_of_an_open_bridge(bridge, method, path
 
 
 @pytest.mark.parametrize(("header", "setting"), STRANGE)
-@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health"])
-async def test_health_is_told_to_everyone(bridge, path, header, setting):
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/health", "/%6civez"])
+@pytest.mark.parametrize("slash", ["", "/"])
+async def test_health_is_told_to_everyone(bridge, path, slash, header, setting):
     del setting
     async with Connection(bridge.port) as client:
-        await client.send(asking("GET", path, header))
+        await client.send(asking("GET", path + slash, header))
         assert (await client.answer())[0] == 200
+        await client.send(asking("PUT", path + slash, header))
+        assert (await client.answer())[0] == 405
+        await client.send(asking("OPTIONS", path + slash, header))
+        assert b" 204 " in await client.reader.readline()
+
+
+@pytest.mark.parametrize("host", [host for host in NO_HOSTS if host.isascii()])
+async def test_host_that_no_browser_sends_is_answered_403_or_400(bridge, host):
+    async with Connection(bridge.port) as client:
+        await client.send(asking("GET", "/api/operations", f"Host: {host}"))
+        assert (await client.answer())[0] in (400, 403)
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost/api/operations", "localhost", 200),
+        ("http://localhost:9001/api/operations", "127.0.0.1", 200),
+        ("http://[::1]:9001/api/operations", "[::1]:9001", 200),
+        ("http://evil.example/api/operations", "localhost", 403),
+        ("http://localhost/api/operations", "evil.example", 403),
+        ("http://localhost@evil.example/api/operations", "localhost", 403),
+        ("http://evil.example/livez", "localhost", 200),
+    ],
+)
+async def test_host_of_an_absolute_target_is_judged_too(bridge, target, host, status):
+    async with Connection(bridge.port) as client:
+        await client.send(asking("GET", target, f"Host: {host}"))
+        assert (await client.answer())[0] == status
+        if status != 200:
+            await client.send(
+                asking("OPTIONS", target, f"Host: {host}", "Access-Control-Request-Method: GET")
+            )
+            assert (await client.answer())[0] == status
+
+
+async def test_request_without_a_host_is_served_as_http_1_0_and_several_hosts_never(bridge):
+    """HTTP/1.1 demands the header, and 400 for a request without it (RFC 9112, section 3.2)."""
+    for request, status in (
+        (b"GET /api/operations HTTP/1.0\r\n\r\n", 200),
+        (b"GET /api/operations HTTP/1.1\r\n\r\n", 400),
+        (asking("GET", "/api/operations", "Host: localhost\r\nHost: localhost"), 400),
+        (asking("GET", "/api/operations", "Host: localhost\r\nHost: evil.example"), 400),
+    ):
+        async with Connection(bridge.port) as client:
+            await client.send(request)
+            assert (await client.answer())[0] == status
 
 
 @pytest.fixture(scope="module")

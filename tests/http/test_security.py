@@ -657,6 +657,7 @@ def logged(mariadb: MariaDb, request: pytest.FixtureRequest) -> Iterator[Bridge]
             LOG_LEVEL="DEBUG",
             LOG_FORMAT=request.param,
             API_KEYS=f"admin:{ADMIN}",
+            MQTT_REPLY_TOPICS="+",
         ) as process,
     ):
         yield process
@@ -668,7 +669,7 @@ in_both = pytest.mark.parametrize("logged", ["text", "json"], indirect=True)
 
 @as_json
 async def test_each_command_is_told_with_who_device_what_and_outcome(logged, board):
-    await board(BOARD_A, logged.broker)
+    device = await board(BOARD_A, logged.broker)
     async with aiohttp.ClientSession(logged.url) as session:
         for request_id, fields in (
             ("over-http", LIGHT),
@@ -683,6 +684,9 @@ async def test_each_command_is_told_with_who_device_what_and_outcome(logged, boa
                 await answer.read()
     async with Requester(logged.broker) as requester:
         await requester.ask("control", {**LIGHT, "request_id": "over-mqtt"}, client_level="kim")
+        # Under the same id, by a requester of that reply topic: another one, and executed.
+        fields = {**LIGHT, "request_id": "over-mqtt"}
+        assert (await requester.ask("control", fields, response_topic="kim")).code == 200
         await requester.ask("preset", {**PRESET, "request_id": "a-preset"}, client_level="kim")
         await requester.ask("sensor-data", {**READING, "request_id": "a-reading"})
 
@@ -701,11 +705,13 @@ async def test_each_command_is_told_with_who_device_what_and_outcome(logged, boa
         ("http:admin", BOARD_A, "control", 200, "ok"),
         ("http:admin", BOARD_A, "control", 200, "ok"),
         ("mqtt:kim", BOARD_A, "control", 200, "ok"),
+        ("mqtt-topic:kim", BOARD_A, "control", 200, "ok"),
         ("mqtt:kim", BOARD_A, "preset", 200, "ok"),
     ]
     asked = json.loads(audit[0]["asked"])
     assert (asked["port_type"], asked["port_id"], asked["action"]) == ("led", 1, "on")
-    assert audit[4]["id"] == "over-mqtt"
+    assert audit[4]["id"] == audit[5]["id"] == "over-mqtt"
+    await device.next_commands(6)
 
 
 FORGED = "2026-01-01 00:00:00 CRITICAL forged"

@@ -171,6 +171,7 @@ def test_we_take_no_name_that_aiohttp_has():
         "finish_response",
         "handle_error",
         "log_exception",
+        "resume_reading",
         "start",
     ],
 )
@@ -557,6 +558,10 @@ class BrokenStore:
         raise NotImplementedError
 
     async def profile(self, device_uuid: str) -> NoReturn:
+        await self.sensors(device_uuid)
+        raise NotImplementedError
+
+    async def controls(self, device_uuid: str) -> NoReturn:
         await self.sensors(device_uuid)
         raise NotImplementedError
 

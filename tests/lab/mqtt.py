@@ -103,7 +103,7 @@ class Connection:
         reconnect: bool = True,
     ) -> None:
         self.version = version
-        self._broker = broker
+        self.broker = broker
         self._clean_start = clean_start
         self._keepalive = keepalive
         self._connect_properties = _properties(
@@ -259,14 +259,14 @@ class Connection:
     def _open(self) -> None:
         if self.version == "5":
             self._client.connect(
-                self._broker.host,
-                self._broker.port,
+                self.broker.host,
+                self.broker.port,
                 self._keepalive,
                 clean_start=self._clean_start,
                 properties=self._connect_properties,
             )
         else:
-            self._client.connect(self._broker.host, self._broker.port, self._keepalive)
+            self._client.connect(self.broker.host, self.broker.port, self._keepalive)
 
     def _end_thread(self) -> None:
         # paho forgets its thread when that ends, which may be in the middle of this call.

@@ -11,7 +11,8 @@ from typing import Self
 
 from tests.lab.servers import LOOPBACK
 
-CONNECT, PUBLISH, PUBACK, SUBSCRIBE, PINGREQ, DISCONNECT = 1, 3, 4, 8, 12, 14
+CONNECT, PUBLISH, PUBACK, SUBSCRIBE, UNSUBSCRIBE = 1, 3, 4, 8, 10
+PINGREQ, DISCONNECT = 12, 14
 
 ACCEPTED = b"\x20\x03\x00\x00\x00"
 """An MQTT 5 CONNACK without properties."""

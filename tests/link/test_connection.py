@@ -149,6 +149,7 @@ PAHO = {
     "loop_write": "a method",
     "disconnect": "a method",
     "on_connect": "a property",
+    "on_unsubscribe": "a property",
     "on_socket_open": "a property",
     "on_socket_close": "a property",
     "on_socket_register_write": "a property",
@@ -175,10 +176,13 @@ async def test_paho_has_what_we_reach_for(below, name):
     assert described[PAHO[name]]
 
 
-async def test_aiomqtt_takes_up_pahos_connack_callback_before_we_wrap_it(below):
-    assert below.on_connect is not None
-    parameters = inspect.signature(below.on_connect).parameters
-    assert list(parameters) == ["client", "userdata", "flags", "reason_code", "properties"]
+async def test_aiomqtt_takes_up_pahos_callbacks_before_we_wrap_them(below):
+    for callback, taken in (
+        (below.on_connect, ["client", "userdata", "flags", "reason_code", "properties"]),
+        (below.on_unsubscribe, ["client", "userdata", "mid", "reason_codes", "properties"]),
+    ):
+        assert callback is not None
+        assert list(inspect.signature(callback).parameters) == taken
 
 
 async def test_paho_counts_packet_ids_on_from_where_we_set_them(below):
@@ -454,10 +458,24 @@ async def test_unsubscribed_topics_bring_nothing_more(links, mosquitto):
     link = await links.opened(mosquitto, inbox)
     topics = [f"unsubscribed/{os.urandom(4).hex()}", f"still/{os.urandom(4).hex()}"]
     await link.subscribe(topics)
-    await link.unsubscribe(topics[:1])
+    assert await link.unsubscribe(topics[:1]) == [0x00]
     for topic in topics:
         await link.publish(topic, topic.encode(), qos=1)
     assert (await inbox.next()).topic == topics[1]
+
+
+async def test_unsuback_tells_of_each_filter_whether_it_was_subscribed(links, mosquitto):
+    link = await links.opened(mosquitto)
+    await link.subscribe(["there", "still/there"])
+    codes = await asyncio.gather(
+        link.unsubscribe(["there", "never"]), link.unsubscribe(["never", "still/there"])
+    )
+    assert codes == [[0x00, 0x11], [0x11, 0x00]]
+
+
+async def test_unsuback_of_3_1_1_tells_nothing(links, mosquitto):
+    link = await links.opened(mosquitto, mqtt_protocol="3.1.1")
+    assert await link.unsubscribe(["never"]) == []
 
 
 async def test_subscribing_on_a_lost_connection_is_an_error(links, private_mosquitto, no_noise):

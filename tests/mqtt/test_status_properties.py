@@ -28,7 +28,15 @@ from tests.lab.mariadb import MariaDb
 from tests.lab.mosquitto import Mosquitto
 from tests.lab.mqtt import Connection, Message
 from tests.lab.platform import BOARD_A, BOARD_C, ORDINARY_PRESET, UNKNOWN_BOARD
-from tests.lab.scripted import ACCEPTED, CONNECT, PUBACK, PUBLISH, SUBSCRIBE, Scripted
+from tests.lab.scripted import (
+    ACCEPTED,
+    CONNECT,
+    PUBACK,
+    PUBLISH,
+    SUBSCRIBE,
+    UNSUBSCRIBE,
+    Scripted,
+)
 from tests.lab.servers import free_port
 
 READING = {"device_uuid": BOARD_A, "sensor": "温度"}
@@ -316,18 +324,20 @@ class Recording(Scripted):
         self.send(SESSION_PRESENT)
         messages = []
         while len(messages) < 2:
-            first, body = await self._one_of(SUBSCRIBE, PUBLISH)
-            if first >> 4 == SUBSCRIBE:
-                self.send(b"\x90\x05" + body[:2] + b"\x00\x01\x01")
+            first, body = await self._one_of(UNSUBSCRIBE, SUBSCRIBE, PUBLISH)
+            if first >> 4 == UNSUBSCRIBE:
+                # The session's marker was there, and the other filter was not.
+                self.send(b"\xb0\x05" + body[:2] + b"\x00\x00\x11")
+            elif first >> 4 == SUBSCRIBE:
+                self._grant(body)
             else:
                 messages.append(self._acknowledge(first, body))
         return messages
 
     async def subscribed(self) -> None:
         """Wait until the bridge serves."""
-        await self.acknowledge_publish()
-        _, body = await self.packet(SUBSCRIBE)
-        self.send(b"\x90\x05" + body[:2] + b"\x00\x01\x01")
+        for _ in ("the session's marker", "the requests"):
+            self._grant((await self.packet(SUBSCRIBE))[1])
         await self.acknowledge_publish()
 
     def ask(
@@ -351,6 +361,10 @@ class Recording(Scripted):
     async def acknowledge_publish(self, reason: int = 0) -> wire.Message:
         """Acknowledge the bridge's next message."""
         return self._acknowledge(*await self.packet(PUBLISH), reason)
+
+    def _grant(self, body: bytes) -> None:
+        granted = b"\x01" if b"/status/" in body else b"\x01\x01"
+        self.send(bytes((0x90, 3 + len(granted))) + body[:2] + b"\x00" + granted)
 
     def _acknowledge(self, first: int, body: bytes, reason: int = 0) -> wire.Message:
         message = wire.read_publish(first, body, with_properties=True)

@@ -63,8 +63,7 @@ class Console:
     readings: Readings
 
     def places(self) -> Iterator[Place]:
-        yield Place("/console", fixed(self._page), open=True)
-        yield Place("/console/", _to_the_page, open=True)
+        yield Place("/console", fixed(self._page), open=True, is_page=True)
         for file in _STATIC.iterdir():
             suffix = file.name[file.name.rfind(".") :]
             if file.name != "page.html" and suffix in _CONTENT_TYPES:
@@ -117,8 +116,3 @@ def _may_see(grant: Grant | None, seen: AnsweredRequest) -> bool:
 
 def _file(name: str, content_type: str) -> Fixed:
     return Fixed.of((_STATIC / name).read_bytes(), content_type, _PAGE_HEADERS)
-
-
-async def _to_the_page(_: web.Request, __: Grant | None) -> web.StreamResponse:
-    """`/console/` is where people land; relative, so that it holds behind a proxy's prefix too."""
-    return Answer(308, "text/plain", b"", (("Location", "../console"),))

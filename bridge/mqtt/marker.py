@@ -1,0 +1,120 @@
+"""A subscription by which a session that the broker kept is known to be ours.
+
+Its topic names our subscriptions, and it is placed before them, in a session that is new or known
+to hold nothing else. So a session that holds it holds no other bridge's subscriptions, nor those of
+our own former settings.
+"""
+
+import asyncio
+import hashlib
+import logging
+import os
+from contextlib import suppress
+
+import orjson
+
+from ..link import Link, LinkError
+from ..link.packets import Message
+from ..link.topics import Topics
+from ..settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Reason codes of an UNSUBACK.
+_SUCCESS, _NO_SUBSCRIPTION_EXISTED = 0x00, 0x11
+# A message of QoS 0 may be dropped where the broker has much to send: so it is sent again.
+_TRIES, _TRY_SECONDS = 4, 0.25
+# Some brokers close the connection instead of refusing a subscription or a publish.
+_MOST_LOSSES = 2
+
+
+class SessionMarker:
+    """Is placed in our session, and looked for in a session that the broker kept."""
+
+    def __init__(self, settings: Settings, topics: Topics) -> None:
+        # By another protocol the retain flag of live messages is lost.
+        held = "\n".join((settings.mqtt_protocol, *topics.filters))
+        # Beside the presence: the documented ACL lets us read and write one level there.
+        self._topic = f"{topics.presence}-{hashlib.sha256(held.encode()).hexdigest()[:16]}"
+        self._statuses = topics.statuses
+        # Whether it was placed and not removed since; unknown on 3.1.1.
+        self._is_placed = False
+        self._losses = 0
+        self._payload: bytes | None = None
+        self._heard = asyncio.Event()
+
+    def takes(self, message: Message) -> bool:
+        """Whether a message is the one by which we look for it."""
+        if message.payload != self._payload or message.topic != self._topic:
+            return False
+        self._heard.set()
+        return True
+
+    async def place(self, link: Link) -> None:
+        """Subscribe to it, before anything else is subscribed; a refusal is only logged.
+
+        Raises:
+            LinkError: the connection was lost.
+        """
+        if self._losses >= _MOST_LOSSES:
+            return
+        try:
+            await link.subscribe([self._topic])
+        except LinkError as error:
+            is_lost = link.lost.done()
+            self._losses += is_lost
+            if not is_lost or self._losses == _MOST_LOSSES:
+                logger.warning(
+                    "the session can't be marked (%s): requests that wait in it while the bridge "
+                    "restarts will be lost",
+                    error,
+                )
+            if is_lost:
+                raise
+            return
+        self._losses = 0
+        self._is_placed = True
+
+    async def is_in(self, link: Link, *, known: bool) -> bool:
+        """Whether the session of this connection is ours; with MQTT 5 it is removed thereby.
+
+        Args:
+            known: whether the session was ours on the connection before.
+
+        Raises:
+            LinkError: the connection was lost.
+        """
+        if not link.version5:
+            return known or await self._returns(link)
+        if known and not self._is_placed:
+            return True
+        self._is_placed = False
+        # The second one was never subscribed: the codes of some brokers say `success` of all.
+        never = f"{self._topic}/{os.urandom(8).hex()}"
+        codes = await link.unsubscribe([self._topic, never])
+        if list(codes[1:]) != [_NO_SUBSCRIPTION_EXISTED]:
+            return known
+        return codes[0] == _SUCCESS
+
+    async def _returns(self, link: Link) -> bool:
+        """Whether what we publish there comes back: an UNSUBACK of 3.1.1 has no reason codes.
+
+        QoS 0 is not held up by the requests that wait for our acknowledgement.
+        """
+        if self._losses >= _MOST_LOSSES:
+            return False
+        self._payload = orjson.dumps({"status": "offline", "check": os.urandom(8).hex()})
+        self._heard.clear()
+        try:
+            # A bridge without its database subscribes to these, and would hear it by that.
+            await link.unsubscribe([self._statuses])
+            for _ in range(_TRIES):
+                link.publish(self._topic, self._payload, qos=0)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(_TRY_SECONDS):
+                        await self._heard.wait()
+                        return True
+        except LinkError:
+            self._losses += 1
+            raise
+        return False
