@@ -68,13 +68,20 @@ def _connect(username: str | None, password: str | None) -> bytes:
 class Nats(Node):
     """NATS with JetStream, which its MQTT needs."""
 
-    def __init__(self, name: str = "n1", routes: Sequence[int] = (), own_route: int = 0) -> None:
+    def __init__(
+        self,
+        name: str = "n1",
+        routes: Sequence[int] = (),
+        own_route: int = 0,
+        ack_wait: str = "30s",
+    ) -> None:
+        """`ack_wait` (NATS's default) is when it sends again what was not acknowledged."""
         super().__init__()
         lines = [
             f"server_name: {name}",
             f"listen: {LOOPBACK}:{free_port()}",
             f'jetstream {{ store_dir: "{self.folder}" }}',
-            f"mqtt {{ listen: {LOOPBACK}:{self.port} }}",
+            f'mqtt {{ listen: {LOOPBACK}:{self.port}, ack_wait: "{ack_wait}" }}',
         ]
         if routes:
             peers = ", ".join(f"nats://{LOOPBACK}:{port}" for port in routes)
