@@ -16,7 +16,6 @@ import socket
 import struct
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +49,7 @@ from tests.lab.scripted import (
     Scripted,
 )
 from tests.lab.servers import LOOPBACK, free_port
+from tests.lab.timing import at_most
 
 
 def settings_for(broker: Any, **chosen: Any) -> Settings:
@@ -114,13 +114,6 @@ async def links() -> AsyncIterator[MakeLink]:
     maker = MakeLink()
     yield maker
     await maker.close()
-
-
-@contextmanager
-def at_most(seconds: float) -> Iterator[None]:
-    started = time.monotonic()
-    yield
-    assert time.monotonic() - started < seconds
 
 
 async def until(condition: Callable[[], bool], timeout: float = 5.0) -> None:
