@@ -98,6 +98,12 @@ async def test_deadline_holds_at_the_bridge_on_mqtt_311(private_bridge, board):
     assert (await listening.next_command()).json["device_id"] == 2
 
 
+async def test_bridge_on_mqtt_311_answers_a_client_on_mqtt_5(private_bridge):
+    bridge = await asyncio.to_thread(lambda: private_bridge(MQTT_PROTOCOL="3.1.1"))
+    async with BridgeClient(url_of(bridge.broker), protocol="5") as client:
+        assert (await client.sensor_data(BOARD_A, "温度")).value == 29.1
+
+
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)
 async def test_broker_that_knows_no_mqtt_5_is_spoken_to_in_311(refusal, bridge, mosquitto):
     started = time.monotonic()
