@@ -4,7 +4,7 @@
  *
  * FILE holds the request, whole. With a RATE (a second) the loop is open: requests are due at that
  * pace however many are unanswered, and what has no free connection waits here, which is told as
- * `late`. With RATE 0 it is closed: each connection asks again as soon as it is answered.
+ * `late`; what has none half a minute after the end is never sent. With RATE 0 it is closed: each connection asks again as soon as it is answered.
  *
  * Each connection is answered once before the clock starts, since a server may take its time to
  * accept them. A connection that the server closes is opened again; the request on it, if there was
@@ -18,7 +18,8 @@
  *                                          its last answer), followed by
  *     code STATUS COUNT P50 P99 MAX        for each status that was answered
  *     late P99 MAX                         how long requests waited for a free connection
- *     unanswered COUNT
+ *     unanswered COUNT                     of those that were sent
+ *     unsent COUNT                         requests that never had a free connection
  *     closed COUNT                         connections closed by the server amid a request
  */
 #define _GNU_SOURCE
@@ -148,14 +149,18 @@ int main(int count, char **words) {
     fflush(stdout);
 
     double began = now(), ends = began + seconds, last = began, phase_began[MOST_PHASES] = {began};
-    long asked = 0, done = 0, total = rate > 0 ? (long)(rate * seconds) : -1;
+    long asked = 0, done = 0, unsent = 0, total = rate > 0 ? (long)(rate * seconds) : -1;
     struct epoll_event events[EVENTS];
     for (;;) {
         double present = now();
         int more = rate > 0 ? asked < total : present < ends;
         if ((!more && done == asked) || (!more && stop_waiting(present, ends, last))) break;
-        /* An open loop that can send no more has stopped too. */
-        if (rate > 0 && present > ends + LAST_WAIT) break;
+        if (more && rate > 0 && present > ends + LAST_WAIT) {
+            unsent = total - asked;
+            total = asked;
+            ends = present;
+            continue;
+        }
         while (more && idle_count) {
             double due = rate > 0 ? began + (double)asked / rate : present;
             if (due > present) break;
@@ -192,7 +197,8 @@ int main(int count, char **words) {
         double until = number < phase ? phase_began[number + 1] : last;
         tell_phase(number, number <= phase ? until - phase_began[number] : 0);
     }
-    tell_totals((total < 0 ? asked : total) - done + closed);
+    tell_totals(asked - done + closed);
+    printf("unsent %ld\n", unsent);
     printf("closed %ld\n", closed);
     return 0;
 }

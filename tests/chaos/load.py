@@ -29,8 +29,8 @@ class Times(NamedTuple):
 class Outcome:
     """What came of a load, or of one phase of it: how many answers of each code, and their times.
 
-    ``unanswered``, ``closed`` (by the server, amid a request) and ``late`` (the 99th percentile of
-    how late requests left) are of the whole load.
+    ``unanswered``, ``closed`` (by the server, amid a request), ``unsent`` (never had a free
+    connection) and ``late`` (the 99th percentile of how late requests left) are of the whole load.
     """
 
     elapsed: float
@@ -38,6 +38,7 @@ class Outcome:
     times: dict[int, Times] = field(default_factory=dict)
     unanswered: int = 0
     closed: int = 0
+    unsent: int = 0
     late: float = 0.0
 
     @property

@@ -105,6 +105,7 @@ def _outcomes(lines: Iterable[str]) -> list[Outcome]:
     for outcome in outcomes:
         outcome.unanswered = int(totals["unanswered"])
         outcome.closed = int(totals.get("closed", 0))
+        outcome.unsent = int(totals.get("unsent", 0))
         outcome.late = totals["late"] / 1000
     return outcomes
 

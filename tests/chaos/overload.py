@@ -80,6 +80,7 @@ async def open_loop(*, seconds: float = 30.0, strict: bool = True) -> Findings:
         )
         share = outcome.per_second / rate
         findings.figures[f"{name}: accepted, of what was asked"] = f"{share:.0%}"
+        findings.figures[f"{name}: never sent, for want of a connection"] = outcome.unsent
         findings.figures[f"{name}: left late, for want of a connection (p99)"] = in_ms(outcome.late)
         await _expect_well(site, findings)
     return findings
