@@ -1,5 +1,5 @@
-"""Which reply answers which request: known by its Correlation Data (MQTT 5.0, section 4.10), on
-MQTT 3.1.1 by the `request_id` in its body."""
+"""Which reply answers which request: known by its Correlation Data (MQTT 5.0, section 4.10), and
+where client or bridge speak MQTT 3.1.1 by the `request_id` in its body."""
 
 import asyncio
 import secrets
@@ -53,8 +53,8 @@ class Replies:
         if message.qos:
             link.acknowledge(message.packet_id)
         body = _body_of(message.payload)
-        if link.version5:
-            expected = self._by_correlation.get(message.correlation or b"")
+        if message.correlation is not None:
+            expected = self._by_correlation.get(message.correlation)
         else:
             expected = self._oldest_with_id_of(body)
         if expected is None or expected.reply.done():

@@ -41,14 +41,13 @@ class Question:
         return max(1, int(self._seconds_left() + _ROUNDING))
 
     def payload(self, *, version5: bool, reply_topic: str) -> bytes:
-        """The fields, with the reply topic and the deadline where MQTT has no property for them.
+        """The fields with the reply topic, and the deadline where MQTT has no property for it.
 
+        On MQTT 5 too, the reply topic is there for a bridge that is connected by 3.1.1.
         On MQTT 5 the deadline goes as Message Expiry, which does not depend on the clocks of two
         machines. But it counts whole seconds, so that less than one goes as `expires_at` too.
         """
-        sent = dict(self.fields)
-        if not version5:
-            sent["reply_to"] = reply_topic
+        sent = {**self.fields, "reply_to": reply_topic}
         left = self._seconds_left()
         # A deadline that the caller named stays.
         if sent.get("expires_at") is None and (not version5 or left + _ROUNDING < 1):

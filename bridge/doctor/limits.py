@@ -56,8 +56,8 @@ async def _takes_retained_will(examination: Examination) -> bool:
 def _shortcomings(broker: BrokerLimits, settings: Settings) -> Iterator[Finding]:
     mosquitto: tuple[Advice, ...] = (
         Text(
-            "在 mosquitto.conf 中修改，然后重启：",
-            "change this in mosquitto.conf, then restart Mosquitto:",
+            "如果是 Mosquitto，在 mosquitto.conf 中修改，然后重启：",
+            "with Mosquitto, change this in mosquitto.conf, then restart it:",
         ),
     )
     if broker.maximum_qos < 1:

@@ -16,9 +16,10 @@ from .traffic import acl_rules, publish
 
 _DELIVERY_SECONDS = 1.0
 _PLAIN = Text(
-    "不支持共享订阅的服务器（如 RabbitMQ 3、NATS、ActiveMQ 5、Aedes），在 .env 中设为空：",
-    "with a broker without shared subscriptions (RabbitMQ 3, NATS, ActiveMQ 5, Aedes), set it to "
-    "an empty value in .env:",
+    "不支持共享订阅的服务器（如 RabbitMQ 3、NATS、ejabberd、ActiveMQ 5、Aedes、amqtt），"
+    "在 .env 中设为空：",
+    "with a broker without shared subscriptions (RabbitMQ 3, NATS, ejabberd, ActiveMQ 5, Aedes, "
+    "amqtt), set it to an empty value in .env:",
 )
 
 

@@ -167,8 +167,8 @@ async def speed(examination: Examination) -> Finding:
             f"QoS 1 往返 {took}，但两条接连时多等 {wait}：服务器的 Nagle 算法",
             f"QoS 1 round trip {took}, and {wait} more for two at once: Nagle at the broker",
             Text(
-                "加入 mosquitto.conf，然后重启：",
-                "add this to mosquitto.conf, then restart Mosquitto:",
+                "如果是 Mosquitto，加入 mosquitto.conf，然后重启：",
+                "with Mosquitto, add this to mosquitto.conf, then restart it:",
             ),
             "set_tcp_nodelay true",
         )

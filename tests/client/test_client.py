@@ -702,6 +702,7 @@ async def test_call_sends_json_where_it_is_json_and_text_elsewhere(respond, call
         "w": "客厅 =灯",
         "e": "",
         "request_id": "r1",
+        "reply_to": "plugin/reply/call-r1",
     }
 
 

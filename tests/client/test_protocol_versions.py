@@ -5,16 +5,16 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
-from typing import Self
 
 import pytest
 
 from bridge.client import BridgeClient, CallError, NoReply, NotConnected, Refused
+from tests.lab.line import Cut, Line
 from tests.lab.mosquitto import Mosquitto
 from tests.lab.mqtt import Broker
 from tests.lab.platform import BOARD_A, UNKNOWN_BOARD
-from tests.lab.servers import LOOPBACK
+
+CONNECT = 0x10
 
 LED = {"port_type": "led", "port_id": 1, "action": "on"}
 REFUSALS = {
@@ -24,58 +24,25 @@ REFUSALS = {
 }
 
 
-class Only311:
+class Only311(Line):
     """Before a broker: lets through who speaks 3.1.1, and answers a CONNECT of MQTT 5 as told."""
 
     def __init__(self, broker: Broker, refusal: bytes) -> None:
-        self._broker = broker
+        super().__init__(broker)
         self._refusal = refusal
-        self._connections: set[asyncio.Task[None]] = set()
         self.versions: list[int] = []
-        self.host, self.port = LOOPBACK, 0
+        self.watch = self._answer
 
-    async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._serve, LOOPBACK, 0)
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        self._server.close()
-        for connection in self._connections:
-            connection.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
-        await self._server.wait_closed()
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        try:
-            # The fixed header is two or three bytes long; "MQTT" and the version follow.
-            connect = await reader.readuntil(b"MQTT")
-            version = (await reader.readexactly(1))[0]
-            self.versions.append(version)
-            if version == 5:
-                writer.write(self._refusal)
-                return
-            with suppress(ConnectionError):
-                inward, outward = await asyncio.open_connection(
-                    self._broker.host, self._broker.port
-                )
-                outward.write(connect + bytes((version,)))
-                await asyncio.gather(_pump(reader, outward), _pump(inward, writer))
-        except asyncio.CancelledError:
-            """The test has ended."""
-        finally:
-            writer.close()
-
-
-async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    try:
-        while data := await reader.read(65536):
-            writer.write(data)
-    finally:
-        writer.close()
+    def _answer(self, packet: bytes) -> bytes | None:
+        if packet[0] != CONNECT:
+            return None
+        version = packet[packet.index(b"MQTT") + 4]
+        self.versions.append(version)
+        if version != 5:
+            return None
+        if not self._refusal:
+            raise Cut
+        return self._refusal
 
 
 async def answered(call: Awaitable[object]) -> bool:
@@ -129,6 +96,12 @@ async def test_deadline_holds_at_the_bridge_on_mqtt_311(private_bridge, board):
         bridge.resume()
         await client.control(BOARD_A, **{**LED, "port_id": 2})
     assert (await listening.next_command()).json["device_id"] == 2
+
+
+async def test_bridge_on_mqtt_311_answers_a_client_on_mqtt_5(private_bridge):
+    bridge = await asyncio.to_thread(lambda: private_bridge(MQTT_PROTOCOL="3.1.1"))
+    async with BridgeClient(url_of(bridge.broker), protocol="5") as client:
+        assert (await client.sensor_data(BOARD_A, "温度")).value == 29.1
 
 
 @pytest.mark.parametrize("refusal", REFUSALS.values(), ids=REFUSALS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from functools import partial
 
 from tests.clusters import brokers
@@ -67,8 +68,9 @@ async def main(names: list[str]) -> int:
         return 2
     findings = Findings()
     for name in names or known:
+        started = time.monotonic()
         await known[name](findings)
-        sys.stdout.flush()
+        print(f"({name}: {time.monotonic() - started:.0f} s)", flush=True)
     for wrong in findings.wrong:
         print(f"WRONG: {wrong}")
     return 1 if findings.wrong else 0

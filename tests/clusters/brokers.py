@@ -19,7 +19,7 @@ FOLDER = PROJECT / "tests" / "clusters"
 COOKIE = "clusters"
 # Where Debian puts them.
 RABBITMQ = Path("/usr/lib/rabbitmq/bin")
-ERLANG_LIBRARIES = Path("/usr/lib/x86_64-linux-gnu")
+ERLANG_LIBRARIES = next(Path("/usr/lib").glob("*/ejabberd-*"), Path("/usr/lib/ejabberd")).parent
 ACTIVEMQ = Path("/usr/share/activemq")
 ACTIVEMQ_NEEDS = [
     Path("/usr/share/java") / name
@@ -68,13 +68,20 @@ def _connect(username: str | None, password: str | None) -> bytes:
 class Nats(Node):
     """NATS with JetStream, which its MQTT needs."""
 
-    def __init__(self, name: str = "n1", routes: Sequence[int] = (), own_route: int = 0) -> None:
+    def __init__(
+        self,
+        name: str = "n1",
+        routes: Sequence[int] = (),
+        own_route: int = 0,
+        ack_wait: str = "30s",
+    ) -> None:
+        """`ack_wait` (NATS's default) is when it sends again what was not acknowledged."""
         super().__init__()
         lines = [
             f"server_name: {name}",
             f"listen: {LOOPBACK}:{free_port()}",
             f'jetstream {{ store_dir: "{self.folder}" }}',
-            f"mqtt {{ listen: {LOOPBACK}:{self.port} }}",
+            f'mqtt {{ listen: {LOOPBACK}:{self.port}, ack_wait: "{ack_wait}" }}',
         ]
         if routes:
             peers = ", ".join(f"nats://{LOOPBACK}:{port}" for port in routes)
@@ -191,8 +198,6 @@ class RabbitMq(ErlangNode):
             "mqtt.allow_anonymous = false",
             "log.console.level = warning",
             "cluster_formation.peer_discovery_backend = classic_config",
-            "cluster_formation.randomized_startup_delay_range.min = 0",
-            "cluster_formation.randomized_startup_delay_range.max = 1",
         ]
         lines += [
             f"cluster_formation.classic_config.nodes.{number} = {member}@localhost"
@@ -219,7 +224,7 @@ class RabbitMq(ErlangNode):
             RABBITMQ_CONFIG_FILE=str(self.folder / "rabbitmq.conf"),
             RABBITMQ_ENABLED_PLUGINS_FILE=str(self.folder / "plugins"),
             RABBITMQ_PID_FILE=str(self.folder / "pid"),
-            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+sbwt none +S 1:1",
+            RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS="+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
         )
 
 

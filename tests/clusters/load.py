@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import time
@@ -19,6 +20,9 @@ _FIRST_FREQUENCY = 1000
 OTHER_FREQUENCY = 500
 # Codes by which a request is asked again: nothing was executed.
 _AGAIN = {429, 503}
+# Seconds for an answer, longer each time: a cluster that has just lost a node is slow, and would
+# drown in requests that are asked again.
+_FIRST_WAIT, _LONGEST_WAIT = 3.0, 12.0
 
 
 @dataclass
@@ -81,10 +85,11 @@ async def _until_answered(
     started = time.monotonic()
     code: object = "none"
     tries = 0
+    wait = _FIRST_WAIT
     while time.monotonic() - started < within:
         tries += 1
         try:
-            reply = await requester.ask(operation, fields, timeout=3)
+            reply = await requester.ask(operation, fields, timeout=wait)
             code = reply.code
             if code not in _AGAIN:
                 break
@@ -92,7 +97,9 @@ async def _until_answered(
             await asyncio.sleep(0.3)
         except (TimeoutError, ConnectionError):
             tally.passing["no answer"] += 1
-            await requester.online(within)
+            wait = min(2 * wait, _LONGEST_WAIT)
+            with contextlib.suppress(TimeoutError):
+                await requester.online(within)
     tally.codes[code] += 1
     tally.retried += tries > 1
     tally.slowest = max(tally.slowest, time.monotonic() - started)

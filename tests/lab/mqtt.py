@@ -301,11 +301,17 @@ class Connection:
         self._offline.set()
 
     async def _subscribe_again(self) -> None:
-        mid = self._send_subscribe(self._subscriptions)
         # If the connection goes once more, the next one subscribes again.
-        with contextlib.suppress(TimeoutError):
-            await self._answer("subscribe", mid, 10)
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            # A cluster that has just lost a node may refuse for a while.
+            while any(reason.is_failure for reason in await self._subscribe_all()):
+                await asyncio.sleep(0.2)
             self._online.set()
+
+    async def _subscribe_all(self) -> list[ReasonCode]:
+        mid = self._send_subscribe(self._subscriptions)
+        codes: list[ReasonCode] = await self._answer("subscribe", mid, 10)
+        return codes
 
     def _send_subscribe(self, subscriptions: Mapping[str, SubscribeOptions]) -> int:
         if self.version == "5":
