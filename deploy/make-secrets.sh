@@ -21,6 +21,8 @@ chmod a+rX mosquitto mosquitto/*
 # Mosquitto binds neither a client id nor a shared subscription to a user. Whoever has a login and
 # knows these names can disconnect the bridge or take turns with it (docs/security.md).
 touch .env
+# Its last line may have no end.
+[ -z "$(tail -c 1 .env)" ] || echo >>.env
 for name in MQTT_INSTANCE MQTT_SHARE; do
     grep -q "^$name=." .env || echo "$name=bridge-$(random)" >>.env
 done

@@ -1,10 +1,13 @@
 """What callers name, checked before anything is sent."""
 
+import math
 import re
 import ssl
 from numbers import Real
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+import orjson
 
 from ..link import BrokerAddress
 from ..link.topics import is_plain
@@ -55,6 +58,24 @@ def check_timeout(seconds: object) -> float:
             f"timeout={seconds!r} must be a number of seconds above 0 and up to {_LONGEST_TIMEOUT}"
         )
     return float(number)
+
+
+def check_fields(fields: object) -> None:
+    """Raise ValueError if a number in them is NaN or infinite, for which JSON has no number.
+
+    Raises TypeError if they can't be written as JSON.
+    """
+    # First, so that nothing below is deep or endless. It writes null for NaN and infinity.
+    orjson.dumps(fields)
+    values = [fields]
+    while values:
+        value = values.pop()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"a field holds {value!r}, which JSON can't")
+        if isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list | tuple):
+            values += value
 
 
 def check_request_id(request_id: object) -> str:

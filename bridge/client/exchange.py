@@ -49,9 +49,9 @@ class Question:
         """
         sent = {**self.fields, "reply_to": reply_topic}
         left = self._seconds_left()
-        if not version5 or left + _ROUNDING < 1:
-            # A deadline that the caller named stays.
-            sent.setdefault("expires_at", time.time() + left)
+        # A deadline that the caller named stays.
+        if sent.get("expires_at") is None and (not version5 or left + _ROUNDING < 1):
+            sent["expires_at"] = time.time() + left
         return orjson.dumps(sent)
 
     def _seconds_left(self) -> float:

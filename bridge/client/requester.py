@@ -7,8 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Self
 
-import orjson
-
 from ..devices.listing import DeviceList
 from ..devices.models import (
     BatchResult,
@@ -23,7 +21,14 @@ from ..devices.models import (
     SequenceResult,
 )
 from ..link import BrokerAddress
-from .arguments import broker_at, check_level, check_request_id, check_timeout, is_version5
+from .arguments import (
+    broker_at,
+    check_fields,
+    check_level,
+    check_request_id,
+    check_timeout,
+    is_version5,
+)
 from .connection import Connection
 from .correlation import Replies
 from .errors import Refused
@@ -241,7 +246,8 @@ class BridgeClient:
             Refused: the bridge answered with an error.
             CallError: the reply is not one of a bridge.
             ValueError: the operation's name can't be part of a topic, the timeout is not a number
-                of seconds above 0 and up to a day, or the id can't be one. Nothing was sent.
+                of seconds above 0 and up to a day, the id can't be one, or a field holds NaN or
+                infinity. Nothing was sent.
             TypeError: a field can't be written as JSON. Nothing was sent.
         """
         body = await self.request(operation, fields, timeout=timeout, request_id=request_id)
@@ -265,8 +271,7 @@ class BridgeClient:
         seconds = self._timeout_of(operation, timeout)
         asked = dict(fields or {})
         asked["request_id"] = request_id or asked.get("request_id") or secrets.token_hex(8)
-        # Before anything is sent, so that a field that is not JSON is an error at once.
-        orjson.dumps(asked)
+        check_fields(asked)
         question = Question(
             self._requests + operation + self._level,
             asked,

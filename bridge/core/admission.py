@@ -5,7 +5,7 @@ After that it gets no place any more, and is rejected.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from typing import NamedTuple, Self
 
 from ..errors import Busy
@@ -22,6 +22,9 @@ _MOST_WAITERS = 4096
 # Batches take at most one place in so many. One may cost as much as hundreds of other requests: as
 # many as there are places would keep the event loop for seconds.
 _BATCHES_SHARE = 8
+# Of the duplicates that wait, those of one API key or client level are one in so many at most: the
+# first attempt may be a sequence of two minutes.
+_DUPLICATES_SHARE = 4
 
 
 class Place:
@@ -32,7 +35,8 @@ class Place:
     def __init__(self, admission: "Admission") -> None:
         self._admission = admission
         self._held = True
-        self._aside = False
+        # Whose duplicate it is that waits for another one's outcome; None if it does not.
+        self._aside: str | None = None
         # A batch's place among those that batches may take.
         self.among_batches: Place | None = None
 
@@ -41,24 +45,25 @@ class Place:
         if self._held:
             self._held = False
             self._admission.release()
-        if self._aside:
-            self._aside = False
-            self._admission.waiting_duplicates -= 1
+        if self._aside is not None:
+            self._admission.ended_as_duplicate(self._aside)
+            self._aside = None
         if self.among_batches is not None:
             self.among_batches.release()
 
-    def step_aside(self) -> None:
+    def step_aside(self, share: str = "") -> None:
         """Give it back while the request waits for another one's outcome.
 
+        Args:
+            share: whose duplicate it is; empty for requesters without a name.
+
         Raises:
-            Busy: as many wait so already as there are places.
+            Busy: as many wait so already as there are places, or of this share a quarter of that.
         """
-        if self._aside:
+        if self._aside is not None:
             return
-        if self._admission.waiting_duplicates >= self._admission.places:
-            raise Busy()
-        self._aside = True
-        self._admission.waiting_duplicates += 1
+        self._admission.wait_as_duplicate(share)
+        self._aside = share
         if self._held:
             self._held = False
             self._admission.release()
@@ -93,7 +98,8 @@ class Admission:
         self._rejected_in_a_turn = max(1, places // _PLACES_FOR_A_REJECTION)
         self._batches = batches
         self.places = places
-        self.waiting_duplicates = 0
+        # How many duplicates of each share wait for another one's outcome.
+        self._duplicates: Counter[str] = Counter()
 
     @classmethod
     def for_requests(cls, places: int) -> Self:
@@ -169,6 +175,19 @@ class Admission:
                 self._taken += 1
                 waiter.admitted.set_result(True)
                 return
+
+    def wait_as_duplicate(self, share: str) -> None:
+        """Count a duplicate that waits outside the places; raises Busy if too many do."""
+        most = max(1, self.places // _DUPLICATES_SHARE)
+        if self._duplicates[share] >= most or self._duplicates.total() >= self.places:
+            raise Busy()
+        self._duplicates[share] += 1
+
+    def ended_as_duplicate(self, share: str) -> None:
+        """It waits no more."""
+        self._duplicates[share] -= 1
+        if not self._duplicates[share]:
+            del self._duplicates[share]
 
     def _note_overdue(self) -> None:
         now = self._loop.time()

@@ -32,6 +32,7 @@ class CommandAttempt:
         deadline: on the loop's clock.
         place: what it holds of the capacity, if anything.
         on_begun: called when a sequence's first step has left: it is never begun again.
+        share: whose it is; empty for requesters without a name.
     """
 
     def __init__(
@@ -40,9 +41,11 @@ class CommandAttempt:
         deadline: float,
         place: Place | None = None,
         on_begun: Callable[[], None] | None = None,
+        share: str = "",
     ) -> None:
         self._services = services
         self._place = place
+        self._share = share
         self._on_begun = on_begun
         self._is_sequence = False
         # The place in its device's queue, for the first command.
@@ -82,7 +85,7 @@ class CommandAttempt:
         if self._ticket is not None:
             self._ticket.give_up()
         if self._place is not None:
-            self._place.step_aside()
+            self._place.step_aside(self._share)
 
     def begin_sequence(self) -> None:
         """Say that several commands follow: the request is begun with the first one."""

@@ -138,7 +138,7 @@ class Dispatcher:
             deadline = min(deadline, request.expires)
         if request.expires_at is not None and not request.is_expired:
             deadline = min(deadline, time.monotonic() + request.expires_at - time.time())
-        return CommandAttempt(self._services, deadline, place, on_begun)
+        return CommandAttempt(self._services, deadline, place, on_begun, request.share)
 
     def _checked(self, row: Operation, request: Request, attempt: CommandAttempt) -> Fields:
         """The validated fields; raises a BridgeError if the request may not begin."""
@@ -217,7 +217,7 @@ class Dispatcher:
         command = CommandId(
             key_of(request.who, request.idempotency_key),
             fingerprint_of(row.name, fields),
-            request.who if request.is_named else "",
+            request.share,
         )
         try:
             if not request.is_expired:

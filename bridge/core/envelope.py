@@ -21,6 +21,10 @@ from ..errors import (
 
 # Byte order marks, of UTF-8 and of both kinds of UTF-16.
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
+# A value of a few bytes takes up to two hundred once it is parsed. A payload may have so many, or
+# where more than 64 KiB are taken as many as if each had so many bytes.
+_MOST_VALUES = 4096
+_SMALL_VALUE = 16
 # No time in seconds is so large for the next three thousand years; in milliseconds, all are.
 _NO_SECONDS = 1e11
 
@@ -36,6 +40,7 @@ _NOT_JSON = Text("内容不是有效的 UTF-8 JSON", "the payload is not valid J
 _TOO_DEEP = Text(
     f"内容嵌套超过 {DEEPEST} 层", f"the payload is nested more than {DEEPEST} levels deep"
 )
+_TOO_MANY_VALUES = Text("内容中的值过多", "the payload has too many values")
 _BYTE_ORDER_MARK = Text(
     "内容以字节顺序标记（BOM）开头；请以不带 BOM 的 UTF-8 发送",
     "the payload begins with a byte order mark (BOM); send UTF-8 without one",
@@ -71,16 +76,27 @@ def open_payload(payload: bytes, limit: int, *, may_be_empty: bool = False) -> E
     if may_be_empty and not payload:
         return Envelope()
     try:
+        fields = _parsed(payload, limit)
+    except MalformedRequest as refusal:
+        return Envelope(refusal=refusal)
+    return open_fields(fields)
+
+
+def _parsed(payload: bytes, limit: int) -> JsonObject:
+    containers = payload.count(b"{") + payload.count(b"[")
+    if containers + payload.count(b",") > max(_MOST_VALUES, limit // _SMALL_VALUE):
+        raise MalformedRequest(reason=_TOO_MANY_VALUES)
+    try:
         # orjson takes neither NaN nor infinities, lone surrogates, bad UTF-8 or endless nesting.
         fields = orjson.loads(payload)
     except orjson.JSONDecodeError:
         marked = payload.startswith(_BYTE_ORDER_MARKS)
-        return Envelope(refusal=MalformedRequest(reason=_BYTE_ORDER_MARK if marked else _NOT_JSON))
+        raise MalformedRequest(reason=_BYTE_ORDER_MARK if marked else _NOT_JSON) from None
     if not isinstance(fields, dict):
-        return Envelope(refusal=MalformedRequest(reason=_NOT_AN_OBJECT))
-    if payload.count(b"{") + payload.count(b"[") > DEEPEST and is_too_deep(fields):
-        return Envelope(refusal=MalformedRequest(reason=_TOO_DEEP))
-    return open_fields(fields)
+        raise MalformedRequest(reason=_NOT_AN_OBJECT)
+    if containers > DEEPEST and is_too_deep(fields):
+        raise MalformedRequest(reason=_TOO_DEEP)
+    return fields
 
 
 def open_fields(fields: JsonObject) -> Envelope:

@@ -202,10 +202,10 @@ class MemoryIdempotency:
             return None
         if entry.command.fingerprint != command.fingerprint:
             raise IdempotencyConflict()
-        # A duplicate sends nothing, so that it need not hold a place in a queue.
-        attempt.step_aside()
         if isinstance(entry, _Kept):
             return Reply.load(entry.reply)
+        # A duplicate sends nothing, so that it need not hold a place in a queue.
+        attempt.step_aside()
         return await self._outcome(entry, attempt.deadline)
 
     def note_kept_elsewhere(self, key: bytes) -> None:

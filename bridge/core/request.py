@@ -46,6 +46,11 @@ class Request(NamedTuple):
         return f"{kind}:{self.requester}"
 
     @property
+    def share(self) -> str:
+        """Whose part of what is bounded it takes; empty for all requesters without a name."""
+        return self.who if self.is_named else ""
+
+    @property
     def is_expired(self) -> bool:
         """Whether `expires_at` has passed by the wall clock; Message Expiry is not looked at."""
         return self.expires_at is not None and self.expires_at <= time.time()

@@ -27,6 +27,7 @@ from ..core.replies import Reply, reply_to_error
 from ..core.request import Request
 from ..devices.models import Health, JsonObject
 from ..errors import (
+    BridgeError,
     Busy,
     Draining,
     Forbidden,
@@ -177,13 +178,20 @@ class HttpTransport:
                 if cors and isinstance(response, Answer):
                     response.add_headers(self._browsers.cors(origin_of(request)))
                 return response
+            except WrongKey as wrong:
+                return self._respond(request, self._refused(await self._delayed(wrong, request)))
             except Exception as error:
-                if isinstance(error, WrongKey):
-                    connected = partial(_is_connected, request)
-                    await self._wrong_keys.shown(request.remote, connected)
                 return self._respond(request, self._refused(error))
 
         return handle
+
+    async def _delayed(self, wrong: WrongKey, request: web.Request) -> BridgeError:
+        """What a wrong key is answered with, once its address has waited long enough."""
+        try:
+            await self._wrong_keys.shown(request.remote, partial(_is_connected, request))
+        except Busy as error:
+            return error
+        return wrong
 
     def _admitted(self, request: web.Request, *, open_: bool, is_health: bool) -> Grant | None:
         """What the caller may do, None for everything; raises Unauthorized or Forbidden."""

@@ -7,14 +7,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
+from ..errors import Busy
+
 logger = logging.getLogger(__name__)
 
 # So many wrong keys are answered at once: a page or a program with an old key retries too.
 _FREE = 10
 # From then on an address gets one answer in so long, over all its connections (seconds).
 _SPACING = 0.2
-# No answer waits longer than this (seconds), so that no proxy takes us for dead.
+# No answer waits longer than this (seconds), so that no proxy takes us for dead, and no more than
+# so many wait at a time: each of them keeps a connection that others may need.
 _LONGEST = 30.0
+_MOST_WAITING = 256
 # How often it is looked whether who waits has left (seconds).
 _LOOK = 1.0
 # An address that has shown no wrong key for so long begins anew (seconds).
@@ -43,12 +47,16 @@ class WrongKeys:
         self._count = count
         self._addresses: OrderedDict[str, _Address] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
+        self._waiting = 0
         self._lines = 0
         # How many addresses were forgotten before all of their keys were logged, and those keys.
         self._forgotten = self._forgotten_keys = 0
 
     async def shown(self, address: str | None, is_connected: Callable[[], bool]) -> None:
-        """Count and log a wrong key; returns after a delay if its address showed many."""
+        """Count and log a wrong key; returns after a delay if its address showed many.
+
+        Raises Busy if too many wait already.
+        """
         self._count()
         now = self._loop.time()
         known = self._address(address or "unknown", now)
@@ -57,8 +65,17 @@ class WrongKeys:
         self._log(known, now)
         if known.count <= _FREE:
             return
-        known.free_at = max(known.free_at, now) + _SPACING
-        until = min(known.free_at, now + _LONGEST)
+        until = max(known.free_at, now) + _SPACING
+        if until - now > _LONGEST or self._waiting >= _MOST_WAITING:
+            raise Busy()
+        known.free_at = until
+        self._waiting += 1
+        try:
+            await self._wait(until, is_connected)
+        finally:
+            self._waiting -= 1
+
+    async def _wait(self, until: float, is_connected: Callable[[], bool]) -> None:
         while (left := until - self._loop.time()) > 0:
             if not is_connected():
                 return

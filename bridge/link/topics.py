@@ -1,5 +1,6 @@
 """Topics: what is a request, where its reply goes, and where it may not go."""
 
+import hashlib
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -50,6 +51,8 @@ class Topics:
         self.statuses = f"{prefix}/status/+"
         shared = f"$share/{share}/" if share else ""
         self.filters = [f"{shared}{self._request}+", f"{shared}{self._request}+/+"]
+        # Tells bridges of one share from others, and does not tell the share's name.
+        self.digest = hashlib.sha256("\n".join(self.filters).encode()).hexdigest()[:16]
 
     def asked(self, topic: str) -> Asked:
         """What a topic that matched one of `filters` asks for; it is not checked again."""

@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import web
 
+from ..core.admission import Admission
+from ..core.admission import Place as Turn
 from ..core.device_list import listable_devices
 from ..core.dispatcher import Dispatcher
 from ..core.envelope import open_fields, open_payload, traceparent_of
@@ -40,6 +42,10 @@ logger = logging.getLogger(__name__)
 Message = MutableMapping[str, Any]
 
 _CALLER = "bridge.caller"
+# The SDK takes some milliseconds to read a message, in many turns of the event loop, and keeps it
+# several times over. So many are read at a time, and the others wait for so long (seconds).
+_READ_AT_ONCE = 32
+_WAIT_SECONDS = 1.0
 # MCP has had no batches since its revision of 2025-06-18.
 _NO_BATCHES = orjson.dumps(
     {
@@ -58,12 +64,15 @@ class Caller:
     # On the monotonic clock.
     received: float
     traceparent: str | None
+    # Its place among the messages that the SDK reads.
+    turn: Turn
 
 
 class Endpoint:
     def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
+        self._turns = Admission(_READ_AT_ONCE, _WAIT_SECONDS)
         self._closing = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
@@ -78,7 +87,8 @@ class Endpoint:
     async def handle(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         """Answer one message.
 
-        Raises a BridgeError if it is no JSON object, is too large or late, or the SDK is missing.
+        Raises a BridgeError if it is no JSON object, is too large or late, if too many are read
+        already, or the SDK is missing.
         """
         received = time.monotonic()
         headers = request.headers
@@ -91,10 +101,14 @@ class Endpoint:
         refusal = open_payload(payload, limit).refusal
         if refusal is not None:
             raise refusal
-        caller = Caller(grant, received, traceparent_of(headers.get("traceparent")))
         manager = await self._manager()
-        exchange = _Exchange(payload)
-        await manager.handle_request(_scope(request, caller), exchange.receive, exchange.send)
+        turn = await self._turns.enter(asks_again=True)
+        try:
+            caller = Caller(grant, received, traceparent_of(headers.get("traceparent")), turn)
+            exchange = _Exchange(payload)
+            await manager.handle_request(_scope(request, caller), exchange.receive, exchange.send)
+        finally:
+            turn.release()
         return exchange.answer()
 
     async def close(self) -> None:
@@ -138,6 +152,8 @@ class Endpoint:
     async def _ask(self, operation: str, fields: JsonObject, context: "Context") -> JsonObject:
         assert context.request is not None
         caller: Caller = context.request.scope[_CALLER]
+        # From here on the dispatcher's own places count.
+        caller.turn.release()
         envelope = open_fields(fields)
         grant = caller.grant
         asked = Request(

@@ -26,7 +26,7 @@ class OtherBridges:
         """Take note of a bridge's presence."""
         try:
             said = orjson.loads(message.payload)
-            serves = said["status"] == "online" and said["subscribed"] == self._topics.filters
+            serves = said["status"] == "online" and said["subscribed"] == self._topics.digest
         except (orjson.JSONDecodeError, KeyError, TypeError):
             serves = False
         if serves and message.topic != self._topics.presence:
@@ -119,6 +119,7 @@ class Presence:
                 "status": status,
                 "version": __version__,
                 "since": self.since,
-                "subscribed": self._topics.filters,
+                # Not the filters: who knows the share's name may take turns in it.
+                "subscribed": self._topics.digest,
             }
         )

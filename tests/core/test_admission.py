@@ -80,6 +80,18 @@ async def test_waiting_duplicate_leaves_its_place_to_others():
     assert admission.in_flight == 0
 
 
+async def test_duplicates_of_one_share_leave_room_for_those_of_others():
+    admission = Admission(8)
+    places = [await admission.enter() for _ in range(5)]
+    for place in places[:2]:
+        place.step_aside("http:pupil")
+    with pytest.raises(Busy):
+        places[2].step_aside("http:pupil")
+    places[3].step_aside("http:teacher")
+    places[0].release()
+    places[2].step_aside("http:pupil")
+
+
 async def test_overdue_waiters_are_rejected_over_several_turns_of_the_loop():
     """A turn that rejects all of them would be long for the requests that have a place."""
     admission = Admission(1, wait_seconds=0.01)

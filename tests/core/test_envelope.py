@@ -52,6 +52,19 @@ def test_malformed_payload_is_refused(payload):
     assert isinstance(opened(payload).refusal, MalformedRequest)
 
 
+@pytest.mark.parametrize("value", [b"0", b"{}", b'{"":0}', b"[[]]"])
+def test_payload_of_very_many_values_is_refused(value):
+    """Parsed, 64 KiB of `{"":0}` take 2 MiB."""
+    assert opened(b'{"a":[' + b",".join([value] * 1000) + b"]}").refusal is None
+    refusal = opened(b'{"a":[' + b",".join([value] * 5000) + b"]}").refusal
+    assert isinstance(refusal, MalformedRequest)
+
+
+def test_payload_of_many_values_is_taken_where_larger_ones_are():
+    payload = b'{"a":[' + b",".join([b"0"] * 5000) + b"]}"
+    assert open_payload(payload, 2 * LIMIT).refusal is None
+
+
 def test_empty_payload_will_do_where_no_fields_are_needed():
     assert opened(b"", may_be_empty=True).refusal is None
     assert isinstance(opened(b"x", may_be_empty=True).refusal, MalformedRequest)

@@ -232,11 +232,11 @@ def test_containers_can_read_what_a_strict_umask_closed(deploy):
 
 def test_what_an_older_version_left_is_kept_and_the_missing_names_are_added(deploy):
     (deploy / "secrets" / "db_password").write_text("from before\n")
-    (deploy / ".env").write_text("COMPOSE_PROJECT_NAME=mine\nMQTT_INSTANCE=\n")
+    (deploy / ".env").write_text("MQTT_INSTANCE=\nCOMPOSE_PROJECT_NAME=mine")
     checked(deploy / "make-secrets.sh", folder=deploy)
     assert (deploy / "secrets" / "db_password").read_text() == "from before\n"
     environment = (deploy / ".env").read_text()
-    assert environment.startswith("COMPOSE_PROJECT_NAME=mine\n")
+    assert "COMPOSE_PROJECT_NAME=mine\n" in environment
     assert len(re.findall(r"^MQTT_(?:INSTANCE|SHARE)=bridge-\w+$", environment, re.M)) == 2
 
 

@@ -105,3 +105,47 @@ async def test_share_that_is_used_up_rejects_new_ids_of_its_key_alone(
     requester = await connect_requester()
     named = {**LIGHT, "request_id": "another"}
     assert (await requester.ask("control", named, prefix="flooded")).code == 200
+
+
+async def test_waiting_duplicates_of_one_key_leave_those_of_another_their_answers(
+    mosquitto: Mosquitto, mariadb: MariaDb, board: ConnectBoard
+):
+    """They wait as long as a sequence takes; the known outcome of another's command was 429."""
+    platform = Platform(mariadb)
+    slow = "a9a9a9a9-0000-4000-8000-00000000000b"
+    step = {"command": {"cmd": "led", "device_id": 1, "value": 1}, "delay": 20}
+    sequence = {"preset_key": "slow", "preset_type": "sequence", "steps": [step, step]}
+    platform.add_device(slow, "slow", settings={"preset_commands": [sequence]})
+    await board(BOARD_A)
+    listening = await board(slow)
+    keys = ",".join(f"{name}:{secret}" for name, secret in KEYS.items())
+    settings = {"MQTT_TOPIC_PREFIX": "waiting", "MAX_IN_FLIGHT": "8", "API_KEYS": keys}
+    try:
+        with Bridge(mosquitto, mariadb, **settings, DRAIN_TIMEOUT="0.1") as bridge:
+            assert await switch(bridge, "other", "mine") == 200
+            preset = {"device_uuid": slow, "preset_key": "slow"}
+            asking = asyncio.create_task(flood_of_one_id(bridge, preset, 20))
+            await listening.next_command()
+            assert (await asyncio.wait_for(asking, 10))["busy"] >= 17
+            assert await switch(bridge, "other", "mine") == 200
+    finally:
+        platform.remove_device(slow)
+
+
+async def flood_of_one_id(bridge: Bridge, fields: dict[str, Any], count: int) -> Counter[str]:
+    """The errors of so many requests with one id, as far as they are answered within 2 s."""
+    headers = {"X-API-Key": KEYS["flooder"], "Idempotency-Key": "one"}
+    outcomes: Counter[str] = Counter()
+
+    async def ask(session: aiohttp.ClientSession) -> None:
+        async with session.post("/api/preset", json=fields, headers=headers) as response:
+            outcomes[(await response.json()).get("error", "ok")] += 1
+
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(base_url=bridge.url, connector=connector) as session:
+        asking = [asyncio.create_task(ask(session)) for _ in range(count)]
+        await asyncio.wait(asking, timeout=2)
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+    return outcomes

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator
 import aiohttp
 import pytest
 
+from bridge.errors import Busy
 from bridge.http import wrong_keys
 from bridge.http.wrong_keys import WrongKeys
 
@@ -62,9 +63,23 @@ async def test_many_at_once_are_answered_no_faster_than_one_by_one(keys, monkeyp
     assert await show(keys, "10.0.0.1", 150) >= 140 * 0.2 / 20
 
 
-async def test_no_answer_waits_longer_than_the_limit(keys, monkeypatch):
-    monkeypatch.setattr(wrong_keys, "_LONGEST", 0.3)
-    assert await show(keys, "10.0.0.1", 200) < 1.0
+async def test_no_answer_waits_longer_than_the_limit_and_further_ones_are_busy(keys, monkeypatch):
+    monkeypatch.setattr(wrong_keys, "_LONGEST", 0.5)
+    started = asyncio.get_running_loop().time()
+    shown = (keys.shown("10.0.0.1", yes) for _ in range(200))
+    outcomes = await asyncio.gather(*shown, return_exceptions=True)
+    assert asyncio.get_running_loop().time() - started < 0.9
+    assert [type(outcome) for outcome in outcomes] == [type(None)] * 12 + [Busy] * 188
+    assert await show(keys, "10.0.0.2", 1) < 0.1
+
+
+async def test_few_wait_at_a_time_however_many_addresses_show_wrong_keys(keys, monkeypatch):
+    monkeypatch.setattr(wrong_keys, "_MOST_WAITING", 20)
+    for _ in range(10):
+        await asyncio.gather(*(keys.shown(f"10.0.0.{number}", yes) for number in range(30)))
+    shown = (keys.shown(f"10.0.0.{number}", yes) for number in range(30))
+    outcomes = await asyncio.gather(*shown, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [type(None)] * 20 + [Busy] * 10
 
 
 async def test_nobody_waits_for_who_has_left(keys, monkeypatch):
@@ -142,3 +157,24 @@ async def test_wrong_key_is_counted_and_logged_and_a_valid_one_never_waits(priva
     await asyncio.to_thread(site.stop)
     assert "address=127.0.0.1 count=19" in site.output
     assert "wr0ng" not in site.output
+
+
+async def test_wrong_keys_by_the_hundred_keep_few_connections_from_others(private_bridge):
+    """Each kept its connection for 30 s: 4700 through a proxy, and valid keys got 429."""
+    site = await asyncio.to_thread(private_bridge, API_KEYS=f"admin:{ADMIN}")
+    connections = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(site.url, connector=connections) as session:
+
+        async def status(key: str) -> int:
+            async with session.get("/api/operations", headers={"X-API-Key": key}) as answer:
+                return answer.status
+
+        wrong = [asyncio.create_task(status(f"wr0ng-{number}")) for number in range(600)]
+        async with asyncio.timeout(10):
+            while sum(task.done() for task in wrong) < 400:
+                await asyncio.sleep(0.05)
+        assert await status(ADMIN) == 200
+        assert {task.result() for task in wrong if task.done()} == {401, 429}
+        for task in wrong:
+            task.cancel()
+        await asyncio.gather(*wrong, return_exceptions=True)

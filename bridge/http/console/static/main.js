@@ -69,7 +69,7 @@ function show(snapshot) {
 
 function showState() {
   if (!latest) return;
-  const { health, workers, instance } = latest;
+  const { health, worker, workers } = latest;
   showPeer("mqtt", !lost && health.mqtt);
   showPeer("database", !lost && health.database);
   byId("facts").textContent = lost ? "" : [
@@ -83,7 +83,7 @@ function showState() {
   if (place.textContent !== word(name)) place.textContent = word(name);
   place.className = `verdict ${name === "allWell" ? "good" : "bad"}`;
   byId("worker").hidden = workers === 1;
-  byId("worker").textContent = word("workerNote", { workers, instance });
+  byId("worker").textContent = word("workerNote", { worker, workers });
 }
 
 function verdict(health) {
