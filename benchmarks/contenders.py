@@ -63,9 +63,9 @@ BRIDGE = Contender(
     "the bridge",
     (sys.executable, "{root}/run.py"),
     ("http", "mqtt"),
-    # As many controls as this run asks for in eight seconds would fill the memory of what was
+    # As many commands as this run asks for in eight seconds would fill the memory of what was
     # already done (each has an id of its own), and the rest be refused with 429.
-    settings={"WORKERS": "1", "DEDUP_TTL": "2", "REQUEST_TIMEOUT": "2"},
+    settings={"WORKERS": "1", "DEDUP_TTL": "3", "REQUEST_TIMEOUT": "3", "DB_TIMEOUT": "1"},
 )
 BRIDGE_2 = replace(
     BRIDGE,
