@@ -377,11 +377,14 @@ async def test_server_is_where_the_reader_reached_us(path, headers, url, http):
 
 
 @pytest.mark.parametrize("host", ["a b", '"><script>', "x" * 300, "a:99999999"])
-async def test_host_header_that_is_none_gives_way_to_our_own_address(host, http, bridge):
-    document = await _document(http, "/openapi.json", Host=host)
-    assert document["servers"] == [{"url": f"http://localhost:{bridge.port}"}]
-    asynchronous = await _document(http, "/asyncapi.json", Host=host)
-    assert asynchronous["servers"]["broker"]["host"] == f"localhost:{bridge.settings['MQTT_PORT']}"
+async def test_host_header_that_is_none_gives_way_to_our_own_address(host, guarded_bridge):
+    """Who shows a key is asked for no name."""
+    ports = guarded_bridge.port, guarded_bridge.settings["MQTT_PORT"]
+    async with aiohttp.ClientSession(guarded_bridge.url) as http:
+        document = await _document(http, "/openapi.json", Host=host, **KEY_HEADER)
+        assert document["servers"] == [{"url": f"http://localhost:{ports[0]}"}]
+        asynchronous = await _document(http, "/asyncapi.json", Host=host, **KEY_HEADER)
+        assert asynchronous["servers"]["broker"]["host"] == f"localhost:{ports[1]}"
 
 
 @pytest.mark.parametrize(
