@@ -7,6 +7,7 @@ from multidict import CIMultiDictProxy
 
 from ..core.deadlines import Limit
 from ..errors import (
+    Busy,
     MalformedRequest,
     PayloadTooLarge,
     RequestTimeout,
@@ -22,6 +23,11 @@ _IDENTITY = "identity"
 _MOST_CHUNKS = 1024
 _SMALL_CHUNK = 64
 _CHUNKS_AT_ONCE = 64
+# Bodies that are longer than this and have not come whole share so much memory (bytes): slow ones
+# would else take it from us. Commands and queries are shorter, and so are never kept out by them.
+_SMALL = 4 * 1024
+_ALL_LARGE = 32 * 1024 * 1024
+_FEWEST_LARGE = 16
 _TOO_MANY_CHUNKS = Text(
     "请求体被分成了过多的小块；请用更大的块或 Content-Length 发送",
     "the body has too many small chunks; send larger ones, or a Content-Length",
@@ -38,42 +44,62 @@ class EncodedBody(UnsupportedMediaType):
     )
 
 
-async def json_body(request: web.Request, limit: int, in_time: Limit) -> bytes:
-    """A body that is declared to be plain JSON; not yet parsed.
+class Bodies:
+    """Reads bodies of at most `limit` bytes."""
 
-    Raises:
-        UnsupportedMediaType: it is declared as something else, or as encoded.
-        PayloadTooLarge: it has more than `limit` bytes.
-        RequestTimeout: it did not arrive in time.
-        MalformedRequest: it broke off, its encoding is wrong, or it has too many chunks.
-    """
-    _check_media_type(request.headers)
-    if (request.content_length or 0) > limit:
-        raise PayloadTooLarge(limit=limit)
-    try:
-        with in_time:
-            return await _read(request, limit)
-    except TimeoutError:
-        raise RequestTimeout() from None
-    except CLIENT_FAULTS:
-        raise MalformedRequest(reason=NOT_HTTP) from None
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._most_chunks = max(_MOST_CHUNKS, limit // _SMALL_CHUNK)
+        self._most_large = max(_FEWEST_LARGE, _ALL_LARGE // limit)
+        # How many large bodies are on their way.
+        self._large = 0
 
+    async def json(self, request: web.Request, in_time: Limit) -> bytes:
+        """A body that is declared to be plain JSON; not yet parsed.
 
-async def _read(request: web.Request, limit: int) -> bytes:
-    body = bytearray()
-    chunks = 0
-    # Not `iter_chunks`: where there is no body, it never ends.
-    while not request.content.at_eof():
-        part, ends_chunk = await request.content.readchunk()
-        body += part
-        chunks += ends_chunk
-        if len(body) > limit:
-            raise PayloadTooLarge(limit=limit)
-        if chunks > max(_MOST_CHUNKS, limit // _SMALL_CHUNK):
-            raise MalformedRequest(reason=_TOO_MANY_CHUNKS)
-        if ends_chunk and chunks % _CHUNKS_AT_ONCE == 0:
-            await asyncio.sleep(0)
-    return bytes(body)
+        Raises:
+            UnsupportedMediaType: it is declared as something else, or as encoded.
+            PayloadTooLarge: it has more than `limit` bytes.
+            RequestTimeout: it did not arrive in time.
+            MalformedRequest: it broke off, its encoding is wrong, or it has too many chunks.
+            Busy: it is large, and too many large ones are on their way.
+        """
+        _check_media_type(request.headers)
+        if (request.content_length or 0) > self._limit:
+            raise PayloadTooLarge(limit=self._limit)
+        body = bytearray()
+        try:
+            with in_time:
+                await self._read(request, body)
+            return bytes(body)
+        except TimeoutError:
+            raise RequestTimeout() from None
+        except CLIENT_FAULTS:
+            raise MalformedRequest(reason=NOT_HTTP) from None
+        finally:
+            if len(body) > _SMALL:
+                self._large -= 1
+            # Whoever holds the exception holds no body.
+            body.clear()
+
+    async def _read(self, request: web.Request, body: bytearray) -> None:
+        content, chunks = request.content, 0
+        # Not `iter_chunks`: where there is no body, it never ends.
+        while not content.at_eof():
+            part, ends_chunk = await content.readchunk()
+            was_small = len(body) <= _SMALL
+            body += part
+            chunks += ends_chunk
+            if was_small and len(body) > _SMALL:
+                self._large += 1
+                if self._large > self._most_large and not content.at_eof():
+                    raise Busy()
+            if len(body) > self._limit:
+                raise PayloadTooLarge(limit=self._limit)
+            if chunks > self._most_chunks:
+                raise MalformedRequest(reason=_TOO_MANY_CHUNKS)
+            if ends_chunk and chunks % _CHUNKS_AT_ONCE == 0:
+                await asyncio.sleep(0)
 
 
 def _check_media_type(headers: CIMultiDictProxy[str]) -> None:

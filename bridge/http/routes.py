@@ -42,7 +42,7 @@ from ..observability.observations import UNKNOWN, Observers, RequestAnswered
 from ..settings import Settings
 from .answer import JSON_UTF8, Answer
 from .authentication import Keys, WrongKey
-from .bodies import json_body
+from .bodies import Bodies
 from .browsers import PREFLIGHT, Browsers, Headers, hosts_of, origin_of
 from .console import Console, Readings
 from .operator_pages import OperatorPages
@@ -95,6 +95,7 @@ class HttpTransport:
         )
         console = Console(settings, activity, health, readings)
         self._places = (*pages.places(), *swagger_ui(self._admit), *console.places(), *mounted)
+        self._bodies = Bodies(settings.max_payload)
         self._wrong_keys = WrongKeys(metrics.wrong_key)
 
     async def start(self) -> None:
@@ -258,7 +259,7 @@ class HttpTransport:
                 fields |= request.match_info
             return open_fields(fields)
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
-        payload = await json_body(request, self._settings.max_payload, in_time)
+        payload = await self._bodies.json(request, in_time)
         return open_payload(payload, self._settings.max_payload)
 
     async def _health(self, request: web.Request, _: Grant | None) -> web.StreamResponse:

@@ -27,7 +27,7 @@ from ..core.request import Request
 from ..devices.models import JsonObject
 from ..errors import Forbidden, OperationNotFound
 from ..http.answer import Answer
-from ..http.bodies import json_body
+from ..http.bodies import Bodies
 from ..http.pages import Place
 from ..settings import Settings
 from . import check_installed
@@ -72,6 +72,7 @@ class Endpoint:
     def __init__(self, settings: Settings, dispatcher: Dispatcher) -> None:
         self._settings = settings
         self._dispatcher = dispatcher
+        self._bodies = Bodies(settings.max_payload)
         self._turns = Admission(_READ_AT_ONCE, _WAIT_SECONDS)
         self._closing = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
@@ -92,13 +93,12 @@ class Endpoint:
         """
         received = time.monotonic()
         headers = request.headers
-        limit = self._settings.max_payload
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
-        payload = await json_body(request, limit, in_time)
+        payload = await self._bodies.json(request, in_time)
         if payload.lstrip()[:1] == b"[":
             return Answer(400, "application/json", _NO_BATCHES)
         # The SDK's parser accepts what ours rejects, such as NaN.
-        refusal = open_payload(payload, limit).refusal
+        refusal = open_payload(payload, self._settings.max_payload).refusal
         if refusal is not None:
             raise refusal
         manager = await self._manager()
