@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import resource
 import socket
 from contextlib import ExitStack
 
@@ -13,7 +12,7 @@ from tests.chaos.native import http_load_in_phases
 from tests.chaos.overload import MAX_IN_FLIGHT, READING, told
 from tests.chaos.site import Site, open_site
 from tests.chaos.watch import LIVEZ, ask_anew
-from tests.lab.servers import Server
+from tests.lab.servers import Server, raise_descriptor_limit
 
 # Without a key, and longer than a head may be.
 QUESTION_MARKS = http_request("GET", "/api/sensor-data?" + 60_000 * "?")
@@ -73,7 +72,7 @@ async def question_marks(*, times: int = 20, strict: bool = True) -> Findings:
 async def idle_connections(*, count: int = 4300, tries: int = 20) -> Findings:
     """So many connections that are idle or have sent half a head, and /livez on a new one."""
     findings = Findings()
-    _raise_descriptor_limit(count + _SPARE_DESCRIPTORS)
+    raise_descriptor_limit(count + _SPARE_DESCRIPTORS)
     async with open_site(tapped=False, LOG_LEVEL="ERROR") as site:
         url = site.bridges[0].url
         with ExitStack() as crowd:
@@ -143,9 +142,3 @@ def _judge_livez(findings: Findings, name: str, asked: list[tuple[int, float]]) 
         ],
         f"{name}, not answered 200 within {in_ms(_LONGEST_LIVEZ)}",
     )
-
-
-def _raise_descriptor_limit(wanted: int) -> None:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))

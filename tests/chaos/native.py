@@ -14,7 +14,9 @@ from urllib.parse import urlsplit
 
 from tests.chaos.load import Outcome, Times
 from tests.lab.mqtt import Broker
-from tests.lab.servers import program
+from tests.lab.servers import program, raise_descriptor_limit
+
+_SPARE_DESCRIPTORS = 64
 
 
 async def http_load(
@@ -37,6 +39,8 @@ async def http_load_in_phases(
     begun: asyncio.Event | None = None,
 ) -> list[Outcome]:
     """The same, told for each phase of so many seconds; ``begun`` is set when the first begins."""
+    # For the generator, which inherits it.
+    raise_descriptor_limit(connections + _SPARE_DESCRIPTORS)
     address = urlsplit(url)
     server = (str(address.hostname), str(address.port))
     marks = itertools.accumulate(phases[:-1])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -55,6 +56,13 @@ def _can_bind(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def raise_descriptor_limit(wanted: int) -> None:
+    """Let this process have so many open files, or as many as it may have: often 1,024 to begin."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def program(name: str) -> str:
