@@ -21,6 +21,15 @@ from tests.lab.mosquitto import Mosquitto
 from tests.lab.mqtt import Broker
 from tests.lab.platform import Platform, seed_classroom
 from tests.lab.requester import Requester
+from tests.lab.servers import raise_descriptor_limit
+
+# Some tests are clients by the thousand.
+_DESCRIPTORS = 8192
+
+
+def pytest_configure() -> None:
+    raise_descriptor_limit(_DESCRIPTORS)
+
 
 # What all share. Nobody stops, pauses or reconfigures these.
 

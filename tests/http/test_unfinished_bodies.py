@@ -17,7 +17,6 @@ from tests.lab.mariadb import MariaDb
 from tests.lab.memory import watched
 from tests.lab.mosquitto import Mosquitto
 from tests.lab.platform import BOARD_A
-from tests.lab.servers import raise_descriptor_limit
 
 CLIENTS = 1500
 READING = {"operation": "sensor-data", "device_uuid": BOARD_A, "sensor": "temperature"}
@@ -38,7 +37,6 @@ def stalled(mosquitto: Mosquitto, mariadb: MariaDb) -> Iterator[Bridge]:
 
 @pytest.mark.parametrize("begun", [ENDLESS, CHUNKED], ids=["declared", "chunked"])
 async def test_bodies_that_stall_are_bounded_together(stalled: Bridge, begun: bytes):
-    raise_descriptor_limit(2 * CLIENTS)
     async with contextlib.AsyncExitStack() as stack:
         memory = await stack.enter_async_context(watched(stalled))
         answered: Counter[bytes] = Counter()
