@@ -133,6 +133,15 @@ def _levels(value: str, most: int = 99) -> str:
     return value
 
 
+def _no_device_topic(prefix: str) -> str:
+    if prefix.partition("/")[0] == "devices":
+        raise UnusableValue(
+            "不能在 devices 之下：那里是设备的主题",
+            "must not be below devices, where the boards' topics are",
+        )
+    return prefix
+
+
 def _topic_filter(topic_filter: str) -> str:
     *parents, last = topic_filter.split("/")
     misplaced = any("#" in level for level in parents) or ("#" in last and last != "#")
@@ -177,6 +186,7 @@ TopicFilters = Annotated[tuple[Annotated[str, AfterValidator(_topic_filter)], ..
 HostNames = Annotated[tuple[str, ...], _PARTS, _LOWER]
 Host = Annotated[str, AfterValidator(_host)]
 Topic = Annotated[str, AfterValidator(_levels)]
+Prefix = Annotated[Topic, AfterValidator(_no_device_topic)]
 TopicLevel = Annotated[str, AfterValidator(partial(_levels, most=1))]
 ReadableFile = Annotated[Path, AfterValidator(_readable)] | None
 ReadableSecretFile = Annotated[Path, AfterValidator(partial(_readable, is_secret=True))] | None
@@ -208,9 +218,9 @@ class Settings(BaseModel):
     mqtt_tls: bool = False
     mqtt_tls_ca: ReadableFile = None
     mqtt_tls_cert: ReadableFile = None
-    mqtt_tls_key: ReadableFile = None
+    mqtt_tls_key: ReadableSecretFile = None
     mqtt_protocol: Literal["5", "3.1.1"] = "5"
-    mqtt_topic_prefix: Topic = "plugin"
+    mqtt_topic_prefix: Prefix = "plugin"
     mqtt_share: TopicLevel = "bridge"
     mqtt_instance: Topic = ""
     mqtt_session_expiry: Annotated[int, Field(ge=0, le=0xFFFFFFFE)] = 30

@@ -1,4 +1,6 @@
-"""Time limits that cost next to nothing: one timer looks after all of them.
+"""Time limits that cost next to nothing, and since when a request may have waited for us.
+
+One timer looks after all limits.
 
 A timer of its own cost some 20 µs under uvloop, and hardly any ever fires.
 Limits kept here end within `RESOLUTION` seconds after their time, which is fine for limits of
@@ -10,6 +12,11 @@ from collections.abc import Callable
 from types import TracebackType
 
 RESOLUTION = 0.05
+# Whether the event loop turns is looked at so often. Where it did not for longer than `_SLEPT`, the
+# process was stopped, and what it reads within `_CATCHING_UP` may have come while it was (seconds).
+_LOOK = 0.1
+_SLEPT = 0.5
+_CATCHING_UP = 1.0
 
 
 class Deadlines:
@@ -21,6 +28,30 @@ class Deadlines:
         self._last_entry = 0
         self._latest = float("inf")
         self._ticking = False
+        self._awake = self._loop.time()
+        # When we fell asleep, and until when what we read may have come since.
+        self._slept_from = self._caught_up = 0.0
+        self._look()
+
+    def came(self) -> float:
+        """When what is read now came, on the loop's clock.
+
+        Where the process was stopped meanwhile, by a signal or a machine that was paused, the last
+        moment at which it had not come: a request must not seem younger than it is.
+        """
+        now = self._note_sleep()
+        return self._slept_from if now < self._caught_up else now
+
+    def _note_sleep(self) -> float:
+        now = self._loop.time()
+        if now - self._awake > _SLEPT:
+            self._slept_from, self._caught_up = self._awake, now + _CATCHING_UP
+        self._awake = now
+        return now
+
+    def _look(self) -> None:
+        self._note_sleep()
+        self._loop.call_later(_LOOK, self._look)
 
     def call_at(self, when: float, overdue: Callable[[], None]) -> int:
         """Call `overdue` once the loop's clock has passed `when`; the entry is for `cancel`."""

@@ -132,6 +132,8 @@ def _parse_keys(text: str) -> dict[str, str]:
         if name in keys:
             raise UnusableValue(f"名称 {name!r} 重复", f"the name {name!r} is used twice")
         keys[name] = secret
+    if text.strip() and not keys:
+        raise UnusableValue("其中没有密钥", "there is no key in it")
     return keys
 
 

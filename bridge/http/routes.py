@@ -221,7 +221,7 @@ class HttpTransport:
     async def _answer(
         self, row: Operation, request: web.Request, grant: Grant | None
     ) -> web.StreamResponse:
-        received = self._loop.time()
+        received = self._dispatcher.deadlines.came()
         limit = self._settings.max_payload
         payload = await self._payload(row, request, received)
         async with Admitted(self._dispatcher, "http", row.name, received, len(payload)) as admitted:

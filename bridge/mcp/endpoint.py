@@ -9,7 +9,6 @@ that waits for a disconnect blocks the event loop.
 
 import asyncio
 import logging
-import time
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -92,7 +91,7 @@ class Endpoint:
         Raises a BridgeError if it is no JSON object, is too large or late, if too many are read
         already, or the SDK is missing.
         """
-        received = time.monotonic()
+        received = self._dispatcher.deadlines.came()
         headers = request.headers
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
         payload = await self._bodies.json(request, in_time)

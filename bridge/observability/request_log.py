@@ -10,6 +10,9 @@ from .observations import CommandExecuted, RequestAnswered
 logger = logging.getLogger(__name__)
 audit = logging.getLogger("bridge.commands")
 
+# Names are of 100 characters at most.
+_LONGEST_ASKED = 400
+
 
 def request_answered(request: RequestAnswered) -> None:
     if logger.isEnabledFor(logging.DEBUG):
@@ -32,8 +35,9 @@ def command_executed(command: CommandExecuted) -> None:
     if command.duplicate or not audit.isEnabledFor(logging.INFO):
         return
     asked = {
-        name: value
-        for name, value in command.fields.items()
+        name: _visible(value) if isinstance(value, str) else value
+        # Nested ones last, so that they hide nothing if the line is cut.
+        for name, value in sorted(command.fields.items(), key=lambda field: _is_nested(field[1]))
         if value is not None and name != "device_uuid"
     }
     audit.info(
@@ -42,10 +46,19 @@ def command_executed(command: CommandExecuted) -> None:
             "who": printable(command.who),
             "device": printable(command.device_uuid),
             "operation": command.operation,
-            "asked": printable(orjson.dumps(asked).decode()),
+            "asked": printable(orjson.dumps(asked).decode(), _LONGEST_ASKED),
             "code": command.code,
             "outcome": command.outcome,
             "id": command.request_id,
             "traceparent": command.traceparent,
         },
     )
+
+
+def _visible(name: str) -> str:
+    """A name without what is ignored when names are compared, and could hide the rest of it."""
+    return " ".join("".join(filter(str.isprintable, name)).split())
+
+
+def _is_nested(value: object) -> bool:
+    return isinstance(value, dict | list)

@@ -20,6 +20,7 @@ import pytest
 
 from bridge.link import packets as wire
 from tests.chaos.tap import Tap
+from tests.http.test_server import post
 from tests.lab.bridge import Bridge
 from tests.lab.mariadb import WRITER, WRITER_PASSWORD, MariaDb
 from tests.lab.mqtt import Broker
@@ -130,6 +131,55 @@ async def test_command_that_expired_while_we_were_frozen_is_not_executed(
     assert (await requester.ask("control", pwm(3))).code == 200
     assert [command["frequency"] for command in await device.next_commands(2)] == [1, 3]
     assert counted(bridge, 'bridge_dropped_total{reason="expired"}') == 1
+
+
+async def test_command_over_http_that_came_while_we_were_frozen_is_not_executed_late(
+    private_bridge, connect_requester, board
+):
+    """Neither on a connection that was open, nor on a new one, nor of a caller who has gone."""
+    bridge = private_bridge(REQUEST_TIMEOUT="1")
+    device = await board(BOARD_A, bridge.broker)
+    json_type = "Content-Type: application/json"
+
+    def control(number: int) -> bytes:
+        return post("/api/control", json.dumps(pwm(number)).encode(), json_type)
+
+    call = {"name": "control_port", "arguments": pwm(5)}
+    message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
+    accept = "Accept: application/json, text/event-stream"
+    tool = post("/mcp/", json.dumps(message).encode(), json_type, accept)
+
+    async def opened() -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(bridge.host, bridge.port)
+
+    async def answered(reader: asyncio.StreamReader) -> bytes:
+        async with asyncio.timeout(10):
+            return (await reader.readuntil(b"\r\n\r\n"))[:12]
+
+    kept = await opened()
+    kept[1].write(control(1))
+    assert await answered(kept[0]) == b"HTTP/1.1 200"
+    await kept[0].readuntil(b"}}")
+    await device.next_commands(1)
+    bridge.pause()
+    new, gone, model = await opened(), await opened(), await opened()
+    for (_, writer), request in zip(
+        (kept, new, gone, model), [*map(control, (2, 3, 4)), tool], strict=True
+    ):
+        writer.write(request)
+    gone[1].close()
+    await asyncio.sleep(2)
+    bridge.resume()
+    assert await answered(kept[0]) == await answered(new[0]) == b"HTTP/1.1 504"
+    await answered(model[0])
+    assert b'"isError":true' in await model[0].readuntil(b"}}")
+    # What comes in the second after may have come before.
+    async with asyncio.timeout(10), aiohttp.ClientSession(bridge.url) as http:
+        while (await http.post("/api/control", json=pwm(6))).status != 200:
+            await asyncio.sleep(0.1)
+    assert [command["frequency"] for command in await device.next_commands(1)] == [6]
+    for _, writer in (kept, new, model):
+        writer.close()
 
 
 # Connections that are cut

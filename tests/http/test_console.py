@@ -179,7 +179,7 @@ async def look_up(bridge: Bridge, uuid: str, key: str | None = None) -> int:
 
 
 async def test_snapshot_shows_health_and_what_was_answered(private_bridge):
-    bridge = private_bridge()
+    bridge = private_bridge(DEVICE_LIST="open")
     await look_up(bridge, UNKNOWN_BOARD)
 
     snapshot = await snapshot_of(bridge)
@@ -197,9 +197,40 @@ async def test_snapshot_shows_health_and_what_was_answered(private_bridge):
         "detail": "设备不存在，请核对 device_uuid",
         "who": "http",
     }
+    assert snapshot["devices_hidden"] is False
     assert snapshot["health"]["status"] == "healthy"
     # By its name at the broker, whoever has a login there could take its place.
     assert bridge.instance not in str(snapshot)
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({}, None),
+        ({"DEVICE_LIST": "off"}, None),
+        ({"DEVICE_LIST": "off", "API_KEYS": "all:the-secret"}, "the-secret"),
+        ({"API_KEYS_FILE": "one:the-secret operations=device"}, "the-secret"),
+    ],
+    ids=["no keys", "off", "off, with a key", "a key that may not list"],
+)
+async def test_who_may_not_list_devices_learns_none_from_the_snapshot(
+    private_bridge: StartBridge, tmp_path: Path, settings: dict[str, str], key: str | None
+):
+    """Where there are no keys, a UUID is all that guards a device."""
+    if "API_KEYS_FILE" in settings:
+        (tmp_path / "keys").write_text(settings["API_KEYS_FILE"])
+        settings = {"API_KEYS_FILE": str(tmp_path / "keys")}
+    bridge = private_bridge(**settings)
+    for uuid in (BOARD_A, UNKNOWN_BOARD):
+        await look_up(bridge, uuid, key)
+
+    snapshot = await snapshot_of(bridge, key)
+
+    assert [seen["code"] for seen in snapshot["requests"]] == [200, 404]
+    for seen in snapshot["requests"]:
+        assert (seen["device_uuid"], seen["detail"], seen["who"]) == (None, None, "http")
+    assert snapshot["devices_hidden"] is True
+    assert BOARD_A not in str(snapshot)
 
 
 @pytest.fixture
@@ -293,7 +324,7 @@ def rows(page: Page, *texts: str) -> Any:
 async def test_a_switched_led_reaches_the_board_and_the_list(
     page: Page, private_bridge: StartBridge, board: ConnectBoard
 ):
-    bridge = private_bridge()
+    bridge = private_bridge(DEVICE_LIST="open")
     listening = await board(BOARD_A, bridge.broker)
     await page.goto(f"{bridge.url}/console")
     await open_device(page, BOARD_A)
@@ -408,7 +439,7 @@ async def test_a_killed_broker_is_told_within_three_seconds_and_its_return_too(
 async def test_a_frozen_bridge_is_told_within_three_seconds(
     page: Page, private_bridge: StartBridge
 ):
-    bridge = private_bridge()
+    bridge = private_bridge(DEVICE_LIST="open")
     await page.goto(f"{bridge.url}/console")
     await expect(page.locator("#verdict")).to_have_text("一切正常")
 
@@ -422,7 +453,7 @@ async def test_a_frozen_bridge_is_told_within_three_seconds(
 
 
 async def test_a_reload_shows_what_was_there_before(page: Page, private_bridge: StartBridge):
-    bridge = private_bridge()
+    bridge = private_bridge(DEVICE_LIST="open")
     await page.goto(f"{bridge.url}/console")
     await open_device(page, UNKNOWN_BOARD)
     await expect(rows(page, UNKNOWN_BOARD)).to_have_count(1)
@@ -487,7 +518,7 @@ async def test_the_language_is_first_that_of_the_settings(page: Page, private_br
 async def test_a_request_tells_its_reason_and_leads_to_its_device(
     page: Page, private_bridge: StartBridge
 ):
-    bridge = private_bridge()
+    bridge = private_bridge(DEVICE_LIST="open")
     await look_up(bridge, BOARD_A)
     await look_up(bridge, UNKNOWN_BOARD)
     await page.goto(f"{bridge.url}/console")

@@ -20,6 +20,8 @@ import aiohttp
 import pytest
 
 from bridge.observability.logs import LineWriter, TextLines
+from bridge.observability.observations import CommandExecuted
+from bridge.observability.request_log import command_executed
 from tests.lab.bridge import PROJECT, Bridge
 from tests.lab.platform import BOARD_A, BOARD_E, SECRET_PREFIX
 from tests.lab.servers import wait_until
@@ -140,6 +142,35 @@ async def test_request_is_no_line_at_info_but_a_command_is_one(
     assert json.loads(line["asked"]) == {"port_type": "led", "port_id": 1, "action": "on"}
     assert (line["id"], line["traceparent"]) == ("lamp-1", TRACE)
     assert "reading-1" not in bridge.output
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        (
+            {"port": "客厅灯" + "\x01" * 90, "action": "off"},
+            {"port": "客厅灯", "action": "off"},
+        ),
+        ({"preset_key": "\u2060\x01" * 40 + "all_off"}, {"preset_key": "all_off"}),
+        ({"preset_key": f"a{' ' * 90}ll_off"}, {"preset_key": "a ll_off"}),
+    ],
+)
+def test_a_command_is_told_whatever_hides_in_its_names(caplog, fields, told):
+    """Names are compared without white space and invisible characters."""
+    with caplog.at_level("INFO", "bridge.commands"):
+        command_executed(
+            CommandExecuted("http:kim", BOARD_A, "control", fields, 200, "ok", None, None, False)
+        )
+    assert json.loads(caplog.records[0].asked) == told
+
+
+def test_parameters_hide_nothing_of_a_command(caplog):
+    fields = {"parameters": {"x": "y" * 1000}, "preset_key": "all_off"}
+    with caplog.at_level("INFO", "bridge.commands"):
+        command_executed(
+            CommandExecuted("http:kim", BOARD_A, "preset", fields, 200, "ok", None, None, False)
+        )
+    assert '"preset_key":"all_off"' in caplog.records[0].asked
 
 
 async def test_changes_of_state_are_one_line_each(private_bridge):

@@ -6,13 +6,14 @@ served to all, so that the page can ask for an API key. Everything shown on it c
 """
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.resources import files
 
 import orjson
 from aiohttp import web
 
+from ...core.device_list import listable_devices
 from ...core.grant import Grant
 from ...devices.models import DeviceReadings, Health
 from ...devices.sensors import shown_names
@@ -82,17 +83,28 @@ class Console:
         settings = self.settings
         # Not the whole name: who knows it, and has a login at the broker, can take our place there.
         worker = settings.instance.rpartition("-")[2] if settings.workers > 1 else None
+        requests = [seen for seen in snapshot.requests if _may_see(grant, seen)]
+        may_list = self._may_list(grant)
         body = {
             "second": snapshot.second,
             "time": snapshot.time,
             "window": snapshot.window,
             "seconds": snapshot.seconds,
-            "requests": [seen for seen in snapshot.requests if _may_see(grant, seen)],
+            "requests": requests if may_list else [_anonymous(seen) for seen in requests],
+            "devices_hidden": not may_list,
             "health": self.health(),
             "worker": worker,
             "workers": settings.workers,
         }
         return Answer(200, JSON_UTF8, orjson.dumps(body), _SNAPSHOT_HEADERS)
+
+    def _may_list(self, grant: Grant | None) -> bool:
+        """Whether devices may be listed: a device's UUID may be all that guards it."""
+        try:
+            listable_devices(self.settings, "http", grant)
+        except Forbidden:
+            return False
+        return True
 
     async def _sensor_names(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         """What people call a device's sensors, which `device` does not tell."""
@@ -102,6 +114,11 @@ class Console:
         device = await self.readings(uuid) if 0 < len(uuid) <= _LONGEST_UUID else None
         names = {} if device is None else shown_names(device)
         return Answer(200, JSON_UTF8, orjson.dumps(names), _SNAPSHOT_HEADERS)
+
+
+def _anonymous(seen: AnsweredRequest) -> AnsweredRequest:
+    """A request without what its requester wrote."""
+    return replace(seen, device_uuid=None, detail=None, who=seen.transport)
 
 
 def _may_see(grant: Grant | None, seen: AnsweredRequest) -> bool:

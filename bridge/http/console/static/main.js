@@ -63,6 +63,7 @@ function show(snapshot) {
   lost = false;
   plots.show(snapshot);
   requests.show(snapshot.requests);
+  byId("devices-hidden").hidden = !snapshot.devices_hidden;
   nameRows();
   showState();
 }
