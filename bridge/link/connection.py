@@ -129,16 +129,23 @@ class Link:
         )
         self._watching = self._loop.create_task(heartbeat.run(), name="mqtt heartbeat")
 
-    async def subscribe(self, filters: Sequence[str], *, retained: bool = False) -> None:
+    async def subscribe(
+        self, filters: Sequence[str], *, retained: bool = False, identifier: int | None = None
+    ) -> None:
         """Subscribe at QoS 1, with the retain flag kept; `retained`: stored messages are wanted.
+
+        `identifier` comes with each message, where the broker can do so (MQTT 5.0, 3.8.2.1.2).
 
         Raises LinkError if the broker refuses a filter (with its code), or the connection is lost.
         """
         options: Any = 1
+        properties = None
         if self.version5:
             options = paho_adapter.subscribe_options(retained=retained)
+            if identifier is not None and self.limits.subscription_identifiers:
+                properties = paho_adapter.identified(identifier)
         granted: Sequence[Any] = await self._unless_lost(
-            self._client.subscribe([(topic, options) for topic in filters])
+            self._client.subscribe([(topic, options) for topic in filters], properties=properties)
         )
         for topic, code in zip(filters, granted, strict=True):
             reason = code if isinstance(code, int) else int(code.value)
