@@ -333,11 +333,12 @@ def test_flags_of_the_first_byte_are_told_apart():
     ]
 
 
-def test_subscription_identifiers_are_passed_over():
+def test_subscription_identifiers_are_read():
     message = wire.read_publish(
         QOS_1, publish_body(b"\x0b\xff\x7f\x0b\x01\x09\x00\x01c"), with_properties=True
     )
     assert message.correlation == b"c"
+    assert message.subscription_identifiers == {0x3FFF, 1}
 
 
 # What is broken is told as such, and in no other way
