@@ -41,8 +41,9 @@ class OwnSubscriptions:
         )
         self.identifier = int.from_bytes(digest) % _LARGEST_IDENTIFIER + 1
         self._instance = settings.instance
-        # Of the same kind as the subscriptions to requests: shared if these are.
-        self._probe = topics.filters[0].partition(topics.requests)[0] + echo.topic
+        # Of the kind of our subscriptions to requests; where these are plain, the marker is one.
+        shared = topics.filters[0].partition(topics.requests)[0]
+        self._probe = [shared + echo.topic] if shared else []
         self._echo = echo
         self._metrics = metrics
         # Whether the broker sends the identifier; None while nothing tells.
@@ -63,10 +64,12 @@ class OwnSubscriptions:
         if self._is_sent is not None or not (may_probe and is_possible):
             return
         try:
-            await link.subscribe([self._probe], identifier=self.identifier)
+            if self._probe:
+                await link.subscribe(self._probe, identifier=self.identifier)
             if await self._echo.returns(link, identifier=self.identifier):
                 self._is_sent = True
-            await link.unsubscribe([self._probe])
+            if self._probe:
+                await link.unsubscribe(self._probe)
         except LinkError:
             # A refusal leaves it unknown.
             if link.lost.done():

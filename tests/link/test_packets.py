@@ -159,6 +159,7 @@ def test_what_paho_publishes_is_read_as_it_was_meant(newest, topic, payload, qos
         content_type=sent["ContentType"],
         payload_format=sent["PayloadFormatIndicator"],
         user_properties=sent["UserProperty"],
+        size=len(body),
     )
 
 
@@ -168,7 +169,8 @@ def test_what_paho_publishes_on_3_1_1_is_read_as_it_was_meant(old, topic, payloa
     info = old.client.publish(topic, payload, qos, retain)
     first, body = old.packet()
     message = wire.read_publish(first, body, with_properties=False)
-    assert message == Message(topic, payload, qos, retain, False, info.mid if qos else 0)
+    packet_id = info.mid if qos else 0
+    assert message == Message(topic, payload, qos, retain, False, packet_id, size=len(body))
 
 
 @examples
