@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import json
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import aiohttp
 import pytest
+from pydantic import SecretStr
 
+from bridge.link import Link
+from bridge.link.packets import Message
+from bridge.link.topics import Topics
+from bridge.mqtt.echo import Echo
+from bridge.mqtt.own_subscriptions import OwnSubscriptions
+from bridge.observability.metrics import Metrics
+from bridge.settings import Settings
 from tests.conftest import ConnectBoard, ConnectRequester, StartBridge
 from tests.lab.board import Board
 from tests.lab.bridge import Bridge
@@ -180,3 +189,43 @@ async def test_broker_that_names_no_subscription_is_served_as_before(
         assert FOUND not in bridge.output
         assert "it is ended" not in bridge.output
         assert await dropped(bridge) == 0
+
+
+OURS, OTHER = True, False
+NEW, KEPT = False, True
+
+# What a broker names on a connection whose session is new or was kept, and what is served of it.
+NAMED: dict[str, list[tuple[bool, list[bool], bool]]] = {
+    "names none": [(KEPT, [], True), (NEW, [], True), (KEPT, [], True)],
+    "names ours": [(NEW, [OURS], True), (KEPT, [OURS], True), (KEPT, [], False)],
+    "names another": [(KEPT, [OURS], True), (KEPT, [OTHER], False)],
+    "names several of one message": [(NEW, [OURS], True), (KEPT, [OTHER, OURS], True)],
+    # As for messages by a share, say: never relied on again, or each new session would be ended.
+    "leaves it out at times": [
+        (KEPT, [OURS], True), (KEPT, [], False), (NEW, [], True), (NEW, [OURS], True),
+        (KEPT, [], True),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("steps", NAMED.values(), ids=NAMED)
+async def test_message_is_served_unless_it_is_known_not_to_be_ours(steps):
+    settings = Settings(mqtt_password=SecretStr("secret"), mqtt_instance="b")
+    topics = Topics("plugin", "bridge", "b", ())
+    own = OwnSubscriptions(settings, topics, Echo(topics, "plugin/status/b-1"), Metrics())
+    for kept, named, served in steps:
+        message = Message("plugin/request/health", b"", 1, False, False, 1)
+        message.subscription_identifiers = {own.identifier + (not ours) for ours in named}
+        link = cast("Link", SimpleNamespace(session_present=kept))
+        assert own.delivered(link, message) is served
+
+
+def test_identifier_is_stable_and_another_with_another_password():
+    topics = Topics("plugin", "bridge", "b", ())
+
+    def identifier(password: str) -> int:
+        settings = Settings(mqtt_password=SecretStr(password), mqtt_instance="b")
+        return OwnSubscriptions(settings, topics, Echo(topics, "t"), Metrics()).identifier
+
+    assert identifier("a") == identifier("a") != identifier("b")
+    assert 1 <= identifier("") <= 268_435_455
