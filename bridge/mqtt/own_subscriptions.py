@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 _LARGEST_IDENTIFIER = 268_435_455
 # Who sees the identifier should not learn the password from it.
 _ROUNDS = 100_000
+# Some brokers close the connection instead of refusing a subscription or a publish.
+_MOST_PROBES = 3
 
 
 class OwnSubscriptions:
@@ -48,7 +50,7 @@ class OwnSubscriptions:
         self._metrics = metrics
         # Whether the broker sends the identifier; None while nothing tells.
         self._is_sent: bool | None = None
-        self._may_probe = True
+        self._probes = 0
         # Whether the session holds a subscription that is not ours.
         self.are_broken = asyncio.Event()
 
@@ -58,11 +60,10 @@ class OwnSubscriptions:
         Raises:
             LinkError: the connection was lost.
         """
-        may_probe, self._may_probe = self._may_probe, False
         is_possible = link.version5 and link.limits.subscription_identifiers
-        # Once only: some brokers close the connection instead of refusing.
-        if self._is_sent is not None or not (may_probe and is_possible):
+        if self._is_sent is not None or not is_possible or self._probes == _MOST_PROBES:
             return
+        self._probes += 1
         try:
             if self._probe:
                 await link.subscribe(self._probe, identifier=self.identifier)
