@@ -16,7 +16,7 @@ from .address import BrokerAddress
 from .heartbeat import KEEPALIVE_SECONDS, SILENCE_BEFORE_PING, Heartbeat
 from .inbox import Inbox
 from .limits import BrokerLimits
-from .outbox import LinkError, Outbox, Outgoing, with_expiry
+from .outbox import LinkError, Outbox, Outgoing, all_properties
 from .stream import Stream
 
 SESSION_TAKEN_OVER = 0x8E
@@ -129,16 +129,23 @@ class Link:
         )
         self._watching = self._loop.create_task(heartbeat.run(), name="mqtt heartbeat")
 
-    async def subscribe(self, filters: Sequence[str], *, retained: bool = False) -> None:
+    async def subscribe(
+        self, filters: Sequence[str], *, retained: bool = False, identifier: int | None = None
+    ) -> None:
         """Subscribe at QoS 1, with the retain flag kept; `retained`: stored messages are wanted.
+
+        `identifier` comes with each message, where the broker can do so (MQTT 5.0, 3.8.2.1.2).
 
         Raises LinkError if the broker refuses a filter (with its code), or the connection is lost.
         """
         options: Any = 1
+        properties = None
         if self.version5:
             options = paho_adapter.subscribe_options(retained=retained)
+            if identifier is not None and self.limits.subscription_identifiers:
+                properties = paho_adapter.identified(identifier)
         granted: Sequence[Any] = await self._unless_lost(
-            self._client.subscribe([(topic, options) for topic in filters])
+            self._client.subscribe([(topic, options) for topic in filters], properties=properties)
         )
         for topic, code in zip(filters, granted, strict=True):
             reason = code if isinstance(code, int) else int(code.value)
@@ -208,18 +215,19 @@ class Link:
         qos: int,
         retain: bool = False,
         properties: bytes = b"",
+        correlation: bytes | None = None,
         expires: float | None = None,
         never_late: bool = False,
         on_left: Callable[[], None] | None = None,
     ) -> asyncio.Future[int] | None:
         """Hand a message over; at QoS 1 the future is its PUBACK's reason code.
 
-        At QoS 1 it may have to wait until the broker takes more. The future fails with
-        `NotSentError` if it never leaves, and with `LinkError` when the connection is lost after
-        that. What is cancelled before it leaves never does.
+        It may have to wait until the broker takes more. The future fails with `NotSentError` if it
+        never leaves (as when it is cancelled before), and with `LinkError` if the connection is
+        lost after that.
 
         Args:
-            properties: all but the Message Expiry.
+            properties: all but Correlation Data, which is not copied while it waits, and expiry.
             expires: on the monotonic clock; what is left of it goes along as Message Expiry.
             never_late: it does not leave once that has passed.
             on_left: called when it leaves.
@@ -230,23 +238,25 @@ class Link:
         """
         if self.lost.done():
             raise LinkError("not connected")
-        encoded = topic.encode()
-        props = properties if self.version5 else None
+        encoded, props = topic.encode(), properties if self.version5 else None
         limit = self.limits.maximum_packet
-        if limit is not None and len(encoded) + len(payload) + len(properties) + 21 > limit:
+        size = len(encoded) + len(payload) + len(properties) + len(correlation or b"") + 24
+        if limit is not None and size > limit:
             raise PayloadTooLarge(limit=limit)
         if qos == 0:
-            props = with_expiry(props, expires)
+            props = all_properties(props, correlation, expires)
             packet = packets.publish(
                 encoded, payload, qos=0, retain=retain, packet_id=0, properties=props
             )
             self._stream.write(packet)
             return None
-        acknowledged: asyncio.Future[int] = self._loop.create_future()
+        puback: asyncio.Future[int] = self._loop.create_future()
         self._outbox.put(
-            Outgoing(encoded, payload, retain, props, expires, never_late, on_left, acknowledged)
+            Outgoing(
+                encoded, payload, retain, props, correlation, expires, never_late, on_left, puback
+            )
         )
-        return acknowledged
+        return puback
 
     def acknowledge(self, packet_id: int) -> None:
         """Acknowledge a message of QoS 1; does nothing once the connection is lost."""

@@ -13,6 +13,7 @@ class BrokerLimits(NamedTuple):
     retain: bool = True
     wildcards: bool = True
     shared_subscriptions: bool = True
+    subscription_identifiers: bool = True
 
     @classmethod
     def of(cls, properties: Any) -> Self:
@@ -29,4 +30,5 @@ class BrokerLimits(NamedTuple):
             bool(getattr(properties, "RetainAvailable", 1)),
             bool(getattr(properties, "WildcardSubscriptionAvailable", 1)),
             bool(getattr(properties, "SharedSubscriptionAvailable", 1)),
+            bool(getattr(properties, "SubscriptionIdentifierAvailable", 1)),
         )

@@ -39,8 +39,9 @@ class Outgoing:
     topic: bytes
     payload: bytes
     retain: bool
-    # Without the expiry, which is added as it leaves; None for 3.1.1.
+    # Without the correlation and the expiry, which are added as it leaves; None for 3.1.1.
     properties: bytes | None
+    correlation: bytes | None
     expires: float | None
     never_late: bool
     on_left: Callable[[], None] | None
@@ -164,19 +165,28 @@ class Outbox:
                 qos=1,
                 retain=outgoing.retain,
                 packet_id=packet_id,
-                properties=with_expiry(outgoing.properties, outgoing.expires),
+                properties=all_properties(
+                    outgoing.properties, outgoing.correlation, outgoing.expires
+                ),
             )
         )
-        # Thousands may wait for their PUBACKs; their payloads are not needed any more.
-        outgoing.payload = b""
+        # Thousands may wait for their PUBACKs; what they hold is not needed any more.
+        outgoing.payload, outgoing.properties, outgoing.correlation = b"", None, None
         if outgoing.on_left is not None:
             outgoing.on_left()
 
 
-def with_expiry(properties: bytes | None, expires: float | None) -> bytes | None:
-    """Properties and, as Message Expiry, what is left until `expires` on the monotonic clock."""
-    if properties is None or expires is None:
+def all_properties(
+    properties: bytes | None, correlation: bytes | None, expires: float | None
+) -> bytes | None:
+    """Properties with the correlation and, as Message Expiry, what is left until `expires`.
+
+    `expires` is on the monotonic clock.
+    """
+    if properties is None or (correlation is None and expires is None):
         return properties
-    # An expiry of 0 would be delivered as none. The subtrahend removes rounding errors.
-    seconds = max(1, math.ceil(expires - time.monotonic() - 1e-6))
-    return packets.properties(expiry=seconds) + properties
+    seconds = None
+    if expires is not None:
+        # An expiry of 0 would be delivered as none. The subtrahend removes rounding errors.
+        seconds = max(1, math.ceil(expires - time.monotonic() - 1e-6))
+    return packets.properties(expiry=seconds, correlation=correlation) + properties

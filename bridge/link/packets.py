@@ -50,6 +50,8 @@ class Message:
     content_type: str | None = None
     payload_format: int | None = None
     user_properties: list[tuple[str, str]] = field(default_factory=list)
+    # Of our subscriptions by which it came; empty where they have none, or the broker tells none.
+    subscription_identifiers: set[int] = field(default_factory=set)
     # It has too many user properties; what follows them was not read.
     overloaded: bool = False
     # It was longer than we take: there is no payload, and there are no properties.
@@ -175,7 +177,8 @@ def _read_properties(message: Message, body: bytes, at: int, end: int) -> None:
             message.payload_format = body[at]
             at += 1
         elif kind == _SUBSCRIPTION_IDENTIFIER:
-            _, at = read_varint(body, at)
+            identifier, at = read_varint(body, at)
+            message.subscription_identifiers.add(identifier)
         elif kind == _TOPIC_ALIAS:
             # We announce a Topic Alias Maximum of 0.
             raise MalformedPacketError("a topic alias that was not allowed")

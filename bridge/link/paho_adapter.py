@@ -140,6 +140,13 @@ def subscribe_options(*, retained: bool) -> SubscribeOptions:
     return SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=handling)
 
 
+def identified(identifier: int) -> Properties:
+    """A SUBSCRIBE's properties that have the broker name it in each message (1..268435455)."""
+    properties = Properties(PacketTypes.SUBSCRIBE)  # type: ignore[no-untyped-call]
+    properties.SubscriptionIdentifier = identifier
+    return properties
+
+
 def leaving() -> Properties:
     """A DISCONNECT's properties that end the session at once."""
     properties = Properties(PacketTypes.DISCONNECT)  # type: ignore[no-untyped-call]

@@ -9,6 +9,8 @@ from typing import NamedTuple
 from ..errors import Forbidden, ReplyTopicForbidden, Text
 
 _LONGEST = 256
+# Of a request topic whose reply can have a topic (bytes), unless its levels are short.
+_LONGEST_REQUEST = 512
 # Of any MQTT string (MQTT 5.0, section 1.5.4), in bytes.
 _LONGEST_OF_ALL = 65535
 # What MQTT forbids in a topic name, and what makes brokers close the connection: wildcards, NUL,
@@ -42,7 +44,7 @@ class Topics:
     def __init__(
         self, prefix: str, share: str, instance: str, reply_filters: Sequence[str]
     ) -> None:
-        self._request = f"{prefix}/request/"
+        self.requests = f"{prefix}/request/"
         self._reply = f"{prefix}/reply/"
         self._never = (f"{prefix}/request", f"{prefix}/status", "devices")
         self._reply_filters = [topic_filter.split("/") for topic_filter in reply_filters]
@@ -50,13 +52,17 @@ class Topics:
         # The presence of all bridges.
         self.statuses = f"{prefix}/status/+"
         shared = f"$share/{share}/" if share else ""
-        self.filters = [f"{shared}{self._request}+", f"{shared}{self._request}+/+"]
+        self.filters = [f"{shared}{self.requests}+", f"{shared}{self.requests}+/+"]
         # Tells bridges of one share from others, and does not tell the share's name.
         self.digest = hashlib.sha256("\n".join(self.filters).encode()).hexdigest()[:16]
 
+    def is_request(self, topic: str) -> bool:
+        """Whether a topic matches one of `filters`."""
+        return topic.startswith(self.requests) and topic.count("/", len(self.requests)) < 2
+
     def asked(self, topic: str) -> Asked:
         """What a topic that matched one of `filters` asks for; it is not checked again."""
-        operation, _, client = topic.removeprefix(self._request).partition("/")
+        operation, _, client = topic.removeprefix(self.requests).partition("/")
         return Asked(operation, client or None)
 
     def default_reply(self, asked: Asked, request_id: str | None) -> str:
@@ -83,7 +89,13 @@ class Topics:
         requester's own reply topics or in `MQTT_REPLY_TOPICS`.
         """
         below = self._reply if asked.client is None else f"{self._reply}{asked.client}/"
-        if isinstance(topic, str) and is_plain(topic) and len(topic.encode()) <= _LONGEST:
+        # Its length first: to look at each of 64 K characters takes 2 ms.
+        if (
+            isinstance(topic, str)
+            and len(topic) <= _LONGEST
+            and is_plain(topic)
+            and len(topic.encode()) <= _LONGEST
+        ):
             if topic.startswith(below) and len(topic) > len(below):
                 return topic
             if self._is_extra(topic):
@@ -95,6 +107,15 @@ class Topics:
             return False
         levels = topic.split("/")
         return any(_matches(topic_filter, levels) for topic_filter in self._reply_filters)
+
+
+def is_too_long(topic: str) -> bool:
+    """Whether a request topic has a level so long that its reply topic would be too long."""
+    return (
+        len(topic) > _LONGEST_CLIENT
+        and len(topic.encode("utf-8", "surrogateescape")) > _LONGEST_REQUEST
+        and any(len(level) > _LONGEST_CLIENT for level in topic.split("/"))
+    )
 
 
 def is_plain(topic: str) -> bool:

@@ -49,14 +49,14 @@ class DeliveryCheck:
         self._heard.set()
         return True
 
-    async def subscribe(self, link: Link, filters: Sequence[str]) -> None:
+    async def subscribe(self, link: Link, filters: Sequence[str], identifier: int | None) -> None:
         """Subscribe.
 
         Raises:
             LinkError: the broker refused a filter, or the connection was lost.
         """
         try:
-            await link.subscribe(filters)
+            await link.subscribe(filters, identifier=identifier)
         except LinkError as error:
             if not (self._is_due and link.lost.done()):
                 raise

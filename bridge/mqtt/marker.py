@@ -5,25 +5,19 @@ to hold nothing else. So a session that holds it holds no other bridge's subscri
 our own former settings.
 """
 
-import asyncio
 import hashlib
 import logging
 import os
-from contextlib import suppress
-
-import orjson
 
 from ..link import Link, LinkError
-from ..link.packets import Message
 from ..link.topics import Topics
 from ..settings import Settings
+from .echo import Echo
 
 logger = logging.getLogger(__name__)
 
 # Reason codes of an UNSUBACK.
 _SUCCESS, _NO_SUBSCRIPTION_EXISTED = 0x00, 0x11
-# A message of QoS 0 may be dropped where the broker has much to send: so it is sent again.
-_TRIES, _TRY_SECONDS = 4, 0.25
 # Some brokers close the connection instead of refusing a subscription or a publish.
 _MOST_LOSSES = 2
 
@@ -36,30 +30,28 @@ class SessionMarker:
         held = "\n".join((settings.mqtt_protocol, *topics.filters))
         # Beside the presence: the documented ACL lets us read and write one level there.
         self._topic = f"{topics.presence}-{hashlib.sha256(held.encode()).hexdigest()[:16]}"
-        self._statuses = topics.statuses
+        self.echo = Echo(topics, self._topic)
         # Whether it was placed and not removed since; unknown on 3.1.1.
         self._is_placed = False
         self._losses = 0
-        self._payload: bytes | None = None
-        self._heard = asyncio.Event()
 
-    def takes(self, message: Message) -> bool:
-        """Whether a message is the one by which we look for it."""
-        if message.payload != self._payload or message.topic != self._topic:
-            return False
-        self._heard.set()
-        return True
+    @property
+    def is_possible(self) -> bool:
+        """Whether the broker has not closed connections over it."""
+        return self._losses < _MOST_LOSSES
 
-    async def place(self, link: Link) -> None:
+    async def place(self, link: Link, identifier: int) -> None:
         """Subscribe to it, before anything else is subscribed; a refusal is only logged.
+
+        With the requests' identifier: a broker that closes the connection over one shows it here.
 
         Raises:
             LinkError: the connection was lost.
         """
-        if self._losses >= _MOST_LOSSES:
+        if not self.is_possible:
             return
         try:
-            await link.subscribe([self._topic])
+            await link.subscribe([self._topic], identifier=identifier)
         except LinkError as error:
             is_lost = link.lost.done()
             self._losses += is_lost
@@ -97,24 +89,11 @@ class SessionMarker:
         return codes[0] == _SUCCESS
 
     async def _returns(self, link: Link) -> bool:
-        """Whether what we publish there comes back: an UNSUBACK of 3.1.1 has no reason codes.
-
-        QoS 0 is not held up by the requests that wait for our acknowledgement.
-        """
-        if self._losses >= _MOST_LOSSES:
+        """Whether what we publish there comes back: an UNSUBACK of 3.1.1 has no reason codes."""
+        if not self.is_possible:
             return False
-        self._payload = orjson.dumps({"status": "offline", "check": os.urandom(8).hex()})
-        self._heard.clear()
         try:
-            # A bridge without its database subscribes to these, and would hear it by that.
-            await link.unsubscribe([self._statuses])
-            for _ in range(_TRIES):
-                link.publish(self._topic, self._payload, qos=0)
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(_TRY_SECONDS):
-                        await self._heard.wait()
-                        return True
+            return await self.echo.returns(link)
         except LinkError:
             self._losses += 1
             raise
-        return False

@@ -197,6 +197,7 @@ class Replier:
             b"" if bare else reply.encode(address.request_id),
             qos=address.qos,
             properties=properties(reply, address, bare=bare),
+            correlation=address.correlation,
             expires=address.expires,
             on_left=on_left,
         )

@@ -30,11 +30,9 @@ class ReplyAddress(NamedTuple):
 
 
 def properties(reply: Reply, address: ReplyAddress, *, bare: bool = False) -> bytes:
-    """A reply's properties, but for its expiry; `bare` ones are as few as can be."""
+    """A reply's properties, but for its expiry and correlation; `bare`: as few as can be."""
     if bare:
-        return packets.properties(
-            correlation=address.correlation, user=[("__stat", str(reply.code))]
-        )
+        return packets.properties(user=[("__stat", str(reply.code))])
     outcome = _Outcome(
         reply.code,
         reply.error,
@@ -52,7 +50,7 @@ def properties(reply: Reply, address: ReplyAddress, *, bare: bool = False) -> by
             ("__requestProtVer", printable(address.foreign_version, _LONGEST_PROPERTY)),
             *more,
         )
-    return encode(outcome) + packets.properties(correlation=address.correlation, user=more)
+    return encode(outcome) + packets.properties(user=more)
 
 
 class _Outcome(NamedTuple):

@@ -12,13 +12,14 @@ from collections.abc import Callable
 from ..link import BrokerAddress, Link, LinkError
 from ..link.backoff import pauses
 from ..link.packets import Message
-from ..link.topics import Topics
+from ..link.topics import Topics, is_too_long
 from ..observability.logs import printable
 from ..observability.metrics import Metrics
 from ..settings import Settings
 from .conflict import NameConflict
 from .delivery_check import NO_SHARES, DeliveryCheck
 from .marker import SessionMarker
+from .own_subscriptions import OwnSubscriptions
 from .presence import OtherBridges, Presence
 
 logger = logging.getLogger(__name__)
@@ -26,6 +27,8 @@ logger = logging.getLogger(__name__)
 OnMessage = Callable[[Link, Message], None]
 
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.2, 3.0
+# What came by our own subscriptions is answered first where another one is found.
+_SECONDS_TO_ANSWER = 1.0
 _RETAIN_NOT_SUPPORTED = 0x9A
 _QOS_NOT_SUPPORTED = 0x9B
 _UNSUPPORTED_VERSION = 0x84
@@ -57,6 +60,7 @@ class Session:
         self._on_session_lost = on_session_lost
         self._on_connection_lost = on_connection_lost
         self._instance = settings.instance
+        self._broker = f"{settings.mqtt_broker}:{settings.mqtt_port}"
         self._linked = asyncio.Event()
         # The last error that was logged.
         self._logged: str | None = None
@@ -66,6 +70,7 @@ class Session:
         # Messages that came before that was known; None once it is.
         self._held: list[tuple[Link, Message]] | None = None
         self._marker = SessionMarker(settings, topics)
+        self._own = OwnSubscriptions(settings, topics, self._marker.echo, metrics)
         self._presence = Presence(topics)
         self.others = OtherBridges(topics)
         self._delivery_check = DeliveryCheck(settings)
@@ -95,7 +100,7 @@ class Session:
                     self._metrics.reconnected("mqtt")
                 connected_before, waits = True, pauses(_FIRST_PAUSE, _LONGEST_PAUSE)
                 connected = time.monotonic()
-                error = await asyncio.shield(link.lost)
+                error = await self._until_lost(link)
                 lasted = time.monotonic() - connected
                 if not self._stopping and self._conflict.is_told(error, lasted):
                     self._logged = str(error)
@@ -135,7 +140,7 @@ class Session:
             LinkError: the connection was lost, or the broker refuses the subscription.
         """
         if not self._stopping:
-            await link.subscribe(self._topics.filters)
+            await link.subscribe(self._topics.filters, identifier=self._number)
             await self._presence.announce(link, "online")
 
     async def close(self) -> None:
@@ -169,11 +174,15 @@ class Session:
     async def _connect(self, on_message: OnMessage) -> Link:
         link = await self._open(on_message)
         try:
-            if link.session_present and not await self._marker.is_in(link, known=self._is_ours):
+            if link.session_present and (
+                self._own.are_broken.is_set()
+                or not await self._marker.is_in(link, known=self._is_ours)
+            ):
                 self._is_ours = False
                 link = await self._begin_anew(link, on_message)
             self._is_ours = True
             if not link.session_present:
+                self._own.are_broken.clear()
                 # With the session the duty to acknowledge has gone; the replies still go out.
                 self._on_session_lost()
             self.link = link
@@ -185,8 +194,29 @@ class Session:
             raise
         held, self._held = self._held or [], None
         for source, message in held:
-            on_message(source, message)
+            # Its turn begins now: it could not be taken before.
+            message.read = time.monotonic()
+            self._hand_on(source, message, on_message)
         return link
+
+    @property
+    def _number(self) -> int | None:
+        """The identifier of our request subscriptions; a session that ends with us needs none."""
+        return self._own.identifier if self.keeps_session and self._marker.is_possible else None
+
+    async def _until_lost(self, link: Link) -> LinkError:
+        """Why the connection was lost; a session with a subscription that is not ours is ended."""
+        broken = asyncio.create_task(self._own.are_broken.wait(), name="mqtt foreign subscription")
+        try:
+            await asyncio.wait((link.lost, broken), return_when=asyncio.FIRST_COMPLETED)
+            if not link.lost.done():
+                await asyncio.wait((link.lost,), timeout=_SECONDS_TO_ANSWER)
+                await link.close()
+                # That is why, and it is logged already.
+                self._logged = str(link.lost.result())
+        finally:
+            broken.cancel()
+        return link.lost.result()
 
     async def _open(self, on_message: OnMessage, *, clean: bool = False) -> Link:
         try:
@@ -238,29 +268,42 @@ class Session:
 
     def _receive(self, link: Link, message: Message, on_message: OnMessage) -> None:
         if message.topic.startswith(self._statuses):
-            if not self._marker.takes(message):
+            if not self._marker.echo.takes(message):
                 self.others.hear(message)
         elif self._delivery_check.takes(message):
             pass
+        elif not self._topics.is_request(message.topic):
+            self._own.drop(link)
+        elif is_too_long(message.topic):
+            self._metrics.dropped("unanswerable")
         elif self._held is not None:
             self._held.append((link, message))
             return
         else:
-            on_message(link, message)
+            self._hand_on(link, message, on_message)
             return
         if message.qos:
             link.acknowledge(message.packet_id)
 
+    def _hand_on(self, link: Link, message: Message, on_message: OnMessage) -> None:
+        if self._own.delivered(link, message):
+            on_message(link, message)
+        else:
+            # Not acknowledged: the session ends.
+            self._own.drop(link)
+
     async def _take_up(self, link: Link) -> None:
         """Subscribe and say so; while we stop, the reverse."""
         if self.keeps_session:
-            await self._marker.place(link)
+            await self._marker.place(link, self._own.identifier)
         if self._stopping:
             if not self.keeps_session:
                 await link.unsubscribe(self._topics.filters)
             return
         self._check_limits(link)
-        await self._delivery_check.subscribe(link, self._topics.filters)
+        if link.session_present:
+            await self._own.probe(link)
+        await self._delivery_check.subscribe(link, self._topics.filters, self._number)
         # What came by them before we looked has arrived.
         if not self._held:
             await self._delivery_check.run(link)
@@ -274,7 +317,7 @@ class Session:
         logger.info(
             "mqtt connected",
             extra={
-                "broker": f"{self._settings.mqtt_broker}:{self._settings.mqtt_port}",
+                "broker": self._broker,
                 "instance": self._instance,
                 "subscribed": ", ".join(self._topics.filters),
             },
@@ -300,8 +343,5 @@ class Session:
         if self._stopping or str(error) == self._logged:
             return
         self._logged = str(error)
-        logger.warning(
-            "mqtt unavailable: %s",
-            printable(str(error)),
-            extra={"broker": f"{self._settings.mqtt_broker}:{self._settings.mqtt_port}"},
-        )
+        words = printable(self._logged)
+        logger.warning("mqtt unavailable: %s", words, extra={"broker": self._broker})

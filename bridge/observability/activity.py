@@ -22,10 +22,11 @@ LISTED_ERRORS = 100
 # buckets, and so a quantile is within 1/16 of the true one.
 _FINENESS = 16
 _SHORTEST = 1e-6
-# Longer texts are no device's UUID, and would let callers fill our memory.
+# Longer texts would let callers fill our memory: what is longer is no device's UUID, and a sentence
+# may list all of a device's sensors, and repeat what was asked for.
 _LONGEST_UUID = 36
-# A sentence may list all of a device's sensors, and repeat what was asked for.
 _LONGEST_DETAIL = 400
+_LONGEST_WHO = 128
 
 
 @dataclass(slots=True)
@@ -119,18 +120,12 @@ class Activity:
                 second.failed += 1
             else:
                 second.refused += 1
-            detail = seen.detail
-            if detail is not None and len(detail) > _LONGEST_DETAIL:
-                seen = seen._replace(detail=detail[:_LONGEST_DETAIL] + "…")
         bucket = _bucket(seen.seconds)
         second.durations[bucket] = second.durations.get(bucket, 0) + 1
-        uuid = seen.device_uuid
-        if uuid is not None and len(uuid) > _LONGEST_UUID:
-            seen = seen._replace(device_uuid=uuid[:_LONGEST_UUID] + "…")
         self._noted += 1
         if len(self._recent) == LISTED_REQUESTS and self._recent[0].seen.code >= 400:
             self._errors.append(self._recent[0])
-        self._recent.append(_Noted(self._noted, now, seen))
+        self._recent.append(_Noted(self._noted, now, _shortened(seen)))
 
     def snapshot(self) -> Snapshot:
         """The window's seconds and requests, both with the oldest first."""
@@ -149,6 +144,17 @@ class Activity:
                 for number, at, seen in (*self._errors, *self._recent)
             ],
         )
+
+
+def _shortened(seen: RequestAnswered) -> RequestAnswered:
+    uuid, detail, who = seen.device_uuid, seen.detail, seen.who
+    if detail is not None and len(detail) > _LONGEST_DETAIL:
+        seen = seen._replace(detail=detail[:_LONGEST_DETAIL] + "…")
+    if uuid is not None and len(uuid) > _LONGEST_UUID:
+        seen = seen._replace(device_uuid=uuid[:_LONGEST_UUID] + "…")
+    if len(who) > _LONGEST_WHO:
+        seen = seen._replace(who=who[:_LONGEST_WHO] + "…")
+    return seen
 
 
 def _answered(number: int, at: float, seen: RequestAnswered) -> AnsweredRequest:

@@ -155,6 +155,14 @@ def test_a_long_text_for_a_uuid_is_not_kept(activity):
     assert len(seen.device_uuid) == 37
 
 
+def test_a_long_name_of_who_asked_is_not_kept(activity):
+    activity.observe(answered()._replace(who="mqtt:" + "x" * 60_000))
+
+    (seen,) = activity.snapshot().requests
+
+    assert len(seen.who) == 129
+
+
 # ---- who is told what ---------------------------------------------------------------------------
 
 

@@ -21,13 +21,14 @@ Watch = Callable[[bytes], bytes | None]
 
 
 class Line:
-    """Stands in for the broker; all packets pass until ``watch`` is set."""
+    """Stands in for the broker; packets pass, as ``alter`` makes them, until ``watch`` is set."""
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
         self._serving: set[asyncio.Task[None]] = set()
         self.host, self.port = LOOPBACK, 0
         self.watch: Watch = lambda _packet: None
+        self.alter: Callable[[bytes], bytes] = lambda packet: packet
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, LOOPBACK, 0)
@@ -52,7 +53,7 @@ class Line:
                 packet = await _packet(client)
                 answer = self.watch(packet)
                 if answer is None:
-                    broker.write(packet)
+                    broker.write(self.alter(packet))
                 else:
                     back.write(answer)
         except (Cut, asyncio.IncompleteReadError, ConnectionError):

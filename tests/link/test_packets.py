@@ -159,6 +159,7 @@ def test_what_paho_publishes_is_read_as_it_was_meant(newest, topic, payload, qos
         content_type=sent["ContentType"],
         payload_format=sent["PayloadFormatIndicator"],
         user_properties=sent["UserProperty"],
+        size=len(body),
     )
 
 
@@ -168,7 +169,8 @@ def test_what_paho_publishes_on_3_1_1_is_read_as_it_was_meant(old, topic, payloa
     info = old.client.publish(topic, payload, qos, retain)
     first, body = old.packet()
     message = wire.read_publish(first, body, with_properties=False)
-    assert message == Message(topic, payload, qos, retain, False, info.mid if qos else 0)
+    packet_id = info.mid if qos else 0
+    assert message == Message(topic, payload, qos, retain, False, packet_id, size=len(body))
 
 
 @examples
@@ -333,11 +335,12 @@ def test_flags_of_the_first_byte_are_told_apart():
     ]
 
 
-def test_subscription_identifiers_are_passed_over():
+def test_subscription_identifiers_are_read():
     message = wire.read_publish(
         QOS_1, publish_body(b"\x0b\xff\x7f\x0b\x01\x09\x00\x01c"), with_properties=True
     )
     assert message.correlation == b"c"
+    assert message.subscription_identifiers == {0x3FFF, 1}
 
 
 # What is broken is told as such, and in no other way

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from bridge.errors import Forbidden, ReplyTopicForbidden
-from bridge.link.topics import Asked, Topics
+from bridge.link.topics import Asked, Topics, is_too_long
 
 
 def topics(prefix="plugin", share="bridge", reply_filters=()):
@@ -162,3 +162,38 @@ def test_client_level_is_never_an_operations_name():
         topics().check_client(Asked("control", "preset"), ("control", "preset"))
     topics().check_client(BY_KIM, ("control", "preset"))
     topics().check_client(PLAIN, ("control", "preset"))
+
+
+@pytest.mark.parametrize(
+    ("topic", "matches"),
+    [
+        ("plugin/request/control", True),
+        ("plugin/request/control/kim", True),
+        ("plugin/request/control/", True),
+        ("plugin/request/", True),
+        ("plugin/request", False),
+        ("plugin/request/control/kim/", False),
+        ("plugin/reply/control", False),
+        ("other/request/control", False),
+        ("", False),
+    ],
+)
+@pytest.mark.parametrize("share", ["bridge", ""])
+def test_request_topics_are_those_of_the_filters(share, topic, matches):
+    assert topics(share=share).is_request(topic) is matches
+
+
+@pytest.mark.parametrize(
+    ("levels", "too_long"),
+    [
+        (["control", "k" * 128], False),
+        (["o" * 128, "😀" * 128], False),
+        (["control", "k" * 489], False),
+        (["control", "k" * 490], True),
+        (["o" * 498], True),
+        (["control", "😀" * 129], True),
+        (["control", "\udcff" * 500], True),
+    ],
+)
+def test_request_topic_of_more_than_512_bytes_with_a_long_level_is_too_long(levels, too_long):
+    assert is_too_long("/".join(("plugin/request", *levels))) is too_long

@@ -310,7 +310,8 @@ async def test_same_correlation_of_another_invoker_is_no_duplicate(invoker, devi
 
 # ---- acknowledgements ---------------------------------------------------------------------------
 
-SESSION_PRESENT = b"\x20\x03\x01\x00\x00"
+# With Subscription Identifier Available 0: nothing more is asked about the session.
+SESSION_PRESENT = b"\x20\x05\x01\x00\x02\x29\x00"
 
 
 class Recording(Scripted):
