@@ -180,7 +180,9 @@ class HttpTransport:
                     response.add_headers(self._browsers.cors(origin_of(request)))
                 return response
             except WrongKey as wrong:
-                return self._respond(request, self._refused(await self._delayed(wrong, request)))
+                error = await self._delayed(wrong, request)
+                # Busy closes the connection, on which thousands a second could be shown.
+                return self._respond(request, self._refused(error), keep_alive=error is wrong)
             except Exception as error:
                 return self._respond(request, self._refused(error))
 
@@ -296,6 +298,8 @@ class HttpTransport:
         reply: Reply,
         request_id: str | None = None,
         headers: Headers = (),
+        *,
+        keep_alive: bool = True,
     ) -> Answer:
         asked = request.headers
         more = [
@@ -308,7 +312,7 @@ class HttpTransport:
         elif reply.code == 401:
             more.append(("WWW-Authenticate", "Bearer"))
         # What comes on this connection next would be lost with it.
-        keep_alive = reply.error != Draining.error
+        keep_alive = keep_alive and reply.error != Draining.error
         headers = (*more, *headers)
         return self._send(request, reply.encode(request_id), reply.code, headers, keep_alive)
 
