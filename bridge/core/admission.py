@@ -17,8 +17,9 @@ WAIT_SECONDS = 0.25
 # without this bound 7 to 16 % were accepted, their p99 was 0.9 to 1.1 s, and /livez took 0.3 to
 # 0.7 s (p50); with it 50 % were accepted, p99 was 0.3 to 0.47 s, and /livez took 0.01 to 0.04 s.
 _PLACES_FOR_A_REJECTION = 16
-# Each waiter keeps its whole request.
+# Each waiter keeps its whole request: so many may wait, with so many bytes in all.
 _MOST_WAITERS = 4096
+_MOST_BYTES = 32 * 1024 * 1024
 # Batches take at most one place in so many. One may cost as much as hundreds of other requests: as
 # many as there are places would keep the event loop for seconds.
 _BATCHES_SHARE = 8
@@ -85,10 +86,13 @@ class Admission:
         places: int,
         wait_seconds: float = WAIT_SECONDS,
         *,
+        most_waiters: int = _MOST_WAITERS,
         batches: "Admission | None" = None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._wait_seconds = wait_seconds
+        self._most_waiters = most_waiters
+        self._waiting_bytes = 0
         self._taken = 0
         # In the order of their arrival, which is that of their ends too.
         self._waiters: deque[_Waiter] = deque()
@@ -118,27 +122,31 @@ class Admission:
         self._taken += 1
         return Place(self)
 
-    async def enter(self, received: float | None = None, asks_again: bool = False) -> Place:
+    async def enter(
+        self, received: float | None = None, size: int = 0, asks_again: bool = False
+    ) -> Place:
         """A place, waited for if need be.
 
         Args:
             received: when the request came, on the loop's clock; None: now. In a flood over MQTT
                 requests wait before they get here, and the wait counts from there.
+            size: of what it keeps while it waits, in bytes.
             asks_again: whether its client sends its next request as soon as it is answered, as on
                 an HTTP connection: so it is rejected in its turn, see above.
 
         Raises:
-            Busy: none came free in time.
+            Busy: none came free in time, or too much waits already.
         """
         place = self.take()
         if place is not None:
             return place
         now = self._loop.time()
         until = (now if received is None else received) + self._wait_seconds
-        if until <= now or len(self._waiters) + len(self._overdue) >= _MOST_WAITERS:
+        if until <= now or self._is_crowded(size):
             raise Busy()
         waiter = _Waiter(self._loop.create_future(), until, asks_again)
         self._waiters.append(waiter)
+        self._waiting_bytes += size
         self._watch()
         try:
             admitted = await waiter.admitted
@@ -146,17 +154,25 @@ class Admission:
             if not waiter.admitted.cancelled() and waiter.admitted.result():
                 self.release()
             raise
+        finally:
+            self._waiting_bytes -= size
         if not admitted:
             raise Busy()
         return Place(self)
 
-    async def enter_batch(self, received: float | None = None, asks_again: bool = False) -> Place:
+    def _is_crowded(self, size: int) -> bool:
+        waiters = len(self._waiters) + len(self._overdue)
+        return waiters >= self._most_waiters or self._waiting_bytes + size > _MOST_BYTES
+
+    async def enter_batch(
+        self, received: float | None = None, size: int = 0, asks_again: bool = False
+    ) -> Place:
         """A place for a batch; see `enter`."""
         if self._batches is None:
-            return await self.enter(received, asks_again)
-        among_batches = await self._batches.enter(received, asks_again)
+            return await self.enter(received, size, asks_again)
+        among_batches = await self._batches.enter(received, size, asks_again)
         try:
-            place = await self.enter(received, asks_again)
+            place = await self.enter(received, size, asks_again)
         except BaseException:
             among_batches.release()
             raise

@@ -1,10 +1,11 @@
-"""`serve(request)`: a request's whole life, the same for every transport."""
+"""A request's whole life, the same for every transport: admitted, read, answered, and sent."""
 
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from ..devices.models import BatchFields, BatchResult, Fields
 from ..devices.names import device_key
@@ -27,7 +28,7 @@ from .deadlines import Deadlines
 from .idempotency import CommandId, Idempotency, Outcome, fingerprint_of, key_of
 from .operations import OPERATION_NAMES, OPERATIONS, Operation
 from .replies import Reply, reply_to_error
-from .request import Request
+from .request import Request, Transport
 from .validation import validated
 
 OnBegun = Callable[[], None]
@@ -56,40 +57,31 @@ class Dispatcher:
         # For what a transport waits for before it has a request, too.
         self.deadlines: Deadlines = services.deadlines
 
-    def serve(self, request: Request, on_begun: OnBegun | None = None) -> "Serving":
-        """`async with dispatcher.serve(request) as reply:` send the reply in the body.
-
-        `on_begun` is called when a sequence's first step has left.
-        """
-        return Serving(self, request, on_begun)
-
     async def idle(self) -> None:
         """Wait until no request is being answered; new ones are not kept out."""
         while self._answering:
             await self._idle.wait()
 
-    def takes_place(self, request: Request) -> bool:
-        """Whether it must hold a place: not if unknown, already refused, or always answered."""
-        row = _row_of(request)
-        if row is None or row.always or request.refusal is not None:
-            return False
-        return not self._is_draining(request)
+    def takes_place(self, transport: Transport, operation: str) -> bool:
+        """Whether it must hold a place: not if unknown, rejected, or always answered."""
+        row = _row_of(transport, operation)
+        return row is not None and not row.always and not self._is_draining(transport)
 
-    def _is_draining(self, request: Request) -> bool:
+    def _is_draining(self, transport: Transport) -> bool:
         """Whether a request is rejected since we stop: over MQTT nobody else would answer it."""
-        return self._services.drain.begun.is_set() and request.transport != "mqtt"
+        return self._services.drain.begun.is_set() and transport != "mqtt"
 
     def reject(self, request: Request, error: BridgeError) -> Reply:
         """The reply to a request that is rejected unserved; it is observed like any other reply."""
         reply = reply_to_error(error, self._language)
-        self._observe(_row_of(request), request, reply)
+        self._observe(_row_of(request.transport, request.operation), request, reply)
         return reply
 
     async def answer(
-        self, request: Request, place: Place | None, on_begun: OnBegun | None = None
+        self, request: Request, place: Place | None = None, on_begun: OnBegun | None = None
     ) -> Reply:
         """The reply to a request; whatever goes wrong becomes one, except a cancellation."""
-        row = _row_of(request)
+        row = _row_of(request.transport, request.operation)
         self._answering += 1
         self._idle.clear()
         try:
@@ -117,7 +109,7 @@ class Dispatcher:
             raise request.refusal
         if row is None:
             raise OperationNotFound(operations=", ".join(OPERATION_NAMES))
-        if self._is_draining(request) and not row.always:
+        if self._is_draining(request.transport) and not row.always:
             raise Draining()
         attempt = self._attempt(row, request, place, on_begun)
         return self._perform(row, self._checked(row, request, attempt), request, attempt)
@@ -310,40 +302,49 @@ class Dispatcher:
         )
 
 
-class Serving:
-    """One request, from its admission until its reply has left: the body sends the reply."""
+@dataclass(slots=True, eq=False)
+class Admitted:
+    """A request's place among those in flight, or that there is none, until its reply has left.
 
-    __slots__ = ("_dispatcher", "_on_begun", "_place", "_request")
+    `async with Admitted(dispatcher, …) as admitted:` read, answer and send in the body. A request
+    waits for its place unread: parsed, it may be thirty times as large.
+    """
 
-    def __init__(self, dispatcher: Dispatcher, request: Request, on_begun: OnBegun | None) -> None:
-        self._dispatcher = dispatcher
-        self._request = request
-        self._on_begun = on_begun
-        self._place: Place | None = None
+    _dispatcher: Dispatcher
+    _transport: Transport
+    _operation: str
+    # On the loop's clock.
+    _received: float
+    # Of what it keeps while it waits, in bytes.
+    _size: int = 0
+    _place: Place | None = None
+    _busy: Busy | None = None
 
-    async def __aenter__(self) -> Reply:
-        dispatcher, request = self._dispatcher, self._request
+    async def __aenter__(self) -> Self:
+        if not self._dispatcher.takes_place(self._transport, self._operation):
+            return self
+        admission = self._dispatcher._admission
+        waits = (self._received, self._size, self._transport == "http")
         try:
-            if dispatcher.takes_place(request):
-                admission, came = dispatcher._admission, request.received
-                again = request.transport == "http"
-                if request.operation == "batch":
-                    self._place = await admission.enter_batch(came, again)
-                else:
-                    self._place = admission.take() or await admission.enter(came, again)
+            if self._operation == "batch":
+                self._place = await admission.enter_batch(*waits)
+            else:
+                self._place = admission.take() or await admission.enter(*waits)
         except Busy as error:
-            return dispatcher.reject(request, error)
-        try:
-            return await dispatcher.answer(request, self._place, self._on_begun)
-        except BaseException:
-            await self.__aexit__()
-            raise
+            self._busy = error.with_traceback(None)
+        return self
+
+    async def answer(self, request: Request, on_begun: OnBegun | None = None) -> Reply:
+        """The reply to the request; `on_begun` is called when a sequence's first step has left."""
+        if self._busy is not None and request.refusal is None:
+            return self._dispatcher.reject(request, self._busy)
+        return await self._dispatcher.answer(request, self._place, on_begun)
 
     async def __aexit__(self, *_: object) -> None:
         if self._place is not None:
             self._place.release()
 
 
-def _row_of(request: Request) -> Operation | None:
-    row = OPERATIONS.get(request.operation)
-    return None if row is None or (request.transport == "mqtt" and not row.over_mqtt) else row
+def _row_of(transport: Transport, operation: str) -> Operation | None:
+    row = OPERATIONS.get(operation)
+    return None if row is None or (transport == "mqtt" and not row.over_mqtt) else row

@@ -21,9 +21,10 @@ from ..errors import (
 
 # Byte order marks, of UTF-8 and of both kinds of UTF-16.
 _BYTE_ORDER_MARKS = (b"\xef\xbb\xbf", b"\xff\xfe", b"\xfe\xff")
-# A value of a few bytes takes up to two hundred once it is parsed. A payload may have so many, or
-# where more than 64 KiB are taken as many as if each had so many bytes.
-_MOST_VALUES = 4096
+# A value of a few bytes takes up to two hundred once it is parsed. A payload may have so many; a
+# batch more, and where more than 64 KiB are taken as many as if each had so many bytes.
+_MOST_VALUES = 1024
+_MOST_OF_BATCH = 4096
 _SMALL_VALUE = 16
 # No time in seconds is so large for the next three thousand years; in milliseconds, all are.
 _NO_SECONDS = 1e11
@@ -69,22 +70,26 @@ class Envelope:
     refusal: BridgeError | None = None
 
 
-def open_payload(payload: bytes, limit: int, *, may_be_empty: bool = False) -> Envelope:
+def open_payload(
+    payload: bytes, limit: int, *, is_batch: bool = False, may_be_empty: bool = False
+) -> Envelope:
     """Open a JSON payload of at most `limit` bytes; never raises, refuses instead."""
     if len(payload) > limit:
         return Envelope(refusal=PayloadTooLarge(limit=limit))
     if may_be_empty and not payload:
         return Envelope()
     try:
-        fields = _parsed(payload, limit)
+        fields = _parsed(
+            payload, max(_MOST_OF_BATCH, limit // _SMALL_VALUE) if is_batch else _MOST_VALUES
+        )
     except MalformedRequest as refusal:
         return Envelope(refusal=refusal)
     return open_fields(fields)
 
 
-def _parsed(payload: bytes, limit: int) -> JsonObject:
+def _parsed(payload: bytes, most_values: int) -> JsonObject:
     containers = payload.count(b"{") + payload.count(b"[")
-    if containers + payload.count(b",") > max(_MOST_VALUES, limit // _SMALL_VALUE):
+    if containers + payload.count(b",") > most_values:
         raise MalformedRequest(reason=_TOO_MANY_VALUES)
     try:
         # orjson takes neither NaN nor infinities, lone surrogates, bad UTF-8 or endless nesting.

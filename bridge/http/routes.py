@@ -12,20 +12,13 @@ from functools import partial
 import orjson
 from aiohttp import web
 
-from ..core.dispatcher import Dispatcher
-from ..core.envelope import (
-    TRACE_SHAPES,
-    Envelope,
-    checked_id,
-    open_fields,
-    open_payload,
-    traceparent_of,
-)
+from ..core.dispatcher import Admitted, Dispatcher
+from ..core.envelope import TRACE_SHAPES
 from ..core.grant import Grant
 from ..core.operations import OPERATIONS, Operation
 from ..core.replies import Reply, reply_to_error
 from ..core.request import Request
-from ..devices.models import Health, JsonObject
+from ..devices.models import Health
 from ..errors import (
     BridgeError,
     Busy,
@@ -49,6 +42,7 @@ from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, redirect, swagger_ui
 from .port import PortTakenError
+from .reading import request_of
 from .server import NOT_HTTP, Handler, Server, connection_cap, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
@@ -230,45 +224,24 @@ class HttpTransport:
         self, row: Operation, request: web.Request, grant: Grant | None
     ) -> web.StreamResponse:
         received = self._loop.time()
-        envelope = await self._open(row, request, received)
-        headers = request.headers
-        key = headers.get("Idempotency-Key")
-        if key is not None:
-            key = checked_id(_unquoted(key))
-        asked = Request(
-            transport="http",
-            operation=row.name,
-            received=received,
-            fields=envelope.fields,
-            refusal=envelope.refusal,
-            requester="" if grant is None else grant.name,
-            is_named=grant is not None,
-            request_id=envelope.request_id,
-            idempotency_key=key or envelope.request_id,
-            expires_at=envelope.expires_at,
-            grant=grant,
-            traceparent=traceparent_of(headers.get("traceparent")),
-        )
-        async with self._dispatcher.serve(asked) as reply:
-            answer = self._respond(request, reply, envelope.request_id)
+        limit = self._settings.max_payload
+        payload = await self._payload(row, request, received)
+        async with Admitted(self._dispatcher, "http", row.name, received, len(payload)) as admitted:
+            asked = request_of(row, request, payload, limit=limit, received=received, grant=grant)
+            answer = self._respond(request, await admitted.answer(asked), asked.request_id)
             await answer.send(request)
         return answer
 
-    async def _open(self, row: Operation, request: web.Request, received: float) -> Envelope:
+    async def _payload(self, row: Operation, request: web.Request, received: float) -> bytes:
         if row.method == "GET":
-            fields: JsonObject = {**request.query}
-            if "{" in row.path:
-                fields |= request.match_info
-            return open_fields(fields)
+            return b""
         in_time = self._dispatcher.deadlines.until(received + self._settings.request_timeout)
-        payload = await self._bodies.json(request, in_time)
-        return open_payload(payload, self._settings.max_payload)
+        return await self._bodies.json(request, in_time)
 
     async def _health(self, request: web.Request, _: Grant | None) -> web.StreamResponse:
         """The health object bare, for monitors that read it so."""
         asked = Request("http", "health", self._loop.time(), {})
-        async with self._dispatcher.serve(asked) as reply:
-            pass
+        reply = await self._dispatcher.answer(asked)
         healthy = reply.error is None and reply.data.status == "healthy"
         return self._send(request, orjson.dumps(reply.data), 200 if healthy else 503)
 
@@ -330,11 +303,6 @@ class HttpTransport:
 
 def _is_connected(request: web.Request) -> bool:
     return request.transport is not None
-
-
-def _unquoted(key: str) -> str:
-    """An Idempotency-Key as it is meant: a structured header writes it in quotes."""
-    return key[1:-1] if len(key) > 1 and key[0] == key[-1] == '"' else key
 
 
 def _secret(request: web.Request) -> str | None:

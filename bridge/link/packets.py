@@ -54,6 +54,8 @@ class Message:
     overloaded: bool = False
     # It was longer than we take: there is no payload, and there are no properties.
     oversized: bool = False
+    # Of the packet, in bytes.
+    size: int = 0
     # When it came, on the monotonic clock; where we slept, the last moment at which it had not.
     came: float = 0.0
     # When we read it.
@@ -73,6 +75,7 @@ def read_publish(header: int, body: bytes, *, with_properties: bool) -> Message:
             (packet_id,) = _UINT16.unpack_from(body, at)
             at += 2
         message = Message(topic, b"", qos, bool(header & 1), bool(header & 8), packet_id)
+        message.size = len(body)
         if isinstance(body, Truncated):
             message.oversized = True
             return message

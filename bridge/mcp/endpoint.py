@@ -20,7 +20,7 @@ from aiohttp import web
 from ..core.admission import Admission
 from ..core.admission import Place as Turn
 from ..core.device_list import listable_devices
-from ..core.dispatcher import Dispatcher
+from ..core.dispatcher import Admitted, Dispatcher
 from ..core.envelope import open_fields, open_payload, traceparent_of
 from ..core.grant import Grant
 from ..core.request import Request
@@ -45,6 +45,7 @@ _CALLER = "bridge.caller"
 # The SDK takes some milliseconds to read a message, in many turns of the event loop, and keeps it
 # several times over. So many are read at a time, and the others wait for so long (seconds).
 _READ_AT_ONCE = 32
+_MOST_WAITING = 512
 _WAIT_SECONDS = 1.0
 # MCP has had no batches since its revision of 2025-06-18.
 _NO_BATCHES = orjson.dumps(
@@ -73,7 +74,7 @@ class Endpoint:
         self._settings = settings
         self._dispatcher = dispatcher
         self._bodies = Bodies(settings.max_payload)
-        self._turns = Admission(_READ_AT_ONCE, _WAIT_SECONDS)
+        self._turns = Admission(_READ_AT_ONCE, _WAIT_SECONDS, most_waiters=_MOST_WAITING)
         self._closing = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
@@ -102,7 +103,7 @@ class Endpoint:
         if refusal is not None:
             raise refusal
         manager = await self._manager()
-        turn = await self._turns.enter(asks_again=True)
+        turn = await self._turns.enter(size=len(payload), asks_again=True)
         try:
             caller = Caller(grant, received, traceparent_of(headers.get("traceparent")), turn)
             exchange = _Exchange(payload)
@@ -152,8 +153,6 @@ class Endpoint:
     async def _ask(self, operation: str, fields: JsonObject, context: "Context") -> JsonObject:
         assert context.request is not None
         caller: Caller = context.request.scope[_CALLER]
-        # From here on the dispatcher's own places count.
-        caller.turn.release()
         envelope = open_fields(fields)
         grant = caller.grant
         asked = Request(
@@ -170,7 +169,10 @@ class Endpoint:
             grant=grant,
             traceparent=caller.traceparent,
         )
-        async with self._dispatcher.serve(asked) as reply:
+        async with Admitted(self._dispatcher, "mcp", operation, caller.received) as admitted:
+            # Not before: who waits for the dispatcher's place keeps what the SDK read.
+            caller.turn.release()
+            reply = await admitted.answer(asked)
             body: JsonObject = orjson.loads(reply.encode())
         return body
 

@@ -35,6 +35,10 @@ class Addressing:
         self._topics = topics
         self._max_payload = max_payload
 
+    def operation(self, message: packets.Message) -> str:
+        """What a message asks for, as its topic says."""
+        return self._topics.asked(message.topic).operation
+
     def read(self, message: packets.Message) -> tuple[Request, ReplyAddress]:
         """The request that a message is, with a refusal if it is at fault; and its reply's address.
 
@@ -77,7 +81,10 @@ class Addressing:
     def _open(self, message: packets.Message, asked: Asked) -> Envelope:
         row = OPERATIONS.get(asked.operation)
         return open_payload(
-            message.payload, self._max_payload, may_be_empty=row is not None and row.always
+            message.payload,
+            self._max_payload,
+            is_batch=asked.operation == "batch",
+            may_be_empty=row is not None and row.always,
         )
 
     def _reply_topic(

@@ -1,6 +1,6 @@
 """Requests from the broker: dropped by a rule, or answered, and acknowledged in order of receipt.
 
-A request's way: `receive`, `_serve` (read, admit, answer), `Replier.send`, `Deliveries.settle`.
+A request's way: `receive`, `_serve` (admit, read, answer), `Replier.send`, `Deliveries.settle`.
 """
 
 import asyncio
@@ -10,7 +10,8 @@ from collections.abc import Callable
 from functools import partial
 
 from ..core.admission import WAIT_SECONDS
-from ..core.dispatcher import Dispatcher
+from ..core.dispatcher import Admitted, Dispatcher
+from ..core.replies import Reply
 from ..errors import Busy
 from ..link import Link, packets
 from ..observability.logs import printable
@@ -18,6 +19,7 @@ from ..observability.metrics import Metrics
 from .addressing import Addressing, Dropped
 from .deliveries import Deliveries, Delivery
 from .replier import Replier
+from .reply_address import ReplyAddress
 
 logger = logging.getLogger(__name__)
 
@@ -93,16 +95,18 @@ class Intake:
         except Dropped as dropped:
             self._drop(dropped.reason, delivery)
             return True
-        if not self._dispatcher.takes_place(request):
+        takes_place = self._dispatcher.takes_place("mqtt", request.operation)
+        if request.refusal is not None or not takes_place:
             return False
         self._replier.post(self._dispatcher.reject(request, Busy()), address, delivery)
         return True
 
     async def _serve(self, delivery: Delivery, message: packets.Message) -> None:
+        operation = self._addressing.operation(message)
+        admitted = Admitted(self._dispatcher, "mqtt", operation, message.came, message.size)
         try:
-            request, address = self._addressing.read(message)
-            on_begun = partial(self._deliveries.settle, delivery)
-            async with self._dispatcher.serve(request, on_begun) as reply:
+            async with admitted:
+                reply, address = await self._answer(admitted, message, delivery)
                 await self._replier.send(reply, address, delivery)
         except Dropped as dropped:
             self._drop(dropped.reason, delivery)
@@ -110,6 +114,14 @@ class Intake:
             # A mistake of ours; unacknowledged, it would hold up all acknowledgements after it.
             logger.exception("a request could not be answered")
             self._drop("internal_error", delivery)
+
+    async def _answer(
+        self, admitted: Admitted, message: packets.Message, delivery: Delivery
+    ) -> tuple[Reply, ReplyAddress]:
+        """The reply and its address; nobody keeps the request while the reply waits to leave."""
+        request, address = self._addressing.read(message)
+        on_begun = partial(self._deliveries.settle, delivery)
+        return await admitted.answer(request, on_begun), address
 
     def _drop(self, reason: str, delivery: Delivery) -> None:
         self._metrics.dropped(reason)

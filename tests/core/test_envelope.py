@@ -53,16 +53,21 @@ def test_malformed_payload_is_refused(payload):
 
 
 @pytest.mark.parametrize("value", [b"0", b"{}", b'{"":0}', b"[[]]"])
-def test_payload_of_very_many_values_is_refused(value):
+@pytest.mark.parametrize(("is_batch", "taken", "refused"), [(False, 300, 1200), (True, 1200, 5000)])
+def test_payload_of_very_many_values_is_refused(value, is_batch, taken, refused):
     """Parsed, 64 KiB of `{"":0}` take 2 MiB."""
-    assert opened(b'{"a":[' + b",".join([value] * 1000) + b"]}").refusal is None
-    refusal = opened(b'{"a":[' + b",".join([value] * 5000) + b"]}").refusal
-    assert isinstance(refusal, MalformedRequest)
+
+    def refusal(values: int) -> object:
+        payload = b'{"a":[' + b",".join([value] * values) + b"]}"
+        return opened(payload, is_batch=is_batch).refusal
+
+    assert refusal(taken) is None
+    assert isinstance(refusal(refused), MalformedRequest)
 
 
-def test_payload_of_many_values_is_taken_where_larger_ones_are():
+def test_batch_of_many_values_is_taken_where_larger_ones_are():
     payload = b'{"a":[' + b",".join([b"0"] * 5000) + b"]}"
-    assert open_payload(payload, 2 * LIMIT).refusal is None
+    assert open_payload(payload, 2 * LIMIT, is_batch=True).refusal is None
 
 
 def test_empty_payload_will_do_where_no_fields_are_needed():

@@ -1,14 +1,19 @@
-"""Publishes far larger than a request, on MQTT 3.1.1, where a broker can't be told a limit."""
+"""Publishes that are far larger than a request, or become so once they are parsed.
+
+On MQTT 3.1.1 a broker can't be told a limit.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 
 import pytest
 
+from bridge.link.packets import Message
 from tests.conftest import ConnectRequester, StartBridge
 from tests.lab.bridge import Bridge
 from tests.lab.memory import watched
@@ -90,3 +95,32 @@ async def test_many_publishes_above_and_at_the_limit_are_all_answered(
     assert memory.growth < 80
     assert (await good.ask("sensor-data", READING)).code == 200
     assert "mqtt unavailable" not in old_protocol.output
+
+
+async def test_nested_values_of_requests_that_wait_are_not_kept(
+    private_bridge: StartBridge, private_mosquitto: Callable[..., Mosquitto]
+):
+    """Parsed before they waited, and kept until their replies had left, they took a gigabyte."""
+    count = 3000
+    bridge = private_bridge(broker=private_mosquitto("max_queued_messages 10000"))
+    assert bridge.broker is not None
+    fields = {"requests": [{"operation": "sensor-data", **READING}], "more": [{"": 0}] * 2000}
+    payload = json.dumps(fields, separators=(",", ":")).encode()
+    codes: Counter[int] = Counter()
+    all_answered = asyncio.Event()
+
+    def note(message: Message) -> None:
+        codes[json.loads(message.payload)["code"]] += 1
+        if codes.total() == count:
+            all_answered.set()
+
+    flood = await Raw(bridge.broker, note).connect()
+    assert await flood.subscribe(b"plugin/reply/#") < 0x80
+    async with watched(bridge) as memory:
+        for _ in range(count):
+            flood.publish(b"plugin/request/batch", payload)
+        async with asyncio.timeout(60):
+            await all_answered.wait()
+    await flood.close()
+    assert codes.keys() <= {200, 429}
+    assert memory.growth < 150
