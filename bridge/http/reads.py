@@ -6,7 +6,7 @@ a connection keeps them while its parser is paused.
 
 import asyncio
 
-READ_BYTES = 8 * 1024
+READ_BYTES = 4 * 1024
 
 
 def read_buffer() -> memoryview:

@@ -38,12 +38,13 @@ from .authentication import Keys, WrongKey
 from .bodies import Bodies
 from .browsers import PREFLIGHT, Browsers, Headers, hosts_of, origin_of
 from .console import Console, Readings
+from .descriptors import connection_cap
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, redirect, swagger_ui
 from .port import PortTakenError
 from .reading import request_of
-from .server import NOT_HTTP, Handler, Server, connection_cap, is_surplus, meet_expectation
+from .server import NOT_HTTP, Handler, Server, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)

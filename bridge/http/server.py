@@ -16,7 +16,6 @@
 import asyncio
 import contextlib
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Mapping
 from itertools import chain
 from typing import Any, cast
@@ -28,6 +27,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from ..errors import Text
 from .answer import Answer
+from .descriptors import MOST_CONNECTIONS, SURPLUS_SHARE
 from .reads import READ_BYTES, BoundedReads, read_buffer
 from .unsent import UnsentReplies
 
@@ -36,7 +36,6 @@ OnError = Callable[[BaseException | None], Answer]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
-MOST_CONNECTIONS = 4096
 # Of a request's head, in bytes: aiohttp alone takes a megabyte.
 _LONGEST_HEAD = 16 * 1024
 # Each header, and each parameter of a query, takes some hundred bytes, however short.
@@ -52,14 +51,9 @@ _UNREAD_BYTES = 2048
 # before the client has read the response.
 _LINGERING_SECONDS = 1.0
 
-# What database, broker and files need.
-_OTHER_DESCRIPTORS = 128
-_MOST_DESCRIPTORS = 65536
 _BACKLOG = 1024
-# A connection above the cap may send one request head within so long; so many more there may be,
-# as a share of the cap.
+# A connection above the cap may send one request head within so long.
 _SURPLUS_SECONDS = 1.0
-_SURPLUS_SHARE = 8
 # The kernel ends a connection whose client acknowledges nothing for so long.
 _UNACKNOWLEDGED_SECONDS = 60
 _ASCII = bytes(range(128))
@@ -147,6 +141,9 @@ class Protocol(web.RequestHandler):
         if isinstance(message, _ErrInfo):
             self._fail_body()
         self._body, self._in_head, self._head_bytes = body, False, 0
+        if received > READ_BYTES:
+            # Nor does more than one long request wait.
+            self._max_msg_queue_size = 1
         if received > _LONGEST_HEAD - READ_BYTES:
             message, _ = self._messages[first]
             if not isinstance(message, _ErrInfo):
@@ -296,7 +293,7 @@ class Server:
     def opened(self, transport: asyncio.Transport) -> bool:
         """Count a connection; whether it is above the cap. Those far above it are aborted."""
         self._open += 1
-        if self._open > self._most + max(8, self._most // _SURPLUS_SHARE):
+        if self._open > self._most + max(8, self._most // SURPLUS_SHARE):
             transport.abort()
         return self._open > self._most
 
@@ -321,30 +318,3 @@ class Server:
         loop = asyncio.get_running_loop()
         protocol = Protocol(self, self._runner.server, loop=loop, **self._options)
         return BoundedReads(protocol, self._buffer)
-
-
-def raise_descriptor_limit() -> None:
-    """Let this process, and those that it starts, have as many open files as it may have."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        # macOS has a lower limit of its own.
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def connection_cap() -> int:
-    """How many connections leave enough descriptors for everything else."""
-    if sys.platform == "win32":
-        return MOST_CONNECTIONS
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MOST_CONNECTIONS
-    left = max(soft - _OTHER_DESCRIPTORS, soft // 2)
-    return min(MOST_CONNECTIONS, left * _SURPLUS_SHARE // (_SURPLUS_SHARE + 1))
