@@ -43,44 +43,47 @@ class Address:
         return f"{self.scheme}://{self.host}{self.port}"
 
 
-Document = Callable[[bool, Address], bytes]
+class Document:
+    """One document, as it is sent.
+
+    Whether API keys are asked for (`guarded`) is part of it, and may change while we run.
+    """
+
+    def __init__(
+        self, make: Callable[[bool], JsonObject], servers: Callable[[Address], object]
+    ) -> None:
+        self._servers = servers
+        self.parts = cache(lambda guarded: _cut(make(guarded)))
+
+    def __call__(self, guarded: bool, reached: Address) -> bytes:
+        before, after = self.parts(guarded)
+        return before + orjson.dumps(self._servers(reached)) + after
 
 
 class Documents:
-    """The documents of one bridge, as they are sent.
-
-    Whether API keys are asked for (`guarded`) is part of them, and may change while it runs.
-    """
+    """The documents of one bridge."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._openapi = cache(lambda guarded: openapi(settings.language, guarded))
-        self._flattened = cache(lambda guarded: flattened(self._openapi(guarded)))
-        self._asyncapi = cache(lambda: asyncapi(settings))
-        self.by_path: dict[str, Document] = {
-            "/openapi.json": self.openapi,
-            "/openapi-3.0.json": self.openapi_3_0,
-            "/asyncapi.json": self.asyncapi,
+        made = cache(lambda guarded: openapi(settings.language, guarded))
+
+        def ours(reached: Address) -> list[JsonObject]:
+            return [{"url": settings.public_url or reached.url}]
+
+        self.by_path = {
+            # OpenAPI 3.1.
+            "/openapi.json": Document(made, ours),
+            # OpenAPI 3.0 in the plain form that platforms for language models import.
+            "/openapi-3.0.json": Document(lambda guarded: flattened(made(guarded)), ours),
+            # AsyncAPI 3.0. A broker on our own machine is named as its reader reached us.
+            "/asyncapi.json": Document(
+                lambda _: asyncapi(settings), lambda reached: mqtt_servers(settings, reached.host)
+            ),
         }
 
-    def openapi(self, guarded: bool, reached: Address) -> bytes:
-        """OpenAPI 3.1, as JSON."""
-        return _with_servers(self._openapi(guarded), self._servers(reached))
 
-    def openapi_3_0(self, guarded: bool, reached: Address) -> bytes:
-        """OpenAPI 3.0 in the plain form that platforms for language models import."""
-        return _with_servers(self._flattened(guarded), self._servers(reached))
-
-    def _servers(self, reached: Address) -> list[JsonObject]:
-        return [{"url": self._settings.public_url or reached.url}]
-
-    def asyncapi(self, guarded: bool, reached: Address) -> bytes:
-        """AsyncAPI 3.0. A broker on our own machine is named as its reader reached us."""
-        del guarded
-        return _with_servers(self._asyncapi(), mqtt_servers(self._settings, reached.host))
-
-
-def _with_servers(document: JsonObject, servers: object) -> bytes:
+def _cut(document: JsonObject) -> tuple[bytes, bytes]:
+    """What stands before and after the servers, in JSON."""
     # The readers' order: what it is, where it is, what it offers.
     head = {name: document[name] for name in ("openapi", "asyncapi", "info") if name in document}
-    return orjson.dumps({**head, "servers": servers, **document})
+    rest = {name: part for name, part in document.items() if name not in head}
+    return orjson.dumps(head)[:-1] + b',"servers":', b"," + orjson.dumps(rest)[1:]

@@ -18,8 +18,8 @@ from .. import link
 from ..database import connections as database
 from ..errors import Text, UnusableFile
 from ..http.authentication import read_keys
+from ..http.descriptors import raise_descriptor_limit
 from ..http.port import PortTakenError, check_port_is_free
-from ..http.server import raise_descriptor_limit
 from ..observability.metrics import WORKER_NUMBER
 from ..settings import Settings, SettingsError
 from .bridge import Bridge, stop_signal

@@ -23,10 +23,9 @@ _IDENTITY = "identity"
 _MOST_CHUNKS = 1024
 _SMALL_CHUNK = 64
 _CHUNKS_AT_ONCE = 64
-# Bodies that are longer than this and have not come whole share so much memory (bytes): slow ones
-# would else take it from us. Commands and queries are shorter, and so are never kept out by them.
+# Bodies that are longer than this and have not come whole share so much memory (bytes).
 _SMALL = 4 * 1024
-_ALL_LARGE = 32 * 1024 * 1024
+_ALL_LARGE = 16 * 1024 * 1024
 _FEWEST_LARGE = 16
 _TOO_MANY_CHUNKS = Text(
     "请求体被分成了过多的小块；请用更大的块或 Content-Length 发送",
@@ -51,8 +50,8 @@ class Bodies:
         self._limit = limit
         self._most_chunks = max(_MOST_CHUNKS, limit // _SMALL_CHUNK)
         self._most_large = max(_FEWEST_LARGE, _ALL_LARGE // limit)
-        # How many large bodies are on their way.
-        self._large = 0
+        # Those whose large bodies are on their way, by id; the first has been so for longest.
+        self._large: dict[int, web.Request] = {}
 
     async def json(self, request: web.Request, in_time: Limit) -> bytes:
         """A body that is declared to be plain JSON; not yet parsed.
@@ -62,7 +61,7 @@ class Bodies:
             PayloadTooLarge: it has more than `limit` bytes.
             RequestTimeout: it did not arrive in time.
             MalformedRequest: it broke off, its encoding is wrong, or it has too many chunks.
-            Busy: it is large, and too many large ones are on their way.
+            Busy: it is large, and had been on its way longest when there was no room for another.
         """
         _check_media_type(request.headers)
         if (request.content_length or 0) > self._limit:
@@ -76,9 +75,12 @@ class Bodies:
             raise RequestTimeout() from None
         except CLIENT_FAULTS:
             raise MalformedRequest(reason=NOT_HTTP) from None
+        except Busy:
+            # Else aiohttp meets it when it reads on before it closes the connection.
+            request.content.set_exception(None)  # type: ignore[arg-type]
+            raise
         finally:
-            if len(body) > _SMALL:
-                self._large -= 1
+            self._large.pop(id(request), None)
             # Whoever holds the exception holds no body.
             body.clear()
 
@@ -87,19 +89,26 @@ class Bodies:
         # Not `iter_chunks`: where there is no body, it never ends.
         while not content.at_eof():
             part, ends_chunk = await content.readchunk()
-            was_small = len(body) <= _SMALL
             body += part
             chunks += ends_chunk
-            if was_small and len(body) > _SMALL:
-                self._large += 1
-                if self._large > self._most_large and not content.at_eof():
-                    raise Busy()
+            if len(body) > _SMALL and id(request) not in self._large and not content.at_eof():
+                self._make_room()
+                self._large[id(request)] = request
             if len(body) > self._limit:
                 raise PayloadTooLarge(limit=self._limit)
             if chunks > self._most_chunks:
                 raise MalformedRequest(reason=_TOO_MANY_CHUNKS)
             if ends_chunk and chunks % _CHUNKS_AT_ONCE == 0:
                 await asyncio.sleep(0)
+
+    def _make_room(self) -> None:
+        """Give up the large body that has been on its way longest, if there are too many.
+
+        A client that stalls keeps nobody out: what others send arrives in less time.
+        """
+        if len(self._large) >= self._most_large:
+            oldest = self._large.pop(next(iter(self._large)))
+            oldest.content.set_exception(Busy())
 
 
 def _check_media_type(headers: CIMultiDictProxy[str]) -> None:

@@ -61,8 +61,10 @@ class OperatorPages:
             forwarded = request.headers.get("X-Forwarded-Proto", "").partition(",")[0].strip()
             secure = request.secure or forwarded.casefold() == "https"
             reached = Address.of(request.headers.get("Host"), self.settings, secure=secure)
-            # In a thread, since making one for the first time takes some milliseconds.
-            body = await asyncio.to_thread(document, self.is_guarded(), reached)
-            return Answer(200, JSON_UTF8, body)
+            guarded = self.is_guarded()
+            # In a thread, since making one for the first time takes some milliseconds; what each
+            # reader gets is put together here, so that few of them are in memory at a time.
+            await asyncio.to_thread(document.parts, guarded)
+            return Answer(200, JSON_UTF8, document(guarded, reached))
 
         return handle

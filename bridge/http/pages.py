@@ -1,6 +1,5 @@
 """Pages: what is read with a browser, and served as it is to all who may read it."""
 
-import asyncio
 from base64 import urlsafe_b64encode
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from functools import cache, partial
@@ -53,13 +52,11 @@ class Fixed(NamedTuple):
 
 def fixed(read: Callable[[], Fixed]) -> Handler:
     """A handler that serves what `read` gives; it is read once, when it is first asked for."""
-    kept: Fixed | None = None
+    # Not in a thread: of 3,000 that ask at once each would have a copy of its own.
+    read = cache(read)
 
     async def serve(request: web.Request, _: Grant | None) -> web.StreamResponse:
-        nonlocal kept
-        if kept is None:
-            kept = await asyncio.to_thread(read)
-        return kept.answer(request)
+        return read().answer(request)
 
     return serve
 

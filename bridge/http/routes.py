@@ -38,12 +38,13 @@ from .authentication import Keys, WrongKey
 from .bodies import Bodies
 from .browsers import PREFLIGHT, Browsers, Headers, hosts_of, origin_of
 from .console import Console, Readings
+from .descriptors import connection_cap
 from .operator_pages import OperatorPages
 from .pages import Handler as Guarded
 from .pages import Place, redirect, swagger_ui
 from .port import PortTakenError
 from .reading import request_of
-from .server import NOT_HTTP, Handler, Server, connection_cap, is_surplus, meet_expectation
+from .server import NOT_HTTP, Handler, Server, is_surplus, meet_expectation
 from .wrong_keys import WrongKeys
 
 logger = logging.getLogger(__name__)
@@ -174,7 +175,9 @@ class HttpTransport:
                     response.add_headers(self._browsers.cors(origin_of(request)))
                 return response
             except WrongKey as wrong:
-                return self._respond(request, self._refused(await self._delayed(wrong, request)))
+                error = await self._delayed(wrong, request)
+                # Busy closes the connection, on which thousands a second could be shown.
+                return self._respond(request, self._refused(error), keep_alive=error is wrong)
             except Exception as error:
                 return self._respond(request, self._refused(error))
 
@@ -269,6 +272,8 @@ class HttpTransport:
         reply: Reply,
         request_id: str | None = None,
         headers: Headers = (),
+        *,
+        keep_alive: bool = True,
     ) -> Answer:
         asked = request.headers
         more = [
@@ -281,7 +286,7 @@ class HttpTransport:
         elif reply.code == 401:
             more.append(("WWW-Authenticate", "Bearer"))
         # What comes on this connection next would be lost with it.
-        keep_alive = reply.error != Draining.error
+        keep_alive = keep_alive and reply.error != Draining.error
         headers = (*more, *headers)
         return self._send(request, reply.encode(request_id), reply.code, headers, keep_alive)
 

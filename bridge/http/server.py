@@ -7,6 +7,7 @@
 - A response that leaves before its request's body was read closes the connection. Else what follows
   on it, which behind a pooling proxy are other people's requests, would be read as that body.
 - A body of many small chunks is parsed a few at a time, and pipelined requests only while few wait.
+- A request's head is bounded as a whole, and so is what is read from a connection at a time.
 - Connections are capped, and so is what clients have not read of their responses.
 
 `tests/http/test_server.py` guards what is relied on here.
@@ -15,8 +16,8 @@
 import asyncio
 import contextlib
 import socket
-import sys
 from collections.abc import Awaitable, Callable, Mapping
+from itertools import chain
 from typing import Any, cast
 from urllib.parse import quote_from_bytes
 
@@ -26,6 +27,8 @@ from aiohttp.web_protocol import _ErrInfo
 
 from ..errors import Text
 from .answer import Answer
+from .descriptors import MOST_CONNECTIONS, SURPLUS_SHARE
+from .reads import READ_BYTES, BoundedReads, read_buffer
 from .unsent import UnsentReplies
 
 # The answer to what failed outside a handler; None if the request could not be parsed.
@@ -33,9 +36,13 @@ OnError = Callable[[BaseException | None], Answer]
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 NOT_HTTP = Text("不是有效的 HTTP 请求", "this is no valid HTTP request")
-MOST_CONNECTIONS = 4096
-# Of a request's head, in bytes: aiohttp alone keeps a megabyte of one that never ends.
-_LONGEST_HEAD = 32 * 1024
+# Of a request's head, in bytes: aiohttp alone takes a megabyte.
+_LONGEST_HEAD = 16 * 1024
+# Each header, and each parameter of a query, takes some hundred bytes, however short.
+_MOST_HEADERS = 64
+_MOST_PARAMETERS = 64
+# A connection is not read from while so many of its requests wait; aiohttp lets 32 wait.
+_MOST_WAITING = 2
 
 # aiohttp stops parsing a body, and reading from its client, when more than twice so many bytes, or
 # a sixteenth as many chunks, wait to be read.
@@ -44,14 +51,9 @@ _UNREAD_BYTES = 2048
 # before the client has read the response.
 _LINGERING_SECONDS = 1.0
 
-# What database, broker and files need.
-_OTHER_DESCRIPTORS = 128
-_MOST_DESCRIPTORS = 65536
 _BACKLOG = 1024
-# A connection above the cap may send one request head within so long; so many more there may be,
-# as a share of the cap.
+# A connection above the cap may send one request head within so long.
 _SURPLUS_SECONDS = 1.0
-_SURPLUS_SHARE = 8
 # The kernel ends a connection whose client acknowledges nothing for so long.
 _UNACKNOWLEDGED_SECONDS = 60
 _ASCII = bytes(range(128))
@@ -72,6 +74,7 @@ class Protocol(web.RequestHandler):
     def __init__(self, server: "Server", *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._server = server
+        self._max_msg_queue_size, self._msg_queue_resume_size = _MOST_WAITING, _MOST_WAITING // 2
         # The body of the request that was parsed last.
         self._body: StreamReader | None = None
         # Whether only part of a request's head has arrived.
@@ -112,37 +115,58 @@ class Protocol(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         if self._ignores:
             return
-        begins = self._is_between_requests()
+        in_body = self._body is not None and not self._body.is_eof()
+        begins = not (in_body or self._in_head or self._upgraded or self._buffer_paused)
         if begins and not data.isascii():
             line, newline, rest = data.partition(b"\n")
             data = quote_from_bytes(line, safe=_ASCII).encode() + newline + rest
+        waiting = len(self._messages)
         super().data_received(data)
-        if self._messages:
-            message, body = self._messages[-1]
-            if isinstance(message, _ErrInfo):
-                self._fail_body()
-            self._body, self._in_head = body, False
-        elif begins:
-            # Blank lines may stand before a request (RFC 9112, section 2.2).
-            self._in_head = b"\n" in data.lstrip(b"\r\n")
-        self._head_bytes = self._head_bytes + len(data) if self._in_head else 0
-        if self._head_bytes > _LONGEST_HEAD:
-            self._reject_head()
+        if len(self._messages) > waiting:
+            self._note_parsed(waiting, self._head_bytes + len(data))
+        elif not in_body:
+            self._head_bytes += len(data)
+            if begins:
+                # Blank lines may stand before a request (RFC 9112, section 2.2).
+                self._in_head = b"\n" in data.lstrip(b"\r\n")
+            if self._head_bytes > _LONGEST_HEAD:
+                self._reject_head(waiting)
+
+    def _note_parsed(self, first: int, received: int) -> None:
+        """Note the messages that one read has completed, the `first` of which began before it.
+
+        `received` has no more than `READ_BYTES` less than that one's head.
+        """
+        message, body = self._messages[-1]
+        if isinstance(message, _ErrInfo):
+            self._fail_body()
+        self._body, self._in_head, self._head_bytes = body, False, 0
+        if received > READ_BYTES:
+            # Nor does more than one long request wait.
+            self._max_msg_queue_size = 1
+        if received > _LONGEST_HEAD - READ_BYTES:
+            message, _ = self._messages[first]
+            if not isinstance(message, _ErrInfo):
+                fields = chain.from_iterable(message.raw_headers)
+                if len(message.path) + sum(map(len, fields)) > _LONGEST_HEAD:
+                    self._reject_head(first)
 
     def resume_reading(self, resume_parser: bool = True) -> None:
         # Called for each chunk that is read. aiohttp would parse one more request each time, though
         # as many wait as may; it goes on by itself once fewer do.
         super().resume_reading(resume_parser and not self._buffer_paused)
 
-    def _reject_head(self) -> None:
-        if self.transport is not None:
-            self.transport.write(self._server.on_error(None).encoded())
-        self.force_close()
-
-    def _is_between_requests(self) -> bool:
-        if self._in_head or self._upgraded or self._buffer_paused:
-            return False
-        return self._body is None or self._body.is_eof()
+    def _reject_head(self, place: int) -> None:
+        """Answer it in its turn, after the `place` messages before it, and parse nothing more."""
+        while len(self._messages) > place:
+            self._messages.pop()
+        error = HttpProcessingError(message="the head is too long")
+        # With a body that never ends, so that the connection is read from for a moment more.
+        rest = StreamReader(self, _UNREAD_BYTES, loop=self._loop)
+        self._messages.append((_ErrInfo(400, error, error.message), rest))
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        self._ignores = True
 
     def _fail_body(self) -> None:
         if self._body is not None and not self._body.is_eof():
@@ -221,6 +245,7 @@ class Server:
         self._options = {
             # Compressed bodies are rejected: 64 KiB may inflate to 64 MiB.
             "auto_decompress": False,
+            "max_headers": _MOST_HEADERS,
             "read_bufsize": _UNREAD_BYTES,
             "lingering_time": _LINGERING_SECONDS,
             **options,
@@ -228,6 +253,7 @@ class Server:
         self._runner = web.AppRunner(app, handle_signals=False, **self._options)
         self._direct = direct or {}
         self._most = most_connections
+        self._buffer = read_buffer()
         self._open = 0
         self._emptied: asyncio.Event | None = None
         self._listening: asyncio.Server | None = None
@@ -267,7 +293,7 @@ class Server:
     def opened(self, transport: asyncio.Transport) -> bool:
         """Count a connection; whether it is above the cap. Those far above it are aborted."""
         self._open += 1
-        if self._open > self._most + max(8, self._most // _SURPLUS_SHARE):
+        if self._open > self._most + max(8, self._most // SURPLUS_SHARE):
             transport.abort()
         return self._open > self._most
 
@@ -278,37 +304,17 @@ class Server:
 
     def _handle(self, request: Any) -> Awaitable[web.StreamResponse]:
         """Past aiohttp's router, whose work for a plain path is a tenth of a sensor query's."""
+        if request.raw_path.count("&") >= _MOST_PARAMETERS:
+            return self._reject(request)
         handler = self._direct.get((request.method, request.rel_url.raw_path))
         if handler is None or hdrs.EXPECT in request.headers:
             return self._route(request)
         return handler(request)
 
-    def _protocol(self) -> Protocol:
-        return Protocol(self, self._runner.server, loop=asyncio.get_running_loop(), **self._options)
+    async def _reject(self, _: Any) -> web.StreamResponse:
+        return self.on_error(None)
 
-
-def raise_descriptor_limit() -> None:
-    """Let this process, and those that it starts, have as many open files as it may have."""
-    if sys.platform == "win32":
-        return
-    import resource
-
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = _MOST_DESCRIPTORS if hard == resource.RLIM_INFINITY else min(hard, _MOST_DESCRIPTORS)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        # macOS has a lower limit of its own.
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def connection_cap() -> int:
-    """How many connections leave enough descriptors for everything else."""
-    if sys.platform == "win32":
-        return MOST_CONNECTIONS
-    import resource
-
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY:
-        return MOST_CONNECTIONS
-    left = max(soft - _OTHER_DESCRIPTORS, soft // 2)
-    return min(MOST_CONNECTIONS, left * _SURPLUS_SHARE // (_SURPLUS_SHARE + 1))
+    def _protocol(self) -> BoundedReads:
+        loop = asyncio.get_running_loop()
+        protocol = Protocol(self, self._runner.server, loop=loop, **self._options)
+        return BoundedReads(protocol, self._buffer)

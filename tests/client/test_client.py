@@ -9,8 +9,10 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from decimal import Decimal
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -447,6 +449,25 @@ async def test_number_that_json_has_not_sends_nothing(respond, number, field):
     value = {"of": (1, [number])} if field == "parameters" else number
     with pytest.raises(ValueError, match="JSON"):
         await client.call("control", **{field: value})
+    await client.call("health")
+    assert [request.topic for request in responder.requests] == ["plugin/request/health"]
+
+
+@dataclass
+class Pulse:
+    width: float
+
+
+class Level(Enum):
+    UNKNOWN = float("nan")
+
+
+@pytest.mark.parametrize("value", [Pulse(float("nan")), Level.UNKNOWN, {"of": [Pulse(1.5)]}])
+async def test_field_that_is_no_json_sends_nothing(respond, value):
+    """orjson writes dataclasses and enums too, and null for the NaN in them."""
+    responder, client = await respond({"code": 200, "data": None})
+    with pytest.raises(TypeError, match="JSON"):
+        await client.call("control", value=value)
     await client.call("health")
     assert [request.topic for request in responder.requests] == ["plugin/request/health"]
 

@@ -556,7 +556,7 @@ async def test_connections_that_end_make_room(site):
 )
 def test_limit_of_open_files_is_raised_and_leaves_some_for_others(soft, hard, told):
     program = (
-        "import resource; from bridge.http.server import *; raise_descriptor_limit();"
+        "import resource; from bridge.http.descriptors import *; raise_descriptor_limit();"
         "print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], connection_cap())"
     )
     command = ["prlimit", f"--nofile={soft}:{hard}", sys.executable, "-c", program]

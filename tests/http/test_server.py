@@ -152,7 +152,15 @@ def post(target: str, body: bytes, *headers: str) -> bytes:
 
 @pytest.mark.parametrize(
     "name",
-    ["_buffer_paused", "_messages", "_request_in_progress", "_upgraded"],
+    [
+        "_buffer_paused",
+        "_max_msg_queue_size",
+        "_messages",
+        "_msg_queue_resume_size",
+        "_request_in_progress",
+        "_upgraded",
+        "_waiter",
+    ],
 )
 def test_aiohttp_has_what_we_reach_for(name):
     assert name in {*web.RequestHandler.__slots__, *BaseProtocol.__slots__}
@@ -183,7 +191,7 @@ def test_what_we_override_is_called_as_we_declare_it(name):
 def test_a_protocol_is_made_as_we_make_it():
     theirs = inspect.signature(web.RequestHandler.__init__).parameters
     assert list(theirs)[:3] == ["self", "manager", "loop"]
-    assert "auto_decompress" in theirs
+    assert {"auto_decompress", "max_headers"} <= set(theirs)
 
 
 async def test_connection_has_the_options_of_the_application():

@@ -144,3 +144,25 @@ async def test_clients_that_come_without_end_and_read_nothing_lock_nobody_out(at
     assert memory.growth < 150
     assert set(seen.statuses) == {200}
     assert seen.longest < 2
+
+
+@pytest.mark.parametrize(
+    ("path", "requests"), [("/docs/swagger-ui-bundle.js", 200), ("/openapi.json", 2000)]
+)
+async def test_what_many_ask_for_at_once_is_in_memory_once(attacked: Bridge, path, requests):
+    """Each had a copy of its own, and whose `Host` is in the document still could have."""
+    connections = aiohttp.TCPConnector(limit=0)
+    async with (
+        aiohttp.ClientSession(attacked.url, connector=connections) as session,
+        watched(attacked) as memory,
+    ):
+
+        async def ask(number: int) -> int:
+            host = {"Host": f"10.0.{number // 250}.{number % 250}"}
+            async with session.get(path, headers=host) as answer:
+                assert answer.status == 200
+                return len(await answer.read())
+
+        lengths = await asyncio.gather(*(ask(number) for number in range(requests)))
+    assert min(lengths) > 50_000
+    assert memory.growth < 100
