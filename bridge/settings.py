@@ -125,21 +125,14 @@ def _public_url(value: str) -> str:
 
 def _levels(value: str, most: int = 99) -> str:
     levels = value.split("/") if value else []
-    if len(levels) > most or not all(map(_TOPIC_LEVEL.fullmatch, levels)):
+    is_boards = levels[:1] == ["devices"]
+    if is_boards or len(levels) > most or not all(map(_TOPIC_LEVEL.fullmatch, levels)):
         raise UnusableValue(
-            "不能含有 +、#、$、空格和空的主题层级；MQTT_SHARE 还不能含有 /",
-            "must not contain +, #, $, spaces or empty topic levels, and MQTT_SHARE no / either",
+            "不能含有 +、#、$、空格和空的主题层级，不能以开发板的 devices 开头；MQTT_SHARE 还不能含有 /",
+            "must not contain +, #, $, spaces or empty topic levels, nor begin with devices, where "
+            "the boards are, and MQTT_SHARE no / either",
         )
     return value
-
-
-def _no_device_topic(prefix: str) -> str:
-    if prefix.partition("/")[0] == "devices":
-        raise UnusableValue(
-            "不能在 devices 之下：那里是设备的主题",
-            "must not be below devices, where the boards' topics are",
-        )
-    return prefix
 
 
 def _topic_filter(topic_filter: str) -> str:
@@ -186,7 +179,6 @@ TopicFilters = Annotated[tuple[Annotated[str, AfterValidator(_topic_filter)], ..
 HostNames = Annotated[tuple[str, ...], _PARTS, _LOWER]
 Host = Annotated[str, AfterValidator(_host)]
 Topic = Annotated[str, AfterValidator(_levels)]
-Prefix = Annotated[Topic, AfterValidator(_no_device_topic)]
 TopicLevel = Annotated[str, AfterValidator(partial(_levels, most=1))]
 ReadableFile = Annotated[Path, AfterValidator(_readable)] | None
 ReadableSecretFile = Annotated[Path, AfterValidator(partial(_readable, is_secret=True))] | None
@@ -220,7 +212,7 @@ class Settings(BaseModel):
     mqtt_tls_cert: ReadableFile = None
     mqtt_tls_key: ReadableSecretFile = None
     mqtt_protocol: Literal["5", "3.1.1"] = "5"
-    mqtt_topic_prefix: Prefix = "plugin"
+    mqtt_topic_prefix: Topic = "plugin"
     mqtt_share: TopicLevel = "bridge"
     mqtt_instance: Topic = ""
     mqtt_session_expiry: Annotated[int, Field(ge=0, le=0xFFFFFFFE)] = 30
