@@ -128,7 +128,7 @@ def _levels(value: str, most: int = 99) -> str:
     is_boards = levels[:1] == ["devices"]
     if is_boards or len(levels) > most or not all(map(_TOPIC_LEVEL.fullmatch, levels)):
         raise UnusableValue(
-            "不能含有 +、#、$、空格和空的主题层级，不能以开发板的 devices 开头；MQTT_SHARE 还不能含有 /",
+            "不能含有 +、#、$、空格和空的主题层级，不能以 devices 开头；MQTT_SHARE 还不能含有 /",
             "must not contain +, #, $, spaces or empty topic levels, nor begin with devices, where "
             "the boards are, and MQTT_SHARE no / either",
         )
