@@ -3,6 +3,9 @@
 Its topic names our subscriptions, and it is placed before them, in a session that is new or known
 to hold nothing else. So a session that holds it holds no other bridge's subscriptions, nor those of
 our own former settings.
+
+On MQTT 5 it is looked for by removing it. A spare one stays meanwhile: without it, the session of a
+bridge that is killed at that moment would be lost, and with it all that waits there.
 """
 
 import hashlib
@@ -30,6 +33,7 @@ class SessionMarker:
         held = "\n".join((settings.mqtt_protocol, *topics.filters))
         # Beside the presence: the documented ACL lets us read and write one level there.
         self._topic = f"{topics.presence}-{hashlib.sha256(held.encode()).hexdigest()[:16]}"
+        self._spare = f"{self._topic}-spare"
         self.echo = Echo(topics, self._topic)
         # Whether it was placed and not removed since; unknown on 3.1.1.
         self._is_placed = False
@@ -51,7 +55,8 @@ class SessionMarker:
         if not self.is_possible:
             return
         try:
-            await link.subscribe([self._topic], identifier=identifier)
+            places = [self._topic, self._spare] if link.version5 else [self._topic]
+            await link.subscribe(places, identifier=identifier)
         except LinkError as error:
             is_lost = link.lost.done()
             self._losses += is_lost
@@ -68,7 +73,7 @@ class SessionMarker:
         self._is_placed = True
 
     async def is_in(self, link: Link, *, known: bool) -> bool:
-        """Whether the session of this connection is ours; with MQTT 5 it is removed thereby.
+        """Whether the session of this connection is ours; with MQTT 5 one is removed thereby.
 
         Args:
             known: whether the session was ours on the connection before.
@@ -83,10 +88,13 @@ class SessionMarker:
         self._is_placed = False
         # The second one was never subscribed: the codes of some brokers say `success` of all.
         never = f"{self._topic}/{os.urandom(8).hex()}"
-        codes = await link.unsubscribe([self._topic, never])
-        if list(codes[1:]) != [_NO_SUBSCRIPTION_EXISTED]:
-            return known
-        return codes[0] == _SUCCESS
+        for place in (self._topic, self._spare):
+            codes = await link.unsubscribe([place, never])
+            if list(codes[1:]) != [_NO_SUBSCRIPTION_EXISTED]:
+                return known
+            if codes[0] == _SUCCESS:
+                return True
+        return False
 
     async def _returns(self, link: Link) -> bool:
         """Whether what we publish there comes back: an UNSUBACK of 3.1.1 has no reason codes."""

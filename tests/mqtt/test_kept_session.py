@@ -230,6 +230,41 @@ async def test_unchanged_bridge_answers_hundreds_that_it_was_killed_over(
     assert "is ended" not in bridge.output
 
 
+async def test_unchanged_bridge_that_is_killed_again_on_its_return_answers_what_waits(
+    private_bridge: StartBridge, private_mosquitto, connect_requester: ConnectRequester
+):
+    """Between the look at what the session holds and its end, when the marker is missing."""
+    broker = private_mosquitto()
+    requester = await connect_requester(broker)
+    topic = requester.reply_topic()
+    await requester.subscribe(topic)
+    async with Line(broker) as line:
+        bridge = private_bridge(wait=None, broker=line)
+        await asyncio.to_thread(bridge.wait_until_it_is, "ready")
+        bridge.kill()
+        ids = {f"r{number}" for number in range(10)}
+        for request_id in ids:
+            request = {**READING, "reply_to": topic, "request_id": request_id}
+            await requester.publish("plugin/request/sensor-data", json.dumps(request))
+        killed = asyncio.Event()
+
+        def kill_at_the_marker(packet: bytes) -> None:
+            if packet[0] >> 4 == SUBSCRIBE:
+                bridge.kill()
+                killed.set()
+                raise Cut
+
+        passes, line.watch = line.watch, kill_at_the_marker
+        bridge.spawn()
+        async with asyncio.timeout(10):
+            await killed.wait()
+        line.watch = passes
+        await asyncio.to_thread(bridge.start)
+        answered = {(await requester.next_message(topic=topic)).json["request_id"] for _ in ids}
+    assert answered == ids
+    assert "is ended" not in bridge.output
+
+
 @pytest.mark.parametrize("share", ["bridge", ""])
 async def test_unchanged_bridge_answers_what_came_while_it_was_stopped(
     private_bridge: StartBridge, connect_requester: ConnectRequester, share: str
