@@ -21,6 +21,7 @@ from ..link.topics import Topics
 from ..mcp.endpoint import Endpoint
 from ..mqtt import MqttTransport
 from ..mqtt.deliveries import Deliveries
+from ..mqtt.former_workers import FormerWorkers
 from ..mqtt.publisher import CommandPublisher
 from ..mqtt.session import Session
 from ..mqtt.turns import Turns
@@ -78,6 +79,7 @@ class Bridge:
             on_connection_lost=deliveries.lost,
         )
         self._turns = Turns(topics, self._session, lambda: self._backend.available)
+        self._former_workers = FormerWorkers(settings, topics, self._session)
         self._dispatcher = self._make_dispatcher(observers)
         self._mqtt = MqttTransport(
             settings,
@@ -133,6 +135,7 @@ class Bridge:
         self._background.start("mqtt", self._mqtt.run(since))
         if self._settings.mqtt_share:
             self._background.start("turns", self._turns.run())
+            self._background.start("former workers", self._former_workers.end())
         self._background.start("readiness", self._tell_readiness())
         self._background.start("watchdog", systemd.watchdog())
         systemd.notify("READY=1")

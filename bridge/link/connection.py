@@ -147,6 +147,8 @@ class Link:
         granted: Sequence[Any] = await self._unless_lost(
             self._client.subscribe([(topic, options) for topic in filters], properties=properties)
         )
+        if len(granted) != len(filters):
+            raise LinkError("the broker's SUBACK has another number of codes than the SUBSCRIBE")
         for topic, code in zip(filters, granted, strict=True):
             reason = code if isinstance(code, int) else int(code.value)
             if reason >= REFUSED_FROM:

@@ -1,7 +1,8 @@
 """Our presence: a retained message that says whether we serve, and what we subscribed to."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import aiomqtt
 import orjson
@@ -21,14 +22,23 @@ class OtherBridges:
         self._topics = topics
         # The topics of their presence.
         self.online: set[str] = set()
+        self._collected: dict[str, Any] = {}
+
+    def collect(self, topics: Iterable[str]) -> dict[str, Any]:
+        """What the presence on these topics says, from now on; None while it says nothing."""
+        self._collected = dict.fromkeys(topics)
+        return self._collected
 
     def hear(self, message: Message) -> None:
         """Take note of a bridge's presence."""
+        said = None
         try:
             said = orjson.loads(message.payload)
             serves = said["status"] == "online" and said["subscribed"] == self._topics.digest
         except (orjson.JSONDecodeError, KeyError, TypeError):
             serves = False
+        if message.topic in self._collected:
+            self._collected[message.topic] = said
         if serves and message.topic != self._topics.presence:
             self.online.add(message.topic)
         else:
@@ -38,8 +48,9 @@ class OtherBridges:
 class Presence:
     """Announces it, and leaves a will; on a broker that retains nothing, neither."""
 
-    def __init__(self, topics: Topics) -> None:
+    def __init__(self, topics: Topics, workers: int) -> None:
         self._topics = topics
+        self._workers = workers
         self._retains = True
         # When we started, in ISO 8601.
         self.since: str | None = None
@@ -114,12 +125,13 @@ class Presence:
             )
 
     def _payload(self, status: str) -> bytes:
-        return orjson.dumps(
-            {
-                "status": status,
-                "version": __version__,
-                "since": self.since,
-                # Not the filters: who knows the share's name may take turns in it.
-                "subscribed": self._topics.digest,
-            }
-        )
+        said: dict[str, Any] = {
+            "status": status,
+            "version": __version__,
+            "since": self.since,
+            # Not the filters: who knows the share's name may take turns in it.
+            "subscribed": self._topics.digest,
+        }
+        if self._workers > 1:
+            said["workers"] = self._workers
+        return orjson.dumps(said)

@@ -71,7 +71,7 @@ class Session:
         self._held: list[tuple[Link, Message]] | None = None
         self._marker = SessionMarker(settings, topics)
         self._own = OwnSubscriptions(settings, topics, self._marker.echo, metrics)
-        self._presence = Presence(topics)
+        self._presence = Presence(topics, settings.workers)
         self.others = OtherBridges(topics)
         self._delivery_check = DeliveryCheck(settings)
         self._stopping = False

@@ -486,8 +486,8 @@ async def test_acknowledgements_go_out_in_order_of_receipt_each_after_its_reply(
         starting = asyncio.create_task(
             asyncio.to_thread(lambda: private_bridge(broker=broker, database=database))
         )
-        # The session's marker, and the requests.
-        for granted in (b"\x01", b"\x01\x01"):
+        # The session's markers, and the requests.
+        for granted in (b"\x01\x01", b"\x01\x01"):
             _, subscribe = await broker.packet(SUBSCRIBE)
             broker.send(bytes((0x90, 3 + len(granted))) + subscribe[:2] + b"\x00" + granted)
         await acknowledge_next(broker)

@@ -16,9 +16,11 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.lab.bridge import PROJECT, Bridge
+from tests.lab.platform import BOARD_A
 from tests.lab.servers import wait_until
 
 MOST_SILENT_SECONDS = 3
+READING = {"device_uuid": BOARD_A, "sensor": "temperature"}
 
 
 class Scripted(Bridge):
@@ -222,3 +224,38 @@ def test_hangup_while_workers_start_reaches_them_when_they_can_take_it(private_m
 def test_parent_promises_no_store_as_a_cure_for_two_sequences_on_a_device(private_bridge):
     line = private_bridge(WORKERS="2").wait_for_line("DEDUP_STORE=memory")
     assert "set DEDUP_STORE=mysql (with either, two workers may each run a sequence" in line
+
+
+# ---- another number of them ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("protocol", "before", "after", "former"),
+    [("5", 2, 1, ["-1", "-2"]), ("3.1.1", 3, 2, ["-3"]), ("5", 1, 2, [""])],
+)
+async def test_former_workers_take_no_turns(
+    private_mosquitto, mariadb, connect_requester, protocol, before, after, former
+):
+    """The broker keeps their sessions: for 30 s, on 3.1.1 without end."""
+    broker = private_mosquitto()
+    bridge = Supervised(broker, mariadb, WORKERS=str(before), MQTT_PROTOCOL=protocol)
+    # It only bears such a name.
+    other = Bridge(broker, mariadb, MQTT_INSTANCE=f"{bridge.instance}-9", MQTT_SHARE="other")
+    with contextlib.closing(bridge):
+        with other:
+            bridge.start()
+            bridge.wait_until_ready(before)
+            bridge.stop()
+        bridge.settings["WORKERS"] = str(after)
+        bridge.start()
+        bridge.wait_until_ready(before + after)
+
+        def are_ended() -> bool:
+            return bridge.output.count("former worker") == len(former)
+
+        await asyncio.to_thread(bridge.wait_for, are_ended, "the end of their sessions")
+        for name in former:
+            assert f"former worker '{bridge.instance}{name}'" in bridge.output
+        requester = await connect_requester(broker, version=protocol)
+        for _ in range(8):
+            assert (await requester.ask("sensor-data", READING, timeout=5)).code == 200

@@ -431,6 +431,17 @@ async def test_refused_subscription_is_an_error(links, protocol, connack, suback
     assert "forbidden/#" in str(refusal.value)
 
 
+@pytest.mark.parametrize("codes", [b"\x01", b"\x01\x01\x01"])
+async def test_suback_of_another_length_is_an_error(links, codes):
+    async with Scripted(ACCEPTED) as broker:
+        link = await links.opened(broker)
+        subscribing = asyncio.create_task(link.subscribe(["a", "b"]))
+        _, body = await broker.packet(SUBSCRIBE)
+        broker.send(bytes((0x90, 3 + len(codes))) + body[:2] + b"\x00" + codes)
+        with pytest.raises(LinkError, match="SUBACK"):
+            await asyncio.wait_for(subscribing, 5)
+
+
 async def test_stored_retained_messages_are_not_sent_and_live_ones_keep_their_flag(
     links, mosquitto
 ):
