@@ -17,7 +17,9 @@ from aiohttp import hdrs, web
 
 JSON_UTF8 = "application/json; charset=utf-8"
 
-# A response larger than this may have to wait for its client to read.
+# A client that has more than this unread is watched.
+_WATCHED_BYTES = 4 * 1024
+# One that has more than this unread has to read before its next request is served.
 _UNSENT_BYTES = 64 * 1024
 # How long a response counts as under way whose client does not read it.
 _READ_SECONDS = 0.2
@@ -30,8 +32,8 @@ class Connection(Protocol):
 
     is_surplus: bool
 
-    def watch_reader(self) -> None:
-        """Count what the client has not read yet towards the bound on unsent bytes."""
+    def watch_reader(self, written: int, copied: int) -> None:
+        """Bound what the client leaves unread of `written` bytes, `copied` of them for it alone."""
 
     def ignore_rest(self) -> None:
         """Parse nothing more of what the client sends: this was the last answer."""
@@ -48,11 +50,14 @@ class Answer(web.StreamResponse):
         headers: Sequence[tuple[str, str]] = (),
         *,
         keep_alive: bool = True,
+        is_shared: bool = False,
     ) -> None:
         # Without super().__init__(), which makes a multidict of headers.
         self._status = status
         self._keep_alive = keep_alive
         self._content = body
+        # Whether the body stays in memory anyway: it is not copied, and costs nothing unread.
+        self._is_shared = is_shared
         self._lines = _first_lines(status, content_type, tuple(headers))
         self._written = False
         # Whether its client has read all but little of it.
@@ -101,17 +106,18 @@ class Answer(web.StreamResponse):
             self._written = True
             head = self._head(self._persistence(request))
             body = b"" if request.method == hdrs.METH_HEAD else self._content
-            if len(body) < _UNSENT_BYTES:
+            if len(body) < (_WATCHED_BYTES if self._is_shared else _UNSENT_BYTES):
                 transport.write(head + body)
             else:
                 transport.writelines((head, body))
             # aiohttp keeps a connection's last answer until its next request.
             self._content = b""
+            if transport.get_write_buffer_size() > _WATCHED_BYTES:
+                written = len(head) + len(body)
+                copied = len(head) if self._is_shared else written
+                cast(Connection, request.protocol).watch_reader(written, copied)
         self._is_read = transport.get_write_buffer_size() <= _UNSENT_BYTES
-        if self._is_read:
-            return False
-        cast(Connection, request.protocol).watch_reader()
-        return True
+        return not self._is_read
 
     def _head(self, persistence: str) -> bytes:
         length = f"Content-Length: {len(self._content)}\r\n"

@@ -13,6 +13,7 @@ from ..core.grant import Grant
 from ..observability.metrics import Metrics
 from ..settings import Settings
 from .answer import JSON_UTF8, Answer
+from .coalesced import Coalesced
 from .pages import Handler, Place
 
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
@@ -20,7 +21,7 @@ _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class OperatorPages:
-    """The pages; none of them waits for anyone."""
+    """The pages; none of them waits for the database or the broker."""
 
     settings: Settings
     metrics: Metrics
@@ -32,7 +33,7 @@ class OperatorPages:
         yield Place("/", self._root, open=True, cors=True)
         yield Place("/livez", self._livez, open=True, cors=True)
         yield Place("/readyz", self._readyz, open=True, cors=True)
-        yield Place("/metrics", self._exposition, cors=True)
+        yield Place("/metrics", self._exposition(), cors=True)
         for path, document in Documents(self.settings).by_path.items():
             yield Place(path, self._document(document), cors=True)
 
@@ -53,8 +54,13 @@ class OperatorPages:
             return Answer(200, JSON_UTF8, b'{"status":"ready"}')
         return Answer(503, JSON_UTF8, b'{"status":"not ready"}')
 
-    async def _exposition(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
-        return Answer(200, _EXPOSITION, self.metrics.exposition())
+    def _exposition(self) -> Handler:
+        exposition = Coalesced(self.metrics.exposition)
+
+        async def handle(_: web.Request, __: Grant | None) -> web.StreamResponse:
+            return Answer(200, _EXPOSITION, await exposition())
+
+        return handle
 
     def _document(self, document: Document) -> Handler:
         async def handle(request: web.Request, _: Grant | None) -> web.StreamResponse:
