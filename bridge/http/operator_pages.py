@@ -68,8 +68,7 @@ class OperatorPages:
             secure = request.secure or forwarded.casefold() == "https"
             reached = Address.of(request.headers.get("Host"), self.settings, secure=secure)
             guarded = self.is_guarded()
-            # In a thread, since making one for the first time takes some milliseconds; what each
-            # reader gets is put together here, so that few of them are in memory at a time.
+            # In a thread, since making one for the first time takes some milliseconds.
             await asyncio.to_thread(document.parts, guarded)
             return Answer(200, JSON_UTF8, document(guarded, reached))
 

@@ -95,9 +95,9 @@ class Protocol(web.RequestHandler):
         self._server.closed()
         super().connection_lost(exc)
 
-    def watch_reader(self, written: int, copied: int) -> None:
+    def watch_reader(self, written: int, own: int) -> None:
         if self.transport is not None:
-            self._server.unsent.watch(self.transport, written, copied)
+            self._server.unsent.watch(self.transport, written, own)
 
     def ignore_rest(self) -> None:
         self._ignores = True

@@ -8,8 +8,8 @@ _LEAST_BYTES = 32 * 1024
 _READER_SECONDS = 30.0
 # What all clients together may keep in memory by not reading it.
 _MOST_BYTES = 64 * 1024 * 1024
-# If they keep more, so much of it is left after the largest are cut: each cut looks at all.
-_LEFT_SHARE = 7 / 8
+# If they keep more, the largest are cut until so much is left: each cut takes a look at all.
+_LEFT_SHARE = 15 / 16
 _LOOK_SECONDS = 0.5
 
 
@@ -18,15 +18,15 @@ class _Reader:
     # What it had not read at `since`, and what was written to it afterwards.
     unread: int
     since: float
-    # What was copied for it since it had read everything, and the longest copy.
-    copied: int = 0
+    # What was written for it alone since it had read everything, and the longest of that.
+    own: int = 0
     longest: int = 0
     # The memory that it keeps, when it was last looked at.
     held: int = 0
 
     def hold(self, unsent: int) -> int:
         """Note the memory that it keeps: uvloop keeps a response until all of it was sent."""
-        self.held = min(self.copied, unsent + self.longest)
+        self.held = min(self.own, unsent + self.longest)
         return self.held
 
 
@@ -37,6 +37,8 @@ class UnsentReplies:
         self, most_bytes: int = _MOST_BYTES, reader_seconds: float = _READER_SECONDS
     ) -> None:
         self._loop = asyncio.get_running_loop()
+        # asyncio's own loops copy what they can't send at once.
+        self._copies = isinstance(self._loop, asyncio.BaseEventLoop)
         self._most_bytes = most_bytes
         self._reader_seconds = reader_seconds
         self._readers: dict[asyncio.Transport, _Reader] = {}
@@ -44,12 +46,12 @@ class UnsentReplies:
         self._held = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, transport: asyncio.Transport, written: int, copied: int) -> None:
+    def watch(self, transport: asyncio.Transport, written: int, own: int) -> None:
         """Watch a client that has not read all of its responses, until it has; may abort others.
 
         Args:
             written: the length of the response that was just written to it.
-            copied: how much of that is in memory for this client alone.
+            own: how much of that is in memory for this client alone.
         """
         unsent = transport.get_write_buffer_size()
         reader = self._readers.get(transport)
@@ -60,8 +62,9 @@ class UnsentReplies:
         else:
             self._held -= reader.held
             reader.unread += written
-        reader.copied += copied
-        reader.longest = max(reader.longest, copied)
+        own = written if self._copies else own
+        reader.own += own
+        reader.longest = max(reader.longest, own)
         self._held += reader.hold(unsent)
         if self._held > self._most_bytes:
             self._bound_total()
