@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 
-from tests.http.test_server import post
+from tests.http.test_server import get, post
 from tests.lab.bridge import Bridge
 from tests.lab.mariadb import MariaDb
 from tests.lab.memory import watched
@@ -59,6 +59,7 @@ class Unread:
         client = socket.socket()
         self._sockets.append(client)
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         client.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_connect(client, (LOOPBACK, self._port))
@@ -144,6 +145,24 @@ async def test_clients_that_come_without_end_and_read_nothing_lock_nobody_out(at
     assert memory.growth < 150
     assert set(seen.statuses) == {200}
     assert seen.longest < 2
+
+
+@pytest.mark.parametrize(
+    "requests",
+    [get("/console/console.css") * 6, get("/openapi.json") * 3, batch(3) * 3],
+    ids=["a file", "a document", "answers of their own"],
+)
+async def test_3900_clients_that_leave_a_little_unread_take_a_bounded_memory(
+    attacked: Bridge, unread: Unread, requests: bytes
+):
+    """Each less than what a client must read before its next request is served."""
+    async with watched(attacked) as memory, others(attacked) as seen:
+        for _ in range(39):
+            await asyncio.gather(*(unread.add(requests) for _ in range(100)))
+        await seen.answers(40)
+    # It was 230 to 540 MiB.
+    assert memory.growth < 150
+    assert set(seen.statuses) == {200}
 
 
 @pytest.mark.parametrize(
