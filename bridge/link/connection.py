@@ -132,7 +132,9 @@ class Link:
     async def subscribe(
         self, filters: Sequence[str], *, retained: bool = False, identifier: int | None = None
     ) -> None:
-        """Subscribe at QoS 1, with the retain flag kept; `retained`: stored messages are wanted.
+        """Subscribe at QoS 1, with the retain flag kept.
+
+        `retained`: stored messages are wanted too; then these alone bear the flag.
 
         `identifier` comes with each message, where the broker can do so (MQTT 5.0, 3.8.2.1.2).
 
