@@ -211,6 +211,11 @@ class Link:
         silence = self._loop.time() - self._stream.last_heard
         return not self.lost.done() and silence < SILENCE_BEFORE_PING + 1.5
 
+    @property
+    def is_congested(self) -> bool:
+        """Whether 64 MiB wait already for the broker to take them."""
+        return self._outbox.is_full
+
     def publish(
         self,
         topic: str,
