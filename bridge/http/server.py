@@ -140,6 +140,9 @@ class Protocol(web.RequestHandler):
         message, body = self._messages[-1]
         if isinstance(message, _ErrInfo):
             self._fail_body()
+            body = self._endless_body()
+            self._messages[-1] = (message, body)
+            self._ignores = True
         self._body, self._in_head, self._head_bytes = body, False, 0
         if received > READ_BYTES:
             # Nor does more than one long request wait.
@@ -161,12 +164,17 @@ class Protocol(web.RequestHandler):
         while len(self._messages) > place:
             self._messages.pop()
         error = HttpProcessingError(message="the head is too long")
-        # With a body that never ends, so that the connection is read from for a moment more.
-        rest = StreamReader(self, _UNREAD_BYTES, loop=self._loop)
-        self._messages.append((_ErrInfo(400, error, error.message), rest))
+        self._messages.append((_ErrInfo(400, error, error.message), self._endless_body()))
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
         self._ignores = True
+
+    def _endless_body(self) -> StreamReader:
+        """A body of what can't be parsed: the connection is read from for a moment more.
+
+        Else it could be reset before the client has read the response.
+        """
+        return StreamReader(self, _UNREAD_BYTES, loop=self._loop)
 
     def _fail_body(self) -> None:
         if self._body is not None and not self._body.is_eof():
