@@ -86,7 +86,8 @@ class Endpoint:
             )
         )
         self._messages = Admission(_IN_FLIGHT, _WAIT_SECONDS, narrow=of_a_key.__getitem__)
-        self._turns = Admission(_READ_AT_ONCE, _WAIT_SECONDS)
+        # These are in flight already, and wait as long as they may take.
+        self._turns = Admission(_READ_AT_ONCE, settings.request_timeout)
         self._closing = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
