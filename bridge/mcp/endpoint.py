@@ -25,7 +25,7 @@ from ..core.envelope import open_fields, open_payload, traceparent_of
 from ..core.grant import Grant
 from ..core.request import Request
 from ..devices.models import JsonObject
-from ..errors import Forbidden, OperationNotFound
+from ..errors import Draining, Forbidden, OperationNotFound
 from ..http.answer import Answer
 from ..http.bodies import Bodies
 from ..http.pages import Place
@@ -103,7 +103,7 @@ class Endpoint:
         """Answer one message.
 
         Raises a BridgeError if it is no JSON object, is too large or late, if too many are in
-        flight already, or the SDK is missing.
+        flight already, the bridge stops, or the SDK is missing.
         """
         received = self._dispatcher.deadlines.came()
         headers = request.headers
@@ -123,8 +123,15 @@ class Endpoint:
             await self._turns.enter(size=len(payload), asks_again=True) as turn,
         ):
             caller = Caller(grant, received, traceparent_of(headers.get("traceparent")), turn)
-            await manager.handle_request(_scope(request, caller), exchange.receive, exchange.send)
-        return exchange.answer()
+            scope = _scope(request, caller)
+            try:
+                await manager.handle_request(scope, exchange.receive, exchange.send)
+                return exchange.answer()
+            except Exception:
+                if self._closing.is_set():
+                    # The SDK's tasks were cancelled, or had ended before it got this message.
+                    raise Draining() from None
+                raise
 
     async def close(self) -> None:
         """End it, and cancel what is still in flight."""

@@ -43,22 +43,40 @@ async def test_mcp_messages_by_the_hundred_take_a_bounded_memory(bridge: Bridge)
     assert memory.growth < 150
 
 
-async def test_mcp_messages_that_wait_for_the_database_take_a_bounded_memory(
-    private_bridge: StartBridge, mariadb: MariaDb
-):
-    """400 of 60 KB with one emoji, which makes four bytes of each character, took 240 MiB."""
+def with_an_emoji() -> bytes:
+    """60 KB, in a text that takes four bytes for each character."""
     arguments = {"device_uuid": BOARD_A, "sensor": "temperature", "text": "😀" + "x" * 60_000}
     call = {"name": "read_sensor", "arguments": arguments}
     message = {"jsonrpc": "2.0", "id": 1, "method": "tools/call", "params": call}
-    body = json.dumps(message, ensure_ascii=False).encode()
-    request = post("/mcp/", body, JSON, ACCEPT)
+    return post("/mcp/", json.dumps(message, ensure_ascii=False).encode(), JSON, ACCEPT)
+
+
+async def test_mcp_messages_that_wait_for_the_database_take_a_bounded_memory(
+    private_bridge: StartBridge, mariadb: MariaDb
+):
+    """400 took 240 MiB."""
     bridge = private_bridge(DB_TIMEOUT="1")
-    async with clients(bridge, 1, request) as warm, asyncio.timeout(10):
+    async with clients(bridge, 1, with_an_emoji()) as warm, asyncio.timeout(10):
         while not warm:
             await asyncio.sleep(0.05)
     with locked(mariadb, "device_main"):
-        async with watched(bridge) as memory, flood(bridge, 400, request) as answered:
+        async with watched(bridge) as memory, flood(bridge, 400, with_an_emoji()) as answered:
             async with asyncio.timeout(20):
                 while answered[200] < 64:
                     await asyncio.sleep(0.05)
     assert memory.growth < 150
+
+
+async def test_mcp_messages_that_wait_for_a_place_at_the_stop_are_no_error(
+    private_bridge: StartBridge, mariadb: MariaDb
+):
+    bridge = private_bridge()
+    with locked(mariadb, "device_main"):
+        async with flood(bridge, 400, with_an_emoji()) as answered, asyncio.timeout(20):
+            # The first have waited for a second, as many others as are in flight for the database.
+            while not answered[429]:
+                await asyncio.sleep(0.05)
+            stopping = asyncio.create_task(asyncio.to_thread(bridge.stop))
+            await asyncio.to_thread(bridge.wait_for_line, "draining")
+    assert await stopping == 0
+    assert "internal error" not in bridge.output
