@@ -8,12 +8,14 @@ seconds.
 """
 
 import asyncio
+import time
 from collections.abc import Callable
 from types import TracebackType
 
 RESOLUTION = 0.05
-# Whether the event loop turns is looked at so often. Where it did not for longer than `_SLEPT`, the
-# process was stopped, and what it reads within `_CATCHING_UP` may have come while it was (seconds).
+# Whether the event loop turns is looked at so often. Where it did not for longer than `_SLEPT`, and
+# not since it was busy, the process was stopped, and what it reads within `_CATCHING_UP` may have
+# come while it was (seconds).
 _LOOK = 0.1
 _SLEPT = 0.5
 _CATCHING_UP = 1.0
@@ -28,7 +30,7 @@ class Deadlines:
         self._last_entry = 0
         self._latest = float("inf")
         self._ticking = False
-        self._awake = self._loop.time()
+        self._awake, self._worked = self._loop.time(), time.process_time()
         # When we fell asleep, and until when what we read may have come since.
         self._slept_from = self._caught_up = 0.0
         self._look()
@@ -39,18 +41,22 @@ class Deadlines:
         Where the process was stopped meanwhile, by a signal or a machine that was paused, the last
         moment at which it had not come: a request must not seem younger than it is.
         """
-        now = self._note_sleep()
-        return self._slept_from if now < self._caught_up else now
-
-    def _note_sleep(self) -> float:
         now = self._loop.time()
         if now - self._awake > _SLEPT:
-            self._slept_from, self._caught_up = self._awake, now + _CATCHING_UP
-        self._awake = now
-        return now
+            self._wake(now)
+        return self._slept_from if now < self._caught_up else now
+
+    def _wake(self, now: float) -> None:
+        worked, asleep = time.process_time(), now - self._awake
+        if asleep > _SLEPT and worked - self._worked < asleep / 2:
+            if self._awake >= self._caught_up:
+                # Else what came in the sleep before may still be unread.
+                self._slept_from = self._awake
+            self._caught_up = now + _CATCHING_UP
+        self._awake, self._worked = now, worked
 
     def _look(self) -> None:
-        self._note_sleep()
+        self._wake(self._loop.time())
         self._loop.call_later(_LOOK, self._look)
 
     def call_at(self, when: float, overdue: Callable[[], None]) -> int:

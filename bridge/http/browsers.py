@@ -99,7 +99,8 @@ class Browsers:
     def cors(self, origin: str | None) -> Headers:
         """The headers that say which page may read an answer; none for other origins."""
         if self._any_origin:
-            return (("Access-Control-Allow-Origin", "*"),)
+            # Not to a request without an origin: a page could read that from the browser's cache.
+            return (_VARY,) if origin is None else (("Access-Control-Allow-Origin", "*"), _VARY)
         if origin is not None and origin in self._origins:
             return (("Access-Control-Allow-Origin", origin), _VARY)
         return (_VARY,) if self._origins else ()

@@ -132,7 +132,9 @@ class Link:
     async def subscribe(
         self, filters: Sequence[str], *, retained: bool = False, identifier: int | None = None
     ) -> None:
-        """Subscribe at QoS 1, with the retain flag kept; `retained`: stored messages are wanted.
+        """Subscribe at QoS 1, with the retain flag kept.
+
+        `retained`: stored messages are wanted too; then these alone bear the flag.
 
         `identifier` comes with each message, where the broker can do so (MQTT 5.0, 3.8.2.1.2).
 
@@ -208,6 +210,11 @@ class Link:
         """Whether the broker has been heard of late."""
         silence = self._loop.time() - self._stream.last_heard
         return not self.lost.done() and silence < SILENCE_BEFORE_PING + 1.5
+
+    @property
+    def is_congested(self) -> bool:
+        """Whether 64 MiB wait already for the broker to take them."""
+        return self._outbox.is_full
 
     def publish(
         self,

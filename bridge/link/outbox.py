@@ -14,6 +14,9 @@ from .paho_adapter import OUR_PACKET_IDS, RECEIVE_MAXIMUM
 # replies wait, one in so many a command.
 _ONE_REPLY_IN = 4
 _CROWD, _ONE_COMMAND_IN = 2000, 8
+# More than so many bytes should not wait, with what each message takes beside its own (measured).
+_MOST_BYTES = 64 * 1024 * 1024
+_EACH_BYTES = 1024
 
 
 class LinkError(Exception):
@@ -46,6 +49,12 @@ class Outgoing:
     never_late: bool
     on_left: Callable[[], None] | None
     acknowledged: asyncio.Future[int]
+
+    @property
+    def size(self) -> int:
+        """What it takes while it waits, in bytes."""
+        own = len(self.topic) + len(self.payload) + len(self.correlation or b"")
+        return own + _EACH_BYTES
 
     def settle(self, reason: int) -> None:
         """Its PUBACK has come, with this reason code."""
@@ -83,6 +92,12 @@ class Outbox:
         # Messages that must not leave late, and all others.
         self._urgent: deque[Outgoing] = deque()
         self._waiting: deque[Outgoing] = deque()
+        self._waiting_bytes = 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so much waits for the broker that no more should."""
+        return self._waiting_bytes > _MOST_BYTES
 
     @property
     def oldest(self) -> Outgoing | None:
@@ -99,7 +114,10 @@ class Outbox:
         elif len(self._pending) + len(self._urgent) < self.quota and not self._waiting:
             self._send(outgoing)
         else:
+            # A copy: what orjson returns keeps a buffer of several kilobytes alive.
+            outgoing.payload = bytes(memoryview(outgoing.payload))
             self._waiting.append(outgoing)
+            self._waiting_bytes += outgoing.size
         self._wake()
 
     def acknowledged(self, packet_id: int, reason: int) -> None:
@@ -117,7 +135,10 @@ class Outbox:
         thousands of requests arrive.
         """
         while (waiting := self._next_to_go()) and len(self._pending) < self.quota:
-            self._send_unless_expired(waiting.popleft())
+            outgoing = waiting.popleft()
+            if waiting is self._waiting:
+                self._waiting_bytes -= outgoing.size
+            self._send_unless_expired(outgoing)
 
     def fail(self) -> None:
         """The connection was lost: fail all that wait, with NotSentError what has not left."""
@@ -125,6 +146,7 @@ class Outbox:
         self._pending.clear()
         self._urgent.clear()
         self._waiting.clear()
+        self._waiting_bytes = 0
         for outgoing in pending:
             outgoing.fail(LinkError("the connection was lost"))
         for outgoing in waiting:

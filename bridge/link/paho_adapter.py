@@ -131,13 +131,16 @@ def hear_unsubacks(
 
 
 def subscribe_options(*, retained: bool) -> SubscribeOptions:
-    """At QoS 1 with the retain flag kept; with stored retained messages if they are wanted."""
+    """At QoS 1 with the retain flag kept.
+
+    If stored messages are wanted, these alone bear it.
+    """
     handling = (
         SubscribeOptions.RETAIN_SEND_ON_SUBSCRIBE
         if retained
         else SubscribeOptions.RETAIN_DO_NOT_SEND
     )
-    return SubscribeOptions(qos=1, retainAsPublished=True, retainHandling=handling)
+    return SubscribeOptions(qos=1, retainAsPublished=not retained, retainHandling=handling)
 
 
 def identified(identifier: int) -> Properties:

@@ -76,6 +76,10 @@ class Intake:
             self._log_retained(message)
             self._drop("retained", delivery)
             return
+        if link.is_congested:
+            # Its reply would wait behind all of these: nobody waits so long.
+            self._drop("congested", delivery)
+            return
         if self._is_rejected(delivery, message):
             return
         task = self._loop.create_task(self._serve(delivery, message), name="mqtt request")

@@ -47,7 +47,7 @@ class SessionMarker:
     async def place(self, link: Link, identifier: int) -> None:
         """Subscribe to it, before anything else is subscribed; a refusal is only logged.
 
-        With the requests' identifier: a broker that closes the connection over one shows it here.
+        With an identifier, as the requests': a broker that hangs up on one shows it here.
 
         Raises:
             LinkError: the connection was lost.

@@ -39,9 +39,11 @@ class OwnSubscriptions:
             settings.mqtt_password.get_secret_value().encode(),
             "\n".join((settings.instance, *topics.filters)).encode(),
             _ROUNDS,
-            dklen=8,
+            dklen=16,
         )
-        self.identifier = int.from_bytes(digest) % _LARGEST_IDENTIFIER + 1
+        self.identifier = int.from_bytes(digest[:8]) % _LARGEST_IDENTIFIER + 1
+        # Of the marker and the probe: what others can publish to must not tell them the first one.
+        self.probes_identifier = int.from_bytes(digest[8:]) % _LARGEST_IDENTIFIER + 1
         self._instance = settings.instance
         # Of the kind of our subscriptions to requests; where these are plain, the marker is one.
         shared = topics.filters[0].partition(topics.requests)[0]
@@ -66,8 +68,8 @@ class OwnSubscriptions:
         self._probes += 1
         try:
             if self._probe:
-                await link.subscribe(self._probe, identifier=self.identifier)
-            if await self._echo.returns(link, identifier=self.identifier):
+                await link.subscribe(self._probe, identifier=self.probes_identifier)
+            if await self._echo.returns(link, identifier=self.probes_identifier):
                 self._is_sent = True
             if self._probe:
                 await link.unsubscribe(self._probe)

@@ -16,7 +16,10 @@ logger = logging.getLogger(__name__)
 
 
 class OtherBridges:
-    """Those of our share that say that they serve, as far as we have heard."""
+    """Those of our share that say that they serve, as far as we have heard.
+
+    What the broker has retained does not count: it may be of a bridge that ended with the broker.
+    """
 
     def __init__(self, topics: Topics) -> None:
         self._topics = topics
@@ -39,6 +42,8 @@ class OtherBridges:
             serves = False
         if message.topic in self._collected:
             self._collected[message.topic] = said
+        if serves and message.retain:
+            return
         if serves and message.topic != self._topics.presence:
             self.online.add(message.topic)
         else:

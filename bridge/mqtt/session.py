@@ -134,13 +134,14 @@ class Session:
         await self._presence.announce(link, "offline")
 
     async def take_turns(self, link: Link) -> None:
-        """Receive requests again, unless we stop.
-
-        Raises:
-            LinkError: the connection was lost, or the broker refuses the subscription.
-        """
+        """Receive requests again, unless we stop; raises LinkError if the broker refuses that."""
         if not self._stopping:
             await link.subscribe(self._topics.filters, identifier=self._number)
+        await self.announce(link)
+
+    async def announce(self, link: Link) -> None:
+        """Say that we serve, unless we stop; raises LinkError if the connection was lost."""
+        if not self._stopping:
             await self._presence.announce(link, "online")
 
     async def close(self) -> None:
@@ -295,7 +296,7 @@ class Session:
     async def _take_up(self, link: Link) -> None:
         """Subscribe and say so; while we stop, the reverse."""
         if self.keeps_session:
-            await self._marker.place(link, self._own.identifier)
+            await self._marker.place(link, self._own.probes_identifier)
         if self._stopping:
             if not self.keeps_session:
                 await link.unsubscribe(self._topics.filters)

@@ -2,7 +2,8 @@
 
 A bridge that can only answer 503 unsubscribes if another one is online in its share, and subscribes
 again when its database is back, or when no other is left. It says `offline` meanwhile: of two that
-share a database, the second one then sees that it is alone, and stays.
+share a database, the second one then sees that it is alone, and stays. A bridge that serves says so
+every few seconds: what the broker has retained may be of one that is gone.
 """
 
 import asyncio
@@ -19,6 +20,7 @@ logger = logging.getLogger(__name__)
 # How long the database may be away; a little more for some, so that not all leave at once.
 _AWAY_SECONDS, _SPREAD_SECONDS = 3.0, 1.5
 _LOOK_SECONDS = 0.5
+_ANNOUNCE_SECONDS = 5.0
 
 
 class Turns:
@@ -34,6 +36,8 @@ class Turns:
         self._is_able = is_able
         # When the turns are to be left, on the loop's clock; None while the database is there.
         self._due: float | None = None
+        # When we say next that we serve, on the loop's clock.
+        self._announces = 0.0
         # The connections on which we hear who is online, and have left our turns.
         self._hearing: Link | None = None
         self._left: Link | None = None
@@ -61,6 +65,10 @@ class Turns:
         if self._hearing is link:
             self._hearing = None
             await link.unsubscribe([self._topics.statuses])
+        now = asyncio.get_running_loop().time()
+        if now >= self._announces:
+            self._announces = now + _ANNOUNCE_SECONDS
+            await self._session.announce(link)
 
     async def _look_for_others(self, link: Link) -> None:
         now = asyncio.get_running_loop().time()
@@ -70,7 +78,6 @@ class Turns:
             return
         online = self._session.others.online
         if self._hearing is not link:
-            # Whoever is online is known by the next look.
             online.clear()
             await link.subscribe([self._topics.statuses], retained=True)
             self._hearing = link

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from unittest.mock import Mock
 
 import pytest
 
@@ -63,3 +64,44 @@ async def test_limits_set_and_to_come_end_by_the_end_of_a_drain():
     with pytest.raises(TimeoutError):
         await task
     assert deadlines.has_passed(far)
+
+
+class Clocks:
+    """A loop's clock, and that of the process: its work."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now, self.worked = 1000.0, 5.0
+        loop = Mock(wraps=asyncio.get_running_loop(), time=lambda: self.now)
+        monkeypatch.setattr(asyncio, "get_running_loop", lambda: loop)
+        monkeypatch.setattr("time.process_time", lambda: self.worked)
+
+    def pass_by(self, seconds: float, *, at_work: float = 0.0) -> None:
+        self.now += seconds
+        self.worked += at_work
+
+
+async def test_what_is_read_after_a_sleep_counts_from_before_it(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    deadlines = Deadlines()
+    assert deadlines.came() == 1000
+    clocks.pass_by(3)
+    assert deadlines.came() == 1000
+    clocks.pass_by(0.3)
+    assert deadlines.came() == 1000
+    # Asleep again before all was read.
+    clocks.pass_by(3)
+    assert deadlines.came() == 1000
+    clocks.pass_by(0.4)
+    assert deadlines.came() == 1000
+    deadlines._look()
+    clocks.pass_by(0.4)
+    deadlines._look()
+    clocks.pass_by(0.4)
+    assert deadlines.came() == clocks.now
+
+
+async def test_what_is_read_after_long_work_counts_from_now(monkeypatch):
+    clocks = Clocks(monkeypatch)
+    deadlines = Deadlines()
+    clocks.pass_by(3, at_work=2)
+    assert deadlines.came() == 1003

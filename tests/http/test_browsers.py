@@ -426,3 +426,11 @@ async def test_page_under_a_rebound_name_reads_nothing(bridge):
                 assert answer.status == 200
             assert BOARD_A in await page.evaluate(READ, f"/api/devices/{BOARD_A}")
         await browser.close()
+
+
+def test_answer_that_no_page_asked_for_names_no_origin():
+    """A page would read it from the browser's cache, after a request in the mode no-cors."""
+    anyone = Browsers(Settings(cors_origins=("*",)))
+    assert anyone.cors(None) == (("Vary", "Origin"),)
+    assert ("Access-Control-Allow-Origin", "*") in anyone.cors("https://page.example")
+    assert ("Vary", "Origin") in anyone.cors("https://page.example")

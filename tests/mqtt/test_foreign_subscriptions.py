@@ -220,6 +220,27 @@ async def test_message_is_served_unless_it_is_known_not_to_be_ours(steps):
         assert own.delivered(link, message) is served
 
 
+async def test_identifier_of_requests_is_told_by_nothing_else(
+    private_bridge: StartBridge, private_mosquitto
+):
+    """What others may publish to would show it to whoever takes our client id for a moment."""
+    identifiers: dict[str, set[bytes]] = {"request": set(), "status": set()}
+
+    def note(packet: bytes) -> None:
+        if packet[0] >> 4 == SUBSCRIBE and packet[4]:
+            kind = "request" if b"/request/" in packet else "status"
+            identifiers[kind].add(packet[6 : 5 + packet[4]])
+
+    async with Line(private_mosquitto()) as line:
+        line.watch = note
+        bridge = private_bridge(wait=None, broker=line)
+        for start in (bridge.wait_until_it_is, bridge.start):
+            await asyncio.to_thread(start, "ready")
+            await asyncio.to_thread(bridge.kill)
+    assert len(identifiers["request"]) == len(identifiers["status"]) == 1
+    assert identifiers["request"].isdisjoint(identifiers["status"])
+
+
 def test_identifier_is_stable_and_another_with_another_password():
     topics = Topics("plugin", "bridge", "b", ())
 

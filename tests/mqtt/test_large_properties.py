@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import AsyncIterator, Iterator
 
@@ -10,6 +11,7 @@ import aiohttp
 import pytest
 
 from bridge.link import packets
+from tests.conftest import ConnectRequester, StartBridge
 from tests.lab.bridge import Bridge
 from tests.lab.mariadb import MariaDb
 from tests.lab.memory import watched
@@ -73,6 +75,31 @@ CASES = {
 }
 
 
+async def test_replies_that_wait_for_the_broker_are_bounded(
+    private_bridge: StartBridge, private_mosquitto, connect_requester: ConnectRequester
+):
+    """It takes one at a time, and sends its PUBACKs behind what it floods us with."""
+    bridge = private_bridge(
+        broker=private_mosquitto("max_inflight_messages 1", "max_queued_messages 0")
+    )
+    assert bridge.broker is not None
+    flood = await Raw(bridge.broker).connect()
+    requester = await connect_requester(bridge.broker)
+    async with watched(bridge) as memory:
+        for number in range(30_000):
+            flood.publish(CONTROL, b"{}", packets.properties(correlation=numbered(number, 6000)))
+            if number % 100 == 0:
+                await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    if (await requester.ask("health", timeout=2)).code == 200:
+                        break
+    await flood.close()
+    assert memory.growth < 200
+    assert await dropped(bridge, "congested") > 0
+
+
 @pytest.mark.parametrize(("topic", "properties"), CASES.values(), ids=CASES)
 async def test_long_text_does_not_fill_the_memory(
     private: Bridge, fresh: int, hostile: Raw, connect_requester, topic, properties
@@ -94,8 +121,8 @@ async def test_long_text_does_not_fill_the_memory(
     assert await dropped(private) == already + (0 if is_short else MESSAGES)
 
 
-async def dropped(bridge: Bridge) -> float:
-    counter = 'bridge_dropped_total{reason="unanswerable"} '
+async def dropped(bridge: Bridge, reason: str = "unanswerable") -> float:
+    counter = f'bridge_dropped_total{{reason="{reason}"}} '
     async with aiohttp.ClientSession(bridge.url) as http, http.get("/metrics") as metrics:
         return float(
             ((await metrics.text() + "\n" + counter + "0").partition(counter)[2]).split()[0]
