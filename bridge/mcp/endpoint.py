@@ -111,10 +111,6 @@ class Endpoint:
         payload = await self._bodies.json(request, in_time)
         if payload.lstrip()[:1] == b"[":
             return Answer(400, "application/json", _NO_BATCHES)
-        # The SDK's parser accepts what ours rejects, such as NaN.
-        refusal = open_payload(payload, self._settings.max_payload).refusal
-        if refusal is not None:
-            raise refusal
         manager = await self._manager()
         exchange = _Exchange(payload)
         key = "" if grant is None else grant.name
@@ -122,6 +118,10 @@ class Endpoint:
             await self._messages.enter_for(key, size=len(payload), asks_again=True),
             await self._turns.enter(size=len(payload), asks_again=True) as turn,
         ):
+            # The SDK's parser accepts what ours rejects, such as NaN.
+            refusal = open_payload(payload, self._settings.max_payload).refusal
+            if refusal is not None:
+                raise refusal
             caller = Caller(grant, received, traceparent_of(headers.get("traceparent")), turn)
             scope = _scope(request, caller)
             try:
