@@ -55,9 +55,10 @@ class Document:
         self._servers = servers
         self.parts = cache(lambda guarded: _cut(make(guarded)))
 
-    def __call__(self, guarded: bool, reached: Address) -> bytes:
+    def __call__(self, guarded: bool, reached: Address) -> tuple[bytes, bytes, bytes]:
+        """In parts, of which only the second is the reader's own."""
         before, after = self.parts(guarded)
-        return before + orjson.dumps(self._servers(reached)) + after
+        return before, orjson.dumps(self._servers(reached)), after
 
 
 class Documents:

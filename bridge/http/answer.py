@@ -17,7 +17,9 @@ from aiohttp import hdrs, web
 
 JSON_UTF8 = "application/json; charset=utf-8"
 
-# A response larger than this may have to wait for its client to read.
+# A client that has more than this unread is watched.
+_WATCHED_BYTES = 4 * 1024
+# One that has more than this unread has to read before its next request is served.
 _UNSENT_BYTES = 64 * 1024
 # How long a response counts as under way whose client does not read it.
 _READ_SECONDS = 0.2
@@ -30,21 +32,25 @@ class Connection(Protocol):
 
     is_surplus: bool
 
-    def watch_reader(self) -> None:
-        """Count what the client has not read yet towards the bound on unsent bytes."""
+    def watch_reader(self, written: int, own: int) -> None:
+        """Bound what the client leaves unread of `written` bytes, `own` of them for it alone."""
 
     def ignore_rest(self) -> None:
         """Parse nothing more of what the client sends: this was the last answer."""
 
 
 class Answer(web.StreamResponse):
-    """A whole response, written together with its head."""
+    """A whole response, written together with its head.
+
+    The parts of a body in parts are in memory anyway: it costs none while its client does not
+    read it.
+    """
 
     def __init__(
         self,
         status: int,
         content_type: str,
-        body: bytes,
+        body: bytes | tuple[bytes, ...],
         headers: Sequence[tuple[str, str]] = (),
         *,
         keep_alive: bool = True,
@@ -52,7 +58,9 @@ class Answer(web.StreamResponse):
         # Without super().__init__(), which makes a multidict of headers.
         self._status = status
         self._keep_alive = keep_alive
-        self._content = body
+        self._parts = body if isinstance(body, tuple) else (body,)
+        self._is_shared = isinstance(body, tuple)
+        self._length = sum(map(len, self._parts))
         self._lines = _first_lines(status, content_type, tuple(headers))
         self._written = False
         # Whether its client has read all but little of it.
@@ -90,7 +98,7 @@ class Answer(web.StreamResponse):
 
     def encoded(self) -> bytes:
         """All of it, as it goes to a client of HTTP/1.1."""
-        return self._head("" if self._keep_alive else _CLOSE) + self._content
+        return self._head("" if self._keep_alive else _CLOSE) + b"".join(self._parts)
 
     def _write(self, request: web.BaseRequest) -> bool:
         """Write it once; whether its client still has much to read."""
@@ -99,22 +107,28 @@ class Answer(web.StreamResponse):
             raise ConnectionResetError("the client has gone")
         if not self._written:
             self._written = True
-            head = self._head(self._persistence(request))
-            body = b"" if request.method == hdrs.METH_HEAD else self._content
-            if len(body) < _UNSENT_BYTES:
-                transport.write(head + body)
-            else:
-                transport.writelines((head, body))
-            # aiohttp keeps a connection's last answer until its next request.
-            self._content = b""
+            self._write_to(transport, request)
         self._is_read = transport.get_write_buffer_size() <= _UNSENT_BYTES
-        if self._is_read:
-            return False
-        cast(Connection, request.protocol).watch_reader()
-        return True
+        return not self._is_read
+
+    def _write_to(self, transport: asyncio.Transport, request: web.BaseRequest) -> None:
+        head = self._head(self._persistence(request))
+        parts, length = self._parts, self._length
+        # aiohttp keeps a connection's last answer until its next request.
+        self._parts = ()
+        if request.method == hdrs.METH_HEAD:
+            parts, length = (), 0
+        if length < _WATCHED_BYTES:
+            transport.write(b"".join((head, *parts)))
+        else:
+            transport.writelines((head, *parts))
+        if transport.get_write_buffer_size() > _WATCHED_BYTES:
+            written = len(head) + length
+            own = len(head) if self._is_shared else written
+            cast(Connection, request.protocol).watch_reader(written, own)
 
     def _head(self, persistence: str) -> bytes:
-        length = f"Content-Length: {len(self._content)}\r\n"
+        length = f"Content-Length: {self._length}\r\n"
         if self._status in _BODILESS:
             length = ""
         return (

@@ -6,8 +6,9 @@ import sys
 MOST_CONNECTIONS = 4096
 # So many more there may be for a moment, as a share of the cap.
 SURPLUS_SHARE = 8
-# What database, broker and files need.
-_OTHER_DESCRIPTORS = 128
+LISTENING_SOCKETS = 32
+# What database, broker and files need, and listening.
+_OTHER_DESCRIPTORS = 128 + LISTENING_SOCKETS
 _MOST_DESCRIPTORS = 65536
 
 

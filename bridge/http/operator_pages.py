@@ -13,6 +13,7 @@ from ..core.grant import Grant
 from ..observability.metrics import Metrics
 from ..settings import Settings
 from .answer import JSON_UTF8, Answer
+from .coalesced import Coalesced
 from .pages import Handler, Place
 
 _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
@@ -20,7 +21,7 @@ _EXPOSITION = "text/plain; version=0.0.4; charset=utf-8"
 
 @dataclass(frozen=True, slots=True)
 class OperatorPages:
-    """The pages; none of them waits for anyone."""
+    """The pages; none of them waits for the database or the broker."""
 
     settings: Settings
     metrics: Metrics
@@ -32,7 +33,7 @@ class OperatorPages:
         yield Place("/", self._root, open=True, cors=True)
         yield Place("/livez", self._livez, open=True, cors=True)
         yield Place("/readyz", self._readyz, open=True, cors=True)
-        yield Place("/metrics", self._exposition, cors=True)
+        yield Place("/metrics", self._exposition(), cors=True)
         for path, document in Documents(self.settings).by_path.items():
             yield Place(path, self._document(document), cors=True)
 
@@ -53,8 +54,13 @@ class OperatorPages:
             return Answer(200, JSON_UTF8, b'{"status":"ready"}')
         return Answer(503, JSON_UTF8, b'{"status":"not ready"}')
 
-    async def _exposition(self, _: web.Request, __: Grant | None) -> web.StreamResponse:
-        return Answer(200, _EXPOSITION, self.metrics.exposition())
+    def _exposition(self) -> Handler:
+        exposition = Coalesced(self.metrics.exposition)
+
+        async def handle(_: web.Request, __: Grant | None) -> web.StreamResponse:
+            return Answer(200, _EXPOSITION, await exposition())
+
+        return handle
 
     def _document(self, document: Document) -> Handler:
         async def handle(request: web.Request, _: Grant | None) -> web.StreamResponse:
@@ -62,8 +68,7 @@ class OperatorPages:
             secure = request.secure or forwarded.casefold() == "https"
             reached = Address.of(request.headers.get("Host"), self.settings, secure=secure)
             guarded = self.is_guarded()
-            # In a thread, since making one for the first time takes some milliseconds; what each
-            # reader gets is put together here, so that few of them are in memory at a time.
+            # In a thread, since making one for the first time takes some milliseconds.
             await asyncio.to_thread(document.parts, guarded)
             return Answer(200, JSON_UTF8, document(guarded, reached))
 

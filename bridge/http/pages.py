@@ -47,7 +47,7 @@ class Fixed(NamedTuple):
     def answer(self, request: web.Request, status: int = 200) -> Answer:
         if status == 200 and request.headers.get(hdrs.IF_NONE_MATCH) == self.tag:
             return Answer(304, self.content_type, b"", self.headers)
-        return Answer(status, self.content_type, self.body, self.headers)
+        return Answer(status, self.content_type, (self.body,), self.headers)
 
 
 def fixed(read: Callable[[], Fixed]) -> Handler:

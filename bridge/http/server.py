@@ -27,7 +27,7 @@ from aiohttp.web_protocol import _ErrInfo
 
 from ..errors import Text
 from .answer import Answer
-from .descriptors import MOST_CONNECTIONS, SURPLUS_SHARE
+from .descriptors import LISTENING_SOCKETS, MOST_CONNECTIONS, SURPLUS_SHARE
 from .reads import READ_BYTES, BoundedReads, read_buffer
 from .unsent import UnsentReplies
 
@@ -95,9 +95,9 @@ class Protocol(web.RequestHandler):
         self._server.closed()
         super().connection_lost(exc)
 
-    def watch_reader(self) -> None:
+    def watch_reader(self, written: int, own: int) -> None:
         if self.transport is not None:
-            self._server.unsent.watch(self.transport)
+            self._server.unsent.watch(self.transport, written, own)
 
     def ignore_rest(self) -> None:
         self._ignores = True
@@ -256,7 +256,7 @@ class Server:
         self._buffer = read_buffer()
         self._open = 0
         self._emptied: asyncio.Event | None = None
-        self._listening: asyncio.Server | None = None
+        self._listening: list[asyncio.Server] = []
         self.on_error = on_error
         self.unsent = unsent or UnsentReplies()
 
@@ -267,9 +267,21 @@ class Server:
         assert server is not None
         self._route, server.request_handler = server.request_handler, self._handle
         loop = asyncio.get_running_loop()
-        self._listening = await loop.create_server(
+        first = await loop.create_server(
             self._protocol, host or None, port, backlog=_BACKLOG, reuse_port=reuse_port or None
         )
+        self._listening.append(first)
+        if isinstance(loop, asyncio.BaseEventLoop):
+            # asyncio's own loops accept all that wait.
+            return
+        # In a turn uvloop accepts one connection by each listening socket: among a thousand busy
+        # connections new ones would wait for seconds.
+        for _ in range(LISTENING_SOCKETS // len(first.sockets) - 1):
+            for listening in first.sockets:
+                further = await loop.create_server(
+                    self._protocol, sock=listening.dup(), backlog=_BACKLOG
+                )
+                self._listening.append(further)
 
     async def emptied(self, within: float) -> None:
         """Wait until no connection is open, but for no more than `within` seconds."""
@@ -281,8 +293,8 @@ class Server:
 
     async def close(self, within: float) -> None:
         """End the connections; those still busy after `within` seconds are aborted."""
-        if self._listening is not None:
-            self._listening.close()
+        for listening in self._listening:
+            listening.close()
         server = self._runner.server
         if server is not None:
             server.pre_shutdown()

@@ -41,7 +41,7 @@ WITH_EXAMPLES = [
 def made(path: str, *, guarded: bool = False, **settings: Any) -> Json:
     """One document, as a bridge with these settings would send it."""
     documents = Documents(Settings(_env_file=None, **settings))
-    parsed = json.loads(documents.by_path[path](guarded, LOCAL))
+    parsed = json.loads(b"".join(documents.by_path[path](guarded, LOCAL)))
     assert isinstance(parsed, dict)
     return parsed
 

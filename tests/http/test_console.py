@@ -282,6 +282,15 @@ async def test_a_key_is_told_only_of_requests_that_it_may_make_itself(guarded_br
     assert [request["device_uuid"] for request in snapshot["requests"]] == seen
 
 
+async def test_keys_that_ask_at_the_same_time_are_each_told_what_is_theirs(guarded_bridge):
+    for uuid in (BOARD_A, BOARD_B):
+        assert await look_up(guarded_bridge, uuid, "all-of-it") == 200
+    keys = {"all-of-it": [BOARD_A, BOARD_B], "only-a": [BOARD_A], "no-device": []}
+    snapshots = await asyncio.gather(*(snapshot_of(guarded_bridge, key) for key in [*keys] * 5))
+    for key, snapshot in zip([*keys] * 5, snapshots, strict=True):
+        assert [request["device_uuid"] for request in snapshot["requests"]] == keys[key]
+
+
 async def sensor_names(bridge: Bridge, uuid: str, key: str | None = None) -> tuple[int, Json]:
     headers = {} if key is None else {"X-API-Key": key}
     async with (

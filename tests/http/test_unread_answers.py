@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import select
 import socket
 import time
 from collections import Counter
@@ -14,7 +15,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 
-from tests.http.test_server import post
+from tests.http.test_server import get, post
 from tests.lab.bridge import Bridge
 from tests.lab.mariadb import MariaDb
 from tests.lab.memory import watched
@@ -58,12 +59,22 @@ class Unread:
     async def add(self, request: bytes) -> None:
         client = socket.socket()
         self._sockets.append(client)
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+        client.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
         client.setblocking(False)
         loop = asyncio.get_running_loop()
         await loop.sock_connect(client, (LOOPBACK, self._port))
         with contextlib.suppress(ConnectionError):
             await loop.sock_sendall(client, request)
+
+    async def answered(self) -> None:
+        """Wait until each has the beginning of an answer, or was disconnected."""
+        events = select.poll()
+        for client in self._sockets:
+            events.register(client, select.POLLIN)
+        async with asyncio.timeout(30):
+            while len(events.poll(0)) < len(self._sockets):
+                await asyncio.sleep(0.01)
 
     def close(self) -> None:
         for client in self._sockets:
@@ -144,6 +155,22 @@ async def test_clients_that_come_without_end_and_read_nothing_lock_nobody_out(at
     assert memory.growth < 150
     assert set(seen.statuses) == {200}
     assert seen.longest < 2
+
+
+@pytest.mark.parametrize(
+    "request_", [get("/openapi.json"), batch(2)], ids=["a document", "an answer of its own"]
+)
+async def test_3900_clients_that_leave_a_little_unread_take_a_bounded_memory(
+    attacked: Bridge, unread: Unread, request_: bytes
+):
+    """Each less than what a client must read before its next request is served."""
+    async with watched(attacked) as memory, others(attacked) as seen:
+        for _ in range(39):
+            await asyncio.gather(*(unread.add(request_) for _ in range(100)))
+            await unread.answered()
+    # It was 290 and 230 MiB.
+    assert memory.growth < 130
+    assert set(seen.statuses) == {200}
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,9 @@ REDOCLY = {
 def written(folder: Path, path: str, *, guarded: bool) -> Path:
     """One document, in a file."""
     settings = Settings(_env_file=None, public_url="https://bridge.school.cn")
-    made = Documents(settings).by_path[path](guarded, Address("http", "bridge.school.cn", ""))
+    made = b"".join(
+        Documents(settings).by_path[path](guarded, Address("http", "bridge.school.cn", ""))
+    )
     file = folder / path.removeprefix("/")
     file.write_bytes(made)
     return file

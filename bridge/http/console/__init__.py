@@ -6,7 +6,7 @@ served to all, so that the page can ask for an API key. Everything shown on it c
 """
 
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib.resources import files
 
@@ -21,6 +21,7 @@ from ...errors import Forbidden
 from ...observability.activity import Activity, AnsweredRequest
 from ...settings import Settings
 from ..answer import JSON_UTF8, Answer
+from ..coalesced import Coalesced
 from ..pages import Fixed, Place, fixed
 
 _STATIC = files(__name__) / "static"
@@ -62,6 +63,8 @@ class Console:
     activity: Activity
     health: Callable[[], Health]
     readings: Readings
+    # One for what each API key may see.
+    _snapshots: dict[Grant | None, Coalesced] = field(default_factory=dict, init=False)
 
     def places(self) -> Iterator[Place]:
         yield Place("/console", fixed(self._page), open=True, is_page=True)
@@ -79,6 +82,12 @@ class Console:
         return Fixed.of(page, _CONTENT_TYPES[".html"], _PAGE_HEADERS)
 
     async def _snapshot(self, _: web.Request, grant: Grant | None) -> web.StreamResponse:
+        snapshot = self._snapshots.get(grant)
+        if snapshot is None:
+            snapshot = self._snapshots[grant] = Coalesced(partial(self._snapshot_for, grant))
+        return Answer(200, JSON_UTF8, await snapshot(), _SNAPSHOT_HEADERS)
+
+    def _snapshot_for(self, grant: Grant | None) -> bytes:
         snapshot = self.activity.snapshot()
         settings = self.settings
         # Not the whole name: who knows it, and has a login at the broker, can take our place there.
@@ -96,7 +105,7 @@ class Console:
             "worker": worker,
             "workers": settings.workers,
         }
-        return Answer(200, JSON_UTF8, orjson.dumps(body), _SNAPSHOT_HEADERS)
+        return orjson.dumps(body)
 
     def _may_list(self, grant: Grant | None) -> bool:
         """Whether devices may be listed: a device's UUID may be all that guards it."""
