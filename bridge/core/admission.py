@@ -6,6 +6,7 @@ After that it gets no place any more, and is rejected.
 
 import asyncio
 from collections import Counter, deque
+from collections.abc import Callable
 from typing import NamedTuple, Self
 
 from ..errors import Busy
@@ -20,37 +21,41 @@ _PLACES_FOR_A_REJECTION = 16
 # Each waiter keeps its whole request: so many may wait, with so many bytes in all.
 _MOST_WAITERS = 4096
 _MOST_BYTES = 32 * 1024 * 1024
-# Batches take at most one place in so many. One may cost as much as hundreds of other requests: as
-# many as there are places would keep the event loop for seconds.
-_BATCHES_SHARE = 8
+# These operations take at most one place in so many each. A batch may cost as much as hundreds of
+# other requests: as many as there are places would keep the event loop for seconds. The lists of
+# devices are read one after another, and wait for that in their places. A preset may be a sequence
+# that keeps its place for two minutes.
+_NARROW = {"batch": 8, "devices": 8, "preset": 2}
 # Of the duplicates that wait, those of one API key or client level are one in so many at most: the
 # first attempt may be a sequence of two minutes.
 _DUPLICATES_SHARE = 4
 
 
 class Place:
-    """A place among the requests in flight."""
+    """A place among the requests in flight; as a context manager it is given back at the end."""
 
-    __slots__ = ("_admission", "_aside", "_held", "among_batches")
+    __slots__ = ("_admission", "_aside", "_held", "narrow")
 
     def __init__(self, admission: "Admission") -> None:
         self._admission = admission
         self._held = True
         # Whose duplicate it is that waits for another one's outcome; None if it does not.
         self._aside: str | None = None
-        # A batch's place among those that batches may take.
-        self.among_batches: Place | None = None
+        # Its place in the narrow admission that it passed first.
+        self.narrow: Place | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Give it back; may be said again."""
-        if self._held:
-            self._held = False
-            self._admission.release()
+        self._give_back()
         if self._aside is not None:
             self._admission.ended_as_duplicate(self._aside)
             self._aside = None
-        if self.among_batches is not None:
-            self.among_batches.release()
 
     def step_aside(self, share: str = "") -> None:
         """Give it back while the request waits for another one's outcome.
@@ -65,9 +70,14 @@ class Place:
             return
         self._admission.wait_as_duplicate(share)
         self._aside = share
+        self._give_back()
+
+    def _give_back(self) -> None:
         if self._held:
             self._held = False
             self._admission.release()
+            if self.narrow is not None:
+                self.narrow.release()
 
 
 class _Waiter(NamedTuple):
@@ -79,7 +89,11 @@ class _Waiter(NamedTuple):
 
 
 class Admission:
-    """Gives out the places; batches get theirs by `batches` first, if that is there."""
+    """Gives out the places.
+
+    What `enter_for` names must first get a place in the narrow admission that `narrow` returns for
+    that name, if it returns one.
+    """
 
     def __init__(
         self,
@@ -87,7 +101,7 @@ class Admission:
         wait_seconds: float = WAIT_SECONDS,
         *,
         most_waiters: int = _MOST_WAITERS,
-        batches: "Admission | None" = None,
+        narrow: Callable[[str], "Admission | None"] = lambda _: None,
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._wait_seconds = wait_seconds
@@ -100,15 +114,16 @@ class Admission:
         self._overdue: deque[_Waiter] = deque()
         self._timer: asyncio.Handle | None = None
         self._rejected_in_a_turn = max(1, places // _PLACES_FOR_A_REJECTION)
-        self._batches = batches
+        self._narrow = narrow
         self.places = places
         # How many duplicates of each share wait for another one's outcome.
         self._duplicates: Counter[str] = Counter()
 
     @classmethod
     def for_requests(cls, places: int) -> Self:
-        """The admission of a bridge: batches take only a part of its places."""
-        return cls(places, batches=Admission(max(1, places // _BATCHES_SHARE)))
+        """The admission of a bridge: some operations take only a part of its places."""
+        narrow = {name: Admission(max(1, places // part)) for name, part in _NARROW.items()}
+        return cls(places, narrow=narrow.get)
 
     @property
     def in_flight(self) -> int:
@@ -164,19 +179,20 @@ class Admission:
         waiters = len(self._waiters) + len(self._overdue)
         return waiters >= self._most_waiters or self._waiting_bytes + size > _MOST_BYTES
 
-    async def enter_batch(
-        self, received: float | None = None, size: int = 0, asks_again: bool = False
+    async def enter_for(
+        self, name: str, received: float | None = None, size: int = 0, asks_again: bool = False
     ) -> Place:
-        """A place for a batch; see `enter`."""
-        if self._batches is None:
+        """A place for what has this name, such as an operation; see `enter`."""
+        admission = self._narrow(name)
+        if admission is None:
             return await self.enter(received, size, asks_again)
-        among_batches = await self._batches.enter(received, size, asks_again)
+        narrow = await admission.enter(received, size, asks_again)
         try:
             place = await self.enter(received, size, asks_again)
         except BaseException:
-            among_batches.release()
+            narrow.release()
             raise
-        place.among_batches = among_batches
+        place.narrow = narrow
         return place
 
     def release(self) -> None:

@@ -326,10 +326,7 @@ class Admitted:
         admission = self._dispatcher._admission
         waits = (self._received, self._size, self._transport == "http")
         try:
-            if self._operation == "batch":
-                self._place = await admission.enter_batch(*waits)
-            else:
-                self._place = admission.take() or await admission.enter(*waits)
+            self._place = await admission.enter_for(self._operation, *waits)
         except Busy as error:
             self._busy = error.with_traceback(None)
         return self

@@ -9,6 +9,7 @@ that waits for a disconnect blocks the event loop.
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Iterator, MutableMapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,7 +25,7 @@ from ..core.envelope import open_fields, open_payload, traceparent_of
 from ..core.grant import Grant
 from ..core.request import Request
 from ..devices.models import JsonObject
-from ..errors import Forbidden, OperationNotFound
+from ..errors import Draining, Forbidden, OperationNotFound
 from ..http.answer import Answer
 from ..http.bodies import Bodies
 from ..http.pages import Place
@@ -41,11 +42,16 @@ logger = logging.getLogger(__name__)
 Message = MutableMapping[str, Any]
 
 _CALLER = "bridge.caller"
-# The SDK takes some milliseconds to read a message, in many turns of the event loop, and keeps it
-# several times over. So many are read at a time, and the others wait for so long (seconds).
-_READ_AT_ONCE = 32
-_MOST_WAITING = 512
+# A message is kept several times over until it is answered: what came, what the SDK made of it, and
+# what we read again. So many are in flight, of one API key half of them, so that one key leaves
+# places to the others. So many of one key wait for a place, for so long (seconds).
+_IN_FLIGHT = 128
+_IN_FLIGHT_OF_A_KEY = 64
+_MOST_WAITING_OF_A_KEY = 512
 _WAIT_SECONDS = 1.0
+# The SDK takes some milliseconds to read a message, in many turns of the event loop. So many of
+# those in flight are read at a time.
+_READ_AT_ONCE = 32
 # MCP has had no batches since its revision of 2025-06-18.
 _NO_BATCHES = orjson.dumps(
     {
@@ -73,7 +79,15 @@ class Endpoint:
         self._settings = settings
         self._dispatcher = dispatcher
         self._bodies = Bodies(settings.max_payload)
-        self._turns = Admission(_READ_AT_ONCE, _WAIT_SECONDS, most_waiters=_MOST_WAITING)
+        # By the key's name, which is empty for those without a key.
+        of_a_key: defaultdict[str, Admission] = defaultdict(
+            lambda: Admission(
+                _IN_FLIGHT_OF_A_KEY, _WAIT_SECONDS, most_waiters=_MOST_WAITING_OF_A_KEY
+            )
+        )
+        self._messages = Admission(_IN_FLIGHT, _WAIT_SECONDS, narrow=of_a_key.__getitem__)
+        # These are in flight already, and wait as long as they may take.
+        self._turns = Admission(_READ_AT_ONCE, settings.request_timeout)
         self._closing = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
         self._ready: asyncio.Future[StreamableHTTPSessionManager] | None = None
@@ -88,8 +102,8 @@ class Endpoint:
     async def handle(self, request: web.Request, grant: Grant | None) -> web.StreamResponse:
         """Answer one message.
 
-        Raises a BridgeError if it is no JSON object, is too large or late, if too many are read
-        already, or the SDK is missing.
+        Raises a BridgeError if it is no JSON object, is too large or late, if too many are in
+        flight already, the bridge stops, or the SDK is missing.
         """
         received = self._dispatcher.deadlines.came()
         headers = request.headers
@@ -97,19 +111,27 @@ class Endpoint:
         payload = await self._bodies.json(request, in_time)
         if payload.lstrip()[:1] == b"[":
             return Answer(400, "application/json", _NO_BATCHES)
-        # The SDK's parser accepts what ours rejects, such as NaN.
-        refusal = open_payload(payload, self._settings.max_payload).refusal
-        if refusal is not None:
-            raise refusal
         manager = await self._manager()
-        turn = await self._turns.enter(size=len(payload), asks_again=True)
-        try:
+        exchange = _Exchange(payload)
+        key = "" if grant is None else grant.name
+        with (
+            await self._messages.enter_for(key, size=len(payload), asks_again=True),
+            await self._turns.enter(size=len(payload), asks_again=True) as turn,
+        ):
+            # The SDK's parser accepts what ours rejects, such as NaN.
+            refusal = open_payload(payload, self._settings.max_payload).refusal
+            if refusal is not None:
+                raise refusal
             caller = Caller(grant, received, traceparent_of(headers.get("traceparent")), turn)
-            exchange = _Exchange(payload)
-            await manager.handle_request(_scope(request, caller), exchange.receive, exchange.send)
-        finally:
-            turn.release()
-        return exchange.answer()
+            scope = _scope(request, caller)
+            try:
+                await manager.handle_request(scope, exchange.receive, exchange.send)
+                return exchange.answer()
+            except Exception:
+                if self._closing.is_set():
+                    # The SDK's tasks were cancelled, or had ended before it got this message.
+                    raise Draining() from None
+                raise
 
     async def close(self) -> None:
         """End it, and cancel what is still in flight."""

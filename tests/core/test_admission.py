@@ -165,21 +165,46 @@ async def test_request_that_has_waited_before_does_not_wait_again():
     await admission.enter(long_ago)
 
 
-async def test_batches_take_a_part_of_the_places_and_give_all_of_theirs_back():
+async def test_narrow_admission_takes_a_part_of_the_places_and_gives_all_of_them_back():
     batches = Admission(1, wait_seconds=0.01)
-    admission = Admission(3, wait_seconds=0.01, batches=batches)
-    batch = await admission.enter_batch()
+    admission = Admission(3, wait_seconds=0.01, narrow={"batch": batches}.get)
+    batch = await admission.enter_for("batch")
     with pytest.raises(Busy):
-        await admission.enter_batch()
-    others = [await admission.enter(), await admission.enter()]
+        await admission.enter_for("batch")
+    others = [await admission.enter_for("control"), await admission.enter_for("control")]
     batch.release()
     batch.release()
     assert (admission.in_flight, batches.in_flight) == (2, 0)
-    others.append(await admission.enter())
+    others.append(await admission.enter_for("control"))
     with pytest.raises(Busy):
         # There is room among the batches, but none in all.
-        await admission.enter_batch()
+        await admission.enter_for("batch")
     assert batches.in_flight == 0
     for place in others:
         place.release()
     assert admission.in_flight == 0
+
+
+async def test_duplicate_that_steps_aside_gives_its_place_in_the_narrow_admission_back():
+    presets = Admission(1, wait_seconds=0.01)
+    admission = Admission(4, wait_seconds=0.01, narrow={"preset": presets}.get)
+    duplicate = await admission.enter_for("preset")
+    duplicate.step_aside()
+    first = await admission.enter_for("preset")
+    duplicate.release()
+    assert (admission.in_flight, presets.in_flight) == (1, 1)
+    first.release()
+    assert (admission.in_flight, presets.in_flight) == (0, 0)
+
+
+@pytest.mark.parametrize(("operation", "most"), [("batch", 2), ("devices", 2), ("preset", 8)])
+async def test_operations_that_keep_their_places_long_leave_places_to_others(
+    operation: str, most: int
+):
+    admission = Admission.for_requests(16)
+    for _ in range(most):
+        await admission.enter_for(operation)
+    with pytest.raises(Busy):
+        await admission.enter_for(operation)
+    for _ in range(16 - most):
+        await admission.enter_for("sensor-data")
