@@ -137,6 +137,10 @@ class Admission:
         self._taken += 1
         return Place(self)
 
+    def take_for(self, name: str) -> Place | None:
+        """The same for what has this name and must pass no narrow admission; see `enter_for`."""
+        return None if self._narrow(name) is not None else self.take()
+
     async def enter(
         self, received: float | None = None, size: int = 0, asks_again: bool = False
     ) -> Place:

@@ -326,7 +326,9 @@ class Admitted:
         admission = self._dispatcher._admission
         waits = (self._received, self._size, self._transport == "http")
         try:
-            self._place = await admission.enter_for(self._operation, *waits)
+            self._place = admission.take_for(self._operation) or await admission.enter_for(
+                self._operation, *waits
+            )
         except Busy as error:
             self._busy = error.with_traceback(None)
         return self
