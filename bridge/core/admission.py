@@ -26,6 +26,8 @@ _MOST_BYTES = 32 * 1024 * 1024
 # devices are read one after another, and wait for that in their places. A preset may be a sequence
 # that keeps its place for two minutes.
 _NARROW = {"batch": 8, "devices": 8, "preset": 2}
+# A list takes little time, so that many of them may wait longer for their few places (seconds).
+_NARROW_WAIT = {"devices": 1.0}
 # Of the duplicates that wait, those of one API key or client level are one in so many at most: the
 # first attempt may be a sequence of two minutes.
 _DUPLICATES_SHARE = 4
@@ -122,7 +124,10 @@ class Admission:
     @classmethod
     def for_requests(cls, places: int) -> Self:
         """The admission of a bridge: some operations take only a part of its places."""
-        narrow = {name: Admission(max(1, places // part)) for name, part in _NARROW.items()}
+        narrow = {
+            name: Admission(max(1, places // part), _NARROW_WAIT.get(name, WAIT_SECONDS))
+            for name, part in _NARROW.items()
+        }
         return cls(places, narrow=narrow.get)
 
     @property
@@ -191,6 +196,8 @@ class Admission:
         if admission is None:
             return await self.enter(received, size, asks_again)
         narrow = await admission.enter(received, size, asks_again)
+        if admission._wait_seconds > self._wait_seconds:
+            received = None
         try:
             place = await self.enter(received, size, asks_again)
         except BaseException:

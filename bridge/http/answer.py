@@ -5,7 +5,6 @@ prepares, starts and ends a stream for each.
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Sequence
 from email.utils import formatdate
@@ -80,9 +79,11 @@ class Answer(web.StreamResponse):
         A client that has gone is left to `prepare`, whose caller expects it.
         """
         if request.transport is not None and self._write(request):
-            with contextlib.suppress(TimeoutError, ConnectionError):
-                async with asyncio.timeout(_READ_SECONDS):
-                    await request.writer.drain()
+            # Not cancelled when the time is over: aiohttp waits by a future that all its waits for
+            # this client share.
+            draining = asyncio.ensure_future(request.writer.drain())
+            draining.add_done_callback(_look_at)
+            await asyncio.wait((draining,), timeout=_READ_SECONDS)
 
     async def prepare(self, request: web.BaseRequest) -> None:
         """Write it unless it was sent, and wait until its client has read it.
@@ -150,6 +151,12 @@ def _may_go_on(request: web.BaseRequest) -> bool:
         and hdrs.UPGRADE not in request.headers
         and not cast(Connection, request.protocol).is_surplus
     )
+
+
+def _look_at(draining: "asyncio.Future[None]") -> None:
+    # Nobody may await its failure any more, which asyncio would log.
+    if not draining.cancelled():
+        draining.exception()
 
 
 @lru_cache(maxsize=64)

@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 _MOST_WORKERS = 64
 _LOOK_SECONDS = 0.5
+# Some brokers take no more in one packet.
+_FILTERS_AT_ONCE = 8
 
 
 class FormerWorkers:
@@ -56,9 +58,12 @@ class FormerWorkers:
     async def _said(self, link: Link) -> dict[str, Any]:
         """What their presence says, by its topic."""
         said = self._session.others.collect(self._names)
-        await link.subscribe(list(self._names), retained=True)
+        topics = list(self._names)
+        for at in range(0, len(topics), _FILTERS_AT_ONCE):
+            await link.subscribe(topics[at : at + _FILTERS_AT_ONCE], retained=True)
         await asyncio.sleep(_LOOK_SECONDS)
-        await link.unsubscribe(list(self._names))
+        for at in range(0, len(topics), _FILTERS_AT_ONCE):
+            await link.unsubscribe(topics[at : at + _FILTERS_AT_ONCE])
         return said
 
     def _is_left(self, name: str, said: Any) -> bool:

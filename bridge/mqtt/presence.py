@@ -57,6 +57,8 @@ class Presence:
         self._topics = topics
         self._workers = workers
         self._retains = True
+        # The broker's last refusal that was logged.
+        self._refused: int | None = None
         # When we started, in ISO 8601.
         self.since: str | None = None
 
@@ -122,7 +124,10 @@ class Presence:
         )
         assert acknowledged is not None
         reason = await acknowledged
-        if reason >= REFUSED_FROM:
+        if reason < REFUSED_FROM:
+            self._refused = None
+        elif reason != self._refused:
+            self._refused = reason
             logger.warning(
                 "the broker refuses our presence on %s (reason code 0x%02X)",
                 self._topics.presence,

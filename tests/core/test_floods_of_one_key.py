@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 
-from tests.conftest import ConnectBoard
+from tests.conftest import ConnectBoard, StartBridge
 from tests.http.test_server import get, post
 from tests.lab.bridge import Bridge
 from tests.lab.clients import flood
@@ -118,3 +118,18 @@ async def test_sequences_on_many_devices_leave_another_key_its_readings(
             await asyncio.gather(*running, return_exceptions=True)
             for uuid in SLOW:
                 platform.remove_device(uuid)
+
+
+async def test_burst_of_device_lists_is_answered(private_bridge: StartBridge):
+    """They wait for their few places longer than others, and keep none meanwhile."""
+    bridge = private_bridge(DEVICE_LIST="open")
+    connector = aiohttp.TCPConnector(limit=300)
+    async with aiohttp.ClientSession(bridge.url, connector=connector) as http:
+
+        async def listed() -> int:
+            async with http.get("/api/devices") as answer:
+                await answer.read()
+                return answer.status
+
+        statuses = await asyncio.gather(*(listed() for _ in range(300)))
+    assert set(statuses) == {200}

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
+from typing import cast
 
+from bridge.link import Link
+from bridge.link.topics import Topics
+from bridge.mqtt.presence import Presence
 from tests.conftest import ConnectRequester, StartBridge
 from tests.lab.platform import BOARD_A
 
@@ -70,3 +75,19 @@ async def test_bridge_whose_presence_alone_is_left_is_left_no_requests(
         assert (await requester.ask("sensor-data", READING)).code in (503, 504)
         await asyncio.sleep(0.1)
     assert "are left to" not in unable.output
+
+
+async def test_refusal_of_the_presence_is_logged_once_until_it_is_taken(caplog):
+    """It is announced again and again."""
+    reasons = iter([0x87, 0x87, 0x00, 0x87])
+
+    async def puback() -> int:
+        return next(reasons)
+
+    link = cast("Link", SimpleNamespace(publish=lambda *_args, **_options: puback()))
+    presence = Presence(Topics("plugin", "bridge", "b", ()), workers=1)
+    logged = []
+    for _ in range(4):
+        await presence.announce(link, "online")
+        logged.append(len(caplog.records))
+    assert logged == [1, 1, 1, 2]
